@@ -1,0 +1,98 @@
+"""Mistakes that a user can mend, and how they are told.
+
+A mistake is raised as `UserError`. Its message says what is wrong, where, what is allowed and, for a
+misspelt word, the nearest valid spelling. `run.py` prints it without a traceback and exits with code 1.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something in the configuration, the files or the machine that the user can put right."""
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """A sentence naming the nearest candidate, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise `UserError` unless `value` is one of `allowed`; `key` is its name on the command line."""
+    names = sorted(allowed)
+    if value not in names:
+        raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), names)} Allowed: {', '.join(names)}.")
+
+
+def known_keys(conf: Path) -> set[str]:
+    """Every dotted key that the YAML files under `conf` define, `quant.bits` for example."""
+    from omegaconf import DictConfig, OmegaConf
+
+    def flatten(node: DictConfig, prefix: str) -> Iterable[str]:
+        for key in node:
+            if key != "defaults":
+                yield f"{prefix}{key}"
+                child = node._get_node(key)
+                if isinstance(child, DictConfig) and not child._is_none():
+                    yield from flatten(child, f"{prefix}{key}.")
+
+    keys: set[str] = set()
+    for path in [conf / "config.yaml", *conf.glob("*/*.yaml")]:
+        content = OmegaConf.load(path)
+        if isinstance(content, DictConfig) and path.parent.name not in {"experiment", "hydra"}:
+            group = "" if path.parent == conf else f"{path.parent.name}."
+            keys |= {group.rstrip(".")} - {""} | set(flatten(content, group))
+    return keys
+
+
+def explain(error: BaseException, conf: Path) -> str | None:
+    """The message for a user's mistake, or None where `error` is a fault of the program.
+
+    Hydra's and OmegaConf's errors are told apart by name, so that this module needs neither of them.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    kinds = {cls.__name__ for cls in type(error).__mro__}
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    if "MissingConfigException" in kinds:
+        return _explain_missing_option(text, conf)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
+    if "Ambiguous value for argument" in text:
+        override = text.split("'")[1]
+        key, _, value = override.partition("=")
+        return (
+            f"{override} holds several values. Add -m to run one job for each of them, "
+            f"or write '{key}=[{value}]' to use them as one list."
+        )
+    if "Error merging override" in text:
+        override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
+        reason = text.split("\n")[1] if "\n" in text else ""
+        return f"{override}: {reason}."
+    if {"HydraException", "OmegaConfBaseException"} & kinds:
+        return text.split("\nSet the environment variable")[0]
+    return None
+
+
+def _explain_missing_option(text: str, conf: Path) -> str:
+    found = re.search(r"(?:Could not find|Could not load|Cannot find primary config) '?([\w./-]+)'?", text)
+    group, _, option = (found[1] if found else "").rpartition("/")
+    folder = conf / group
+    if not (group and folder.is_dir()):
+        return text.split("\nConfig search path")[0]
+    options = sorted(path.stem for path in folder.glob("*.yaml"))
+    return f"{group}={option} is not known.{did_you_mean(option, options)} Allowed: {', '.join(options)}."
+
+
+def _explain_unknown_key(key: str, text: str, conf: Path) -> str:
+    keys = known_keys(conf)
+    if key in keys:  # known, but in another option of its group: `data.resize` of another data set, say
+        return f"{key} cannot be set here. {text.splitlines()[-1]}"
+    parent = key.rpartition(".")[0]
+    siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
+    where = f"Keys of '{parent}'" if parent else "Top-level keys"
+    allowed = f" {where}: {', '.join(siblings)}." if siblings else f" '{parent}' has no keys."
+    return f"There is no key '{key}'.{did_you_mean(key, siblings) or did_you_mean(key, keys)}{allowed}"

@@ -1,0 +1,32 @@
+"""Networks for 32x32 images.
+
+A model is one file here with a function `build(classes, **options) -> nn.Module` and one YAML under
+`conf/model/` whose `architecture` names the file and whose other keys are the options.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from ptq_exp.errors import UserError, check_choice, did_you_mean
+
+
+def build_model(architecture: str, classes: int, **options: Any) -> nn.Module:
+    """Build `ptq_exp/models/<architecture>.py` for `classes` classes.
+
+    Raises `UserError` for an unknown architecture, an unknown option or an impossible value.
+    """
+    check_choice("model.architecture", architecture, (m.name for m in pkgutil.iter_modules(__path__)))
+    build = importlib.import_module(f"{__name__}.{architecture}").build
+    allowed = [name for name in inspect.signature(build).parameters if name != "classes"]
+    for option in options:
+        if option not in allowed:
+            raise UserError(
+                f"model.{option} is not an option of {architecture}.{did_you_mean(option, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+    model: nn.Module = build(classes=classes, **options)
+    return model
