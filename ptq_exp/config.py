@@ -1,0 +1,137 @@
+"""The schema of every configuration group, and the checks that types alone cannot make.
+
+The dataclasses are plain Python: neither Hydra nor OmegaConf is needed to build a `Config` by hand.
+`conf/` holds the values and says, key by key, what they do.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.errors import UserError, check_choice
+from ptq_exp.quantization.spec import QuantConfig
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class DataConfig:
+    """Group `data`: which images, and how they reach the network."""
+
+    name: str = "auto"
+    root: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    resize: int | None = None
+    download: bool = True
+    timeout: float = 15.0
+    validation_images: int = 0
+    train_limit: int | None = None
+    test_limit: int | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """Group `trainer`: how long the float model is trained, and which epoch is kept."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    select: str = "last"
+
+
+@dataclass
+class TrackingConfig:
+    """Group `tracking`: where results are logged."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "ptq_exp"
+
+
+@dataclass
+class Config:
+    """The whole configuration of one job, with the defaults of `conf/config.yaml`."""
+
+    model: dict[str, Any] = field(
+        default_factory=lambda: {"name": "resnet20", "architecture": "resnet", "depth": 20, "shortcut": "auto"}
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "torch.optim.SGD", "lr": None, "momentum": 0.9, "weight_decay": None}
+    )
+    scheduler: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "torch.optim.lr_scheduler.MultiStepLR", "milestones": None, "gamma": 0.1}
+    )
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    cache_dir: str | None = None
+    output_dir: str = "outputs/run"
+
+    @property
+    def cache(self) -> Path:
+        """Where decoded images and trained float models are kept between runs."""
+        return Path(self.cache_dir) if self.cache_dir else PROJECT_ROOT / "cache"
+
+    @property
+    def data_root(self) -> Path:
+        """Where CIFAR-10 and CIFAR-100 are looked for and downloaded to, unless `data.root` says otherwise."""
+        return Path(self.data.root).expanduser() if self.data.root else PROJECT_ROOT / "datasets"
+
+
+def from_hydra(cfg: Any) -> Config:
+    """The typed, validated `Config` of a composed OmegaConf node (a `Config` passes through)."""
+    if not isinstance(cfg, Config):
+        from omegaconf import OmegaConf
+
+        cfg = OmegaConf.to_object(cfg)
+    validate(cfg)
+    return cfg
+
+
+def validate(config: Config) -> None:
+    """Raise `UserError` for the first impossible value; nothing has been computed by then."""
+    config.quant.validate()
+    check_choice("trainer.select", config.trainer.select, ["last", "best_test", "best_validation"])
+    if config.trainer.select == "best_validation" and config.data.validation_images == 0:
+        raise UserError("trainer.select=best_validation needs images to choose on: set data.validation_images=1000.")
+    for key in ("epochs", "batch_size"):
+        value = getattr(config.trainer, key)
+        if value is not None and value < 1:
+            raise UserError(f"trainer.{key}={value} must be at least 1, or null for the data set's own.")
+    for key in ("train_limit", "test_limit", "resize"):
+        value = getattr(config.data, key)
+        if value is not None and value < 1:
+            raise UserError(f"data.{key}={value} must be at least 1, or null.")
+    if config.data.validation_images < 0 or config.data.timeout <= 0:
+        raise UserError("data.validation_images must not be negative and data.timeout must be positive.")
+    for key in ("mean", "std"):
+        values = getattr(config.data, key)
+        if values is not None and len(values) != 3:
+            raise UserError(f"data.{key}={values} needs three numbers: red, green, blue.")
+    if config.data.std is not None and min(config.data.std) <= 0:
+        raise UserError(f"data.std={config.data.std} must be positive in every channel.")
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"quant": {"bits": 4}}` or a dataclass as `{"quant.bits": 4}`: keys as typed on the command line."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        node = dataclasses.asdict(node)
+    if not isinstance(node, dict) or not node:
+        return {prefix.rstrip("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `parts`: equal for equal configurations, on every machine."""
+    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""CIFAR-10 and, through `load_cifar`, CIFAR-100 (Krizhevsky 2009), by torchvision's own reader."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torchvision import datasets
+
+from ptq_exp.config import Config
+from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
+from ptq_exp.errors import UserError
+
+
+class DataUnavailable(UserError):
+    """The data set is not on disk and could not be downloaded."""
+
+
+def load(config: Config) -> Dataset:
+    """CIFAR-10: 50,000 training and 10,000 test images in 10 classes."""
+    return load_cifar("cifar10", datasets.CIFAR10, CIFAR10_MEAN, CIFAR10_STD, config)
+
+
+def load_cifar(
+    name: str, reader: type[datasets.CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], config: Config
+) -> Dataset:
+    """Read one of the CIFAR data sets from `data.root`, downloading it first where that is allowed.
+
+    Raises `DataUnavailable` where it is not on disk and cannot be had within `data.timeout`.
+    """
+    root = config.data_root
+    try:
+        train, test = reader(root, train=True), reader(root, train=False)
+    except RuntimeError:  # torchvision: a file is missing or its checksum is wrong
+        if not config.data.download:
+            raise DataUnavailable(
+                f"{name} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
+                f"there, set data.root to the folder that holds it, or set data.download=true."
+            ) from None
+        download(reader, root, config.data.timeout)
+        train, test = reader(root, train=True), reader(root, train=False)
+    return Dataset(
+        name=name,
+        classes=tuple(train.classes),
+        train_images=torch.from_numpy(train.data).permute(0, 3, 1, 2).contiguous(),
+        train_labels=torch.tensor(train.targets),
+        test_images=torch.from_numpy(test.data).permute(0, 3, 1, 2).contiguous(),
+        test_labels=torch.tensor(test.targets),
+        mean=mean,
+        std=std,
+    )
+
+
+def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None:
+    """Fetch, verify and unpack the archive into `root`, all or nothing.
+
+    torchvision checks the archive's MD5. The files appear in `root` by one rename, so that a killed download
+    leaves nothing that could be taken for the data; a second process waits for the first.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{reader.base_folder}.lock"), _socket_timeout(timeout):
+            if _complete(reader, root):
+                return
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
+                reader(scratch, download=True)
+                target = root / reader.base_folder
+                if target.exists():  # incomplete or broken, or torchvision would have read it
+                    shutil.rmtree(target)
+                os.replace(Path(scratch) / reader.base_folder, target)
+    except (OSError, RuntimeError) as error:
+        raise DataUnavailable(
+            f"{reader.__name__} is not in {root} and could not be downloaded from {reader.url} "
+            f"({type(error).__name__}: {error}). Download it elsewhere and put the folder {reader.base_folder} "
+            f"into {root}, set data.root to a folder that holds it, or use data=digits, which needs no network."
+        ) from error
+
+
+def _complete(reader: type[datasets.CIFAR10], root: Path) -> bool:
+    try:
+        reader(root)
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision opens its connection without a timeout, so the default for new sockets bounds the wait."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,100 @@
+"""What every data set becomes: uint8 tensors, their fingerprint, and the recipe that trains a network on them."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+# The true statistics of the CIFAR-10 training images, red, green, blue, on a scale from 0 to 1.
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train on a data set where the configuration leaves it open. The defaults are the notebook's."""
+
+    epochs: int = 180
+    batch_size: int = 160
+    lr: float = 0.022
+    weight_decay: float = 9e-5
+    milestones: tuple[int, ...] = (150, 225)
+    crop_padding: int = 4  # pixels of black around the image before a random crop of its size
+    flip: bool = True  # mirror half of the images
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, 3, H, W), labels int64 (N,); `mean` and `std` are on a scale from 0 to 1."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
+    recipe: Recipe = field(default_factory=Recipe)
+    note: str = ""  # what the user should know about how this data set was chosen
+    validation_images: Tensor | None = None
+    validation_labels: Tensor | None = None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the class names and of every image and label: equal for equal data, however stored."""
+        sha = hashlib.sha256("\n".join(self.classes).encode())
+        for tensor in (
+            self.train_images,
+            self.train_labels,
+            self.test_images,
+            self.test_labels,
+            self.validation_images,
+            self.validation_labels,
+        ):
+            if tensor is not None:
+                sha.update(str(tuple(tensor.shape)).encode())
+                sha.update(tensor.cpu().contiguous().numpy())
+        return sha.hexdigest()
+
+    def limited(self, train: int | None, test: int | None) -> "Dataset":
+        """The first images of a fixed shuffle of each split, for a quick look."""
+
+        def pick(images: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+            if limit is None or limit >= len(images):
+                return images, labels
+            chosen = fixed_shuffle(len(images))[:limit]
+            return images[chosen], labels[chosen]
+
+        train_images, train_labels = pick(self.train_images, self.train_labels, train)
+        test_images, test_labels = pick(self.test_images, self.test_labels, test)
+        return replace(
+            self,
+            train_images=train_images,
+            train_labels=train_labels,
+            test_images=test_images,
+            test_labels=test_labels,
+        )
+
+    def with_validation(self, count: int) -> "Dataset":
+        """`count` training images, the same for every seed, moved to a validation split."""
+        if count == 0:
+            return self
+        order = fixed_shuffle(len(self.train_images))
+        kept, held_out = order[count:].sort().values, order[:count].sort().values
+        return replace(
+            self,
+            train_images=self.train_images[kept],
+            train_labels=self.train_labels[kept],
+            validation_images=self.train_images[held_out],
+            validation_labels=self.train_labels[held_out],
+        )
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data set with its tensors on `device`."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+
+def fixed_shuffle(count: int) -> Tensor:
+    """The permutation of 0..count-1 that every split uses: it does not depend on the configured seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

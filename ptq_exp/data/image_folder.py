@@ -1,0 +1,171 @@
+"""Any tree `train/<class>/*` and `test/<class>/*` of images, as a folder, a zip or a tar.
+
+The images are decoded once into a cache of plain arrays, which later runs map into memory. An archive is read
+in memory and never unpacked to disk, so the names inside it reach no path.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from ptq_exp.config import Config
+from ptq_exp.console import track
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.errors import UserError
+
+SPLITS = ("train", "test")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+CACHE_VERSION = 1  # raised when decoding changes, so that no older cache is read
+
+# One image: its split, its class and the key that opens it.
+Member = tuple[str, str, str]
+
+
+def load(config: Config) -> Dataset:
+    """The images of `data.root`, decoded or from the cache.
+
+    Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
+    """
+    if config.data.root is None:
+        raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
+    root = Path(config.data.root).expanduser()
+    if not root.exists():
+        raise UserError(f"data.root={root} does not exist.")
+    folder = config.cache / "images" / f"{_source_digest(root)[:16]}-{config.data.resize or 'as-is'}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        dataset = _read_cache(folder, root.name)
+        if dataset is None:
+            _decode(root, config.data.resize, folder)
+            dataset = _read_cache(folder, root.name)
+    if dataset is None:
+        raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
+    return dataset
+
+
+def _source_digest(root: Path) -> str:
+    """Of an archive: its bytes. Of a folder: the name, size and time of every file."""
+    sha = hashlib.sha256(f"{CACHE_VERSION}\n".encode())
+    if root.is_file():
+        with root.open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        for path in sorted(root.rglob("*")):
+            status = path.stat()
+            sha.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def _read_cache(folder: Path, name: str) -> Dataset | None:
+    """The cached data set, or None where there is none or its contents no longer match its checksum."""
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+        arrays = {
+            f"{split}_{part}": torch.from_numpy(np.load(folder / f"{split}_{part}.npy", mmap_mode="c"))
+            for split in SPLITS
+            for part in ("images", "labels")
+        }
+    except (OSError, ValueError):
+        return None
+    dataset = Dataset(name=name, classes=tuple(metadata["classes"]), **arrays)
+    return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
+
+
+def _decode(root: Path, resize: int | None, folder: Path) -> None:
+    """Decode every image below `root` into `folder`, which appears complete or not at all."""
+    with _open(root) as (members, read):
+        classes = _classes(members, root)
+        arrays: dict[str, np.ndarray] = {}
+        for split in SPLITS:
+            chosen = sorted(member for member in members if member[0] == split)
+            images = list(track(_decode_all(chosen, read, resize), len(chosen), f"Decoding {split} images"))
+            if odd := next((m[2] for m, i in zip(chosen, images, strict=True) if i.shape != images[0].shape), None):
+                raise UserError(f"{odd} is not of the size of the other images. Set data.resize=32, for example.")
+            arrays[f"{split}_images"] = np.stack(images)
+            arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member in chosen], dtype=np.int64)
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
+    with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder.parent) as scratch:
+        complete = Path(scratch) / "complete"
+        complete.mkdir()
+        for key, array in arrays.items():
+            np.save(complete / f"{key}.npy", array)
+        (complete / "metadata.json").write_text(json.dumps({"classes": classes, "fingerprint": fingerprint}))
+        if folder.exists():  # its checksum was wrong
+            shutil.rmtree(folder)
+        os.replace(complete, folder)
+
+
+def _decode_all(members: list[Member], read: Callable[[str], bytes], resize: int | None) -> Iterator[np.ndarray]:
+    """Decode in threads: Pillow releases the interpreter lock."""
+
+    def decode(key: str, content: bytes) -> np.ndarray:
+        try:
+            image = Image.open(io.BytesIO(content)).convert("RGB")
+            if resize is not None and image.size != (resize, resize):
+                image = image.resize((resize, resize), Image.Resampling.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{key} is not an image that can be read ({error}). Repair or remove it.") from error
+
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda member: decode(member[2], read(member[2])), members)
+
+
+def _classes(members: list[Member], root: Path) -> list[str]:
+    """The sorted class names, after checking that both splits have images of known classes."""
+    found = {split: {member[1] for member in members if member[0] == split} for split in SPLITS}
+    for split in SPLITS:
+        if not found[split]:
+            raise UserError(
+                f"data.root={root} has no classes: no image matches {split}/<class>/<name>. "
+                f"Expected are the folders train and test with one folder of images for each class "
+                f"({', '.join(sorted(SUFFIXES))})."
+            )
+    if unknown := found["test"] - found["train"]:
+        raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which train does not have.")
+    return sorted(found["train"])
+
+
+def _as_member(name: str) -> Member | None:
+    """`.../train/cat/1.png` as (train, cat, name); None for anything that is not an image of a split."""
+    path = PurePosixPath(name)
+    if len(path.parts) < 3 or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        return None
+    split, label = path.parts[-3:-1]
+    return (split, label, name) if split in SPLITS and "__MACOSX" not in path.parts else None
+
+
+@contextmanager
+def _open(root: Path) -> Iterator[tuple[list[Member], Callable[[str], bytes]]]:
+    """The image members of a folder or archive and the function that reads one of them."""
+    if root.is_dir():
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        yield [m for m in map(_as_member, names) if m], lambda name: (root / name).read_bytes()
+    elif zipfile.is_zipfile(root):
+        with zipfile.ZipFile(root) as archive:
+            yield [m for m in map(_as_member, archive.namelist()) if m], archive.read
+    elif tarfile.is_tarfile(root):
+        # A compressed tar can only be read forwards: take every image's bytes in one pass.
+        contents: dict[str, bytes] = {}
+        with tarfile.open(root) as archive:
+            for info in archive:
+                if info.isfile() and _as_member(info.name) and (file := archive.extractfile(info)):
+                    contents[info.name] = file.read()
+        yield [m for m in map(_as_member, contents) if m], contents.__getitem__
+    else:
+        raise UserError(f"data.root={root} is neither a folder nor a zip or tar archive.")

@@ -1,0 +1,59 @@
+"""Batches from tensors that already live on the device: shuffling, cropping, flipping, normalizing."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Normalizer:
+    """uint8 images (N, 3, H, W) to float32 channels-last: (x / 255 - mean) / std, as torchvision does it."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        return scaled.sub_(self.mean).div_(self.std)
+
+
+class TrainingLoader:
+    """Shuffled, augmented batches of uint8 images.
+
+    The order and augmentation of an epoch depend on the seed and the epoch's number alone, so that a training
+    resumed from its last epoch sees the batches it would have seen. `crop_padding` and `flip` are torchvision's
+    RandomCrop(H, padding) and RandomHorizontalFlip, drawn for each image on its own.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, crop_padding: int, flip: bool, seed: int):
+        self.labels, self.batch_size, self.flip, self.seed = labels, batch_size, flip, seed
+        self.padding, self.size = crop_padding, images.shape[-2:]
+        padded = F.pad(images, (crop_padding,) * 4)
+        # A view (N, 3, offsets, offsets, H, W) of every crop there is: taking one copies no other pixel.
+        self.crops = padded.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches (images uint8, labels int64) of epoch `number`, counted from 0."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        count, device = len(self.labels), self.labels.device
+        order = torch.randperm(count, generator=generator).to(device)
+        offsets = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator).to(device)
+        mirrored = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
+        for start in range(0, count, self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            images = crop(self.crops, order[chosen], offsets[0, chosen], offsets[1, chosen])
+            if mirrored is not None:
+                images = torch.where(mirrored[chosen].view(-1, 1, 1, 1), images.flip(3), images)
+            yield images, self.labels[order[chosen]]
+
+
+def crop(crops: Tensor, chosen: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Images `chosen` (B,) at their offsets `top`, `left` (B,) in pixels: (B, 3, H, W)."""
+    return crops[chosen, :, top, left]

@@ -1,0 +1,205 @@
+"""Training of the float model: plain supervised SGD on batches that live on the device."""
+
+import copy
+import importlib
+import inspect
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.config import Config
+from ptq_exp.console import log, progress
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.errors import UserError, did_you_mean
+from ptq_exp.evaluation import evaluate
+
+LONG_TRAINING_SECONDS = 600
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class TrainingState:
+    """Everything needed to go on after an epoch; batches and augmentation follow from seed and epoch."""
+
+    epoch: int = 0  # epochs done
+    model: Weights = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+    best: Weights = field(default_factory=dict)
+    best_epoch: int = 0
+    best_top1: float = -1.0
+
+
+def resolve_recipe(config: Config, dataset: Dataset) -> Config:
+    """`config` with the data set's own recipe where optimizer, scheduler and trainer are null.
+
+    Milestones keep their place in the training where only the number of epochs was changed.
+    """
+    recipe = dataset.recipe
+    epochs = config.trainer.epochs or recipe.epochs
+    milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
+    defaults = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs}
+
+    def fill(group: dict[str, Any]) -> dict[str, Any]:
+        return {key: defaults.get(key) if value is None else value for key, value in group.items()}
+
+    trainer = replace(config.trainer, epochs=epochs, batch_size=config.trainer.batch_size or recipe.batch_size)
+    return replace(config, trainer=trainer, optimizer=fill(config.optimizer), scheduler=fill(config.scheduler))
+
+
+def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
+    """The object that `_target_` names, made from `first` and the other keys; `UserError` says what is wrong."""
+    path = str(node.get("_target_"))
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    module, _, name = path.rpartition(".")
+    try:
+        target: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say.") from None
+    allowed = list(inspect.signature(target).parameters)[1:]
+    for key in arguments:
+        if key not in allowed:
+            raise UserError(
+                f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
+            )
+    try:
+        return target(first, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{group}: {path} does not accept {arguments}: {error}.") from error
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    normalize: Normalizer,
+    config: Config,
+    state: TrainingState | None,
+    save: Callable[[TrainingState], None],
+) -> TrainingState:
+    """Train `model` in place for the configured epochs, going on from `state` if there is one.
+
+    `config` must be resolved (`resolve_recipe`). `save` is called after every epoch. The best epoch is that of
+    the highest top-1 on the validation split, or on the test set where there is none. Raises `UserError` when
+    the loss is no longer a number.
+    """
+    epochs, batch_size = config.trainer.epochs or 0, config.trainer.batch_size or 0
+    recipe = dataset.recipe
+    loader = TrainingLoader(
+        dataset.train_images, dataset.train_labels, batch_size, recipe.crop_padding, recipe.flip, config.seed
+    )
+    optimizer = instantiate("optimizer", config.optimizer, model.parameters())
+    scheduler = instantiate("scheduler", config.scheduler, optimizer)
+    if state is None:
+        state = TrainingState()
+        _warn_if_long(model, loader, normalize, epochs)
+    else:
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+        scheduler.load_state_dict(state.scheduler)
+        log.info("Training goes on after epoch %d of %d.", state.epoch, epochs)
+
+    monitor = "test" if dataset.validation_images is None else "validation"
+    images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
+    labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
+    text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
+    with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
+        advance(state.epoch * len(loader))
+        for epoch in range(state.epoch, epochs):
+            rate = optimizer.param_groups[0]["lr"]
+            loss, train_top1 = train_epoch(model, loader, epoch, normalize, optimizer, advance)
+            scheduler.step()
+            top1 = evaluate(model, images, labels, normalize).top1
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"Training diverged in epoch {epoch + 1}: the loss is {loss}. Try a smaller optimizer.lr (it was {rate})."
+                )
+            state.epoch = epoch + 1
+            state.history.append({"lr": rate, "train_loss": loss, "train_top1": train_top1, f"{monitor}_top1": top1})
+            state.model, state.optimizer, state.scheduler = (
+                _cpu_copy(model.state_dict()),
+                optimizer.state_dict(),
+                scheduler.state_dict(),
+            )
+            if top1 > state.best_top1:
+                state.best_top1, state.best_epoch, state.best = top1, state.epoch, state.model
+            save(state)
+            advance(0, accuracy=f"{monitor} top-1 {top1:.2f} % (best {state.best_top1:.2f})")
+            _log_epoch(state, epochs, monitor)
+    return state
+
+
+def train_epoch(
+    model: nn.Module,
+    loader: TrainingLoader,
+    epoch: int,
+    normalize: Normalizer,
+    optimizer: torch.optim.Optimizer,
+    advance: Callable[..., None],
+) -> tuple[float, float]:
+    """One pass over the training images: their mean loss and top-1 (percent), measured while training."""
+    model.train()
+    totals = torch.zeros(2, device=loader.labels.device)
+    shown = time.monotonic()
+    for step, (images, labels) in enumerate(loader.epoch(epoch)):
+        logits = model(normalize(images))
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        totals += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+        advance()
+        if time.monotonic() - shown > 1:  # reading the loss waits for the device: once a second is enough
+            shown = time.monotonic()
+            advance(0, loss=f"loss {totals[0].item() / min((step + 1) * loader.batch_size, len(loader.labels)):.3f}")
+    loss_sum, correct = totals.tolist()
+    return loss_sum / len(loader.labels), 100 * correct / len(loader.labels)
+
+
+def _cpu_copy(weights: Weights) -> Weights:
+    return {key: value.detach().to("cpu", copy=True) for key, value in weights.items()}
+
+
+def _log_epoch(state: TrainingState, epochs: int, monitor: str) -> None:
+    if state.epoch % max(1, epochs // 6) == 0 or state.epoch == epochs:
+        last = state.history[-1]
+        log.info(
+            "epoch %3d/%d  loss %.3f  train top-1 %.2f %%  %s top-1 %.2f %% (best %.2f %%, epoch %d)",
+            state.epoch, epochs, last["train_loss"], last["train_top1"],
+            monitor, last[f"{monitor}_top1"], state.best_top1, state.best_epoch,
+        )  # fmt: skip
+
+
+def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalizer, epochs: int) -> None:
+    """Time a few steps on a copy of the model and, where the training would be long, name the quicker ways."""
+    trial = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(trial.parameters(), lr=1e-3)
+    times = []
+    for _, (images, labels) in zip(range(5), loader.epoch(0), strict=False):
+        started = time.perf_counter()
+        F.cross_entropy(trial(normalize(images)), labels).backward()
+        optimizer.step()
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - started)
+    seconds = sorted(times)[len(times) // 2] * len(loader) * epochs
+    if seconds > LONG_TRAINING_SECONDS:
+        log.warning(
+            "Training will take about %s on this %s (%d epochs of %d images). Quicker ways: "
+            "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
+            "The training can be interrupted and taken up again by the same command.",
+            _duration(seconds), loader.labels.device.type, epochs, len(loader.labels),
+            max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
+        )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 2 * 3600 else f"{seconds / 60:.0f} minutes"

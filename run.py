@@ -1,0 +1,43 @@
+"""Hydra in, one dictionary of metrics out: `python run.py --help` lists what can be changed."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+
+from ptq_exp.config import Config
+from ptq_exp.errors import explain
+
+CONF = Path(__file__).resolve().parent / "conf"
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: Any) -> dict[str, float]:
+    """Run one job. torch is imported here, so that --help and --cfg answer at once."""
+    from ptq_exp.experiment import run
+
+    return run(cfg)
+
+
+def command_line() -> int:
+    """Run `main`; a user's mistake becomes a message and exit code 1, a traceback only if asked for."""
+    show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv = [argument for argument in sys.argv if argument != "--traceback"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
+    try:
+        main()
+    except Exception as error:
+        message = explain(error, CONF)
+        if message is None or show_traceback:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())
