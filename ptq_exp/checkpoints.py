@@ -1,0 +1,229 @@
+"""The float model of a job: read from a file, taken from the store, or trained and stored.
+
+The store is content-addressed: `<cache>/float/<digest>/` holds the network that one training configuration
+gives on one data set, so every job and every later sweep that asks for it finds it.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ptq_exp.checkpoint_reader import Checkpoint, load_weights, read_checkpoint
+from ptq_exp.config import Config, digest
+from ptq_exp.console import log
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.errors import UserError
+from ptq_exp.models import build_model
+from ptq_exp.training import TrainingState, resolve_recipe, train
+
+
+@dataclass
+class FloatModel:
+    """A float network on its device, ready to be evaluated and quantized."""
+
+    model: nn.Module
+    normalize: Normalizer
+    digest: str  # SHA-256 (hex) of the training configuration and data, or of the file it came from
+    options: dict[str, Any]  # what was really built: architecture, depth, shortcut
+    config: Config  # with the recipe and the normalization really used
+    source: str  # a sentence for the log
+    history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
+
+
+def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
+    """The float model that `checkpoint` asks for.
+
+    `auto` takes the stored network of this very training configuration and trains it where there is none;
+    `train` trains afresh; anything else is a file. Raises `UserError` where a file is missing or does not fit.
+    """
+    if config.checkpoint not in ("auto", "train"):
+        return _from_file(config, dataset, device)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    if options.get("shortcut") == "auto":
+        options["shortcut"] = "conv"
+    config = _with_normalization(resolve_recipe(config, dataset), dataset, None)
+    identity = {
+        "model": options,
+        "data": dataset.fingerprint(),
+        "normalization": [config.data.mean, config.data.std],
+        "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],
+        "optimizer": config.optimizer,
+        "scheduler": config.scheduler,
+        "trainer": [config.trainer.epochs, config.trainer.batch_size],
+        "seed": config.seed,
+    }
+    entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
+    stored = "best" if config.trainer.select.startswith("best") else "last"
+    float_digest = digest(identity, stored)
+    torch.manual_seed(config.seed)  # the initial weights
+    model = build_model(classes=len(dataset.classes), **options).to(device, memory_format=torch.channels_last)
+    normalize = _normalizer(config, device)
+    with entry.locked():
+        if config.checkpoint == "train":
+            entry.clear()
+        history: list[dict[str, float]] = []
+        if not entry.complete():
+            state = train(model, dataset, normalize, config, entry.training_state(), entry.save_state)
+            history = state.history
+            entry.finish(state, _metadata(options, config, dataset))
+        load_weights(model, read_checkpoint(str(entry.folder / f"{stored}.safetensors"), config.cache, 0))
+    source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors)"
+    return FloatModel(model, normalize, float_digest, options, config, source, history)
+
+
+def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
+    checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
+    options = _fitting_options(config, checkpoint, dataset)
+    model = build_model(classes=checkpoint.classes, **options)
+    load_weights(model, checkpoint)
+    model.to(device, memory_format=torch.channels_last)
+    config = _with_normalization(config, dataset, checkpoint)
+    source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
+    return FloatModel(model, _normalizer(config, device), checkpoint.sha256, options, config, source)
+
+
+def _fitting_options(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """The network's options by the file; `UserError` where the configuration or the data says otherwise."""
+    found = {"architecture": checkpoint.architecture, **checkpoint.options}
+    for key, value in found.items():
+        wanted = config.model.get(key)
+        if wanted not in (value, "auto"):
+            remedy = "model.shortcut=auto" if key == "shortcut" else f"model={_group_option(found)}"
+            raise UserError(
+                f"checkpoint={checkpoint.path} does not fit: it holds a {_describe(found)}, "
+                f"and model.{key} is {wanted}. Set {remedy}."
+            )
+    if checkpoint.classes != len(dataset.classes):
+        raise UserError(
+            f"checkpoint={checkpoint.path} does not fit: it tells {checkpoint.classes} classes apart, and the data "
+            f"({dataset.name}) has {len(dataset.classes)}. Choose its data set, data=cifar10 for example."
+        )
+    return found
+
+
+def _group_option(options: dict[str, Any]) -> str:
+    return f"{options['architecture']}{options['depth']}"
+
+
+def _describe(options: dict[str, Any]) -> str:
+    name = {"resnet": "ResNet", "vgg": "VGG"}.get(options["architecture"], options["architecture"])
+    shortcut = f" with {options['shortcut']} shortcuts" if "shortcut" in options else ""
+    return f"{name}-{options.get('depth', '')}{shortcut}"
+
+
+def _with_normalization(config: Config, dataset: Dataset, checkpoint: Checkpoint | None) -> Config:
+    """Mean and std: as configured, else the checkpoint's where they are known, else the data set's."""
+    known = checkpoint is not None and checkpoint.mean is not None
+    mean = checkpoint.mean if checkpoint and known else dataset.mean
+    std = checkpoint.std if checkpoint and known else dataset.std
+    if checkpoint and (config.data.mean is None or config.data.std is None):
+        log.info(
+            "Normalization by the %s: mean %s, std %s.",
+            "checkpoint's own constants" if known else f"constants of {dataset.name} (the checkpoint's are not known)",
+            list(mean or ()), list(std or ()),
+        )  # fmt: skip
+    data = replace(config.data, mean=config.data.mean or list(mean or ()), std=config.data.std or list(std or ()))
+    return replace(config, data=data)
+
+
+def _normalizer(config: Config, device: torch.device) -> Normalizer:
+    return Normalizer(config.data.mean or (), config.data.std or (), device)
+
+
+def _metadata(options: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:
+    return {
+        **options, "classes": list(dataset.classes), "data": dataset.name, "mean": config.data.mean,
+        "std": config.data.std, "seed": config.seed, "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+class StoreEntry:
+    """One folder of the store. `metadata.json` is written last: an entry with it is complete."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder, self.identity = folder, identity
+
+    def locked(self) -> FileLock:
+        """A lock that jobs wait on while another one trains this network; a killed process gives it up."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{self.folder}.lock")
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            log.info("Waiting for another job that trains the same float model (%s).", self.folder)
+        return lock
+
+    def complete(self) -> bool:
+        """Whether both checkpoints are there and as they were written."""
+        try:
+            sums: dict[str, str] = json.loads((self.folder / "metadata.json").read_text())["sha256"]
+            return all(_sha256(self.folder / name) == value for name, value in sums.items())
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def clear(self) -> None:
+        """Forget the network and any unfinished training."""
+        for name in ("metadata.json", "training-state.pt"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def training_state(self) -> TrainingState | None:
+        """Where a killed training stopped, or None."""
+        path = self.folder / "training-state.pt"
+        try:
+            return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a broken file of any kind: training starts again
+            log.warning("The unfinished training in %s cannot be read (%s): starting again.", path, error)
+            return None
+
+    def save_state(self, state: TrainingState) -> None:
+        """Keep an unfinished training."""
+        write_atomically(self.folder / "training-state.pt", lambda path: torch.save(vars(state), path))
+
+    def finish(self, state: TrainingState, metadata: dict[str, Any]) -> None:
+        """Store the last and the best epoch's weights and the history, and mark the entry complete."""
+        epochs = {"last": (state.model, state.epoch), "best": (state.best, state.best_epoch)}
+        for name, (weights, epoch) in epochs.items():
+            top1 = {key: value for key, value in state.history[epoch - 1].items() if key.endswith("_top1")}
+            save_weights(self.folder / f"{name}.safetensors", weights, metadata | {"epoch": epoch} | top1)
+        sums = {f"{name}.safetensors": _sha256(self.folder / f"{name}.safetensors") for name in epochs}
+        content = json.dumps(
+            {"identity": self.identity, **metadata, "history": state.history, "sha256": sums}, indent=1
+        )
+        write_atomically(self.folder / "metadata.json", lambda path: path.write_text(content))
+        (self.folder / "training-state.pt").unlink(missing_ok=True)
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write a safetensors file that `read_checkpoint` reads; `metadata` must be JSON."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"ptq_exp": json.dumps(metadata)}))
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never half-written."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)  # a temporary file is private to its owner, a finished one is not
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,83 @@
+"""What quantization did to every layer, and what the quantized network weighs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.quantization.layers import QuantizedLayer
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One row of the per-layer table. Of a layer with an alpha per channel, `alpha` is their mean."""
+
+    layer: str
+    shape: str
+    weights: int
+    bits: int  # stored bits a weight, sign included
+    alpha: float
+    weight_std: float
+    weight_max: float  # largest magnitude
+    clipped_percent: float  # weights beyond alpha
+    levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
+    levels_available: int
+    sqnr_db: float  # 10 log10(sum w^2 / sum (w - w_q)^2)
+    act_bits: int | None
+    act_alpha: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The per-layer table and the totals."""
+
+    layers: list[LayerReport]
+    bits_mean: float  # stored bits a quantized weight, sign included, over all quantized weights
+    size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
+
+
+def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, alpha: Tensor, bits: int) -> LayerReport:
+    """The row of `layer`, whose float weights were `weight` and whose clipping value is `alpha` (G,)."""
+    limit = alpha.to(weight).view(-1, *[1] * (weight.dim() - 1))
+    groups = layer.codes.reshape(len(alpha), -1) if len(alpha) > 1 else layer.codes.reshape(1, -1)
+    used = sum(len(torch.unique(group)) for group in groups) / len(groups)
+    return LayerReport(
+        layer=name,
+        shape="x".join(map(str, weight.shape)),
+        weights=weight.numel(),
+        bits=bits,
+        alpha=alpha.mean().item(),
+        weight_std=weight.std(correction=0).item(),
+        weight_max=weight.abs().max().item(),
+        clipped_percent=100 * (weight.abs() > limit).float().mean().item(),
+        levels_used=round(used),
+        levels_available=layer.grid.levels,
+        sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),
+        act_bits=(layer.activation.grid.levels - 1).bit_length() if layer.activation else None,
+        act_alpha=layer.activation.alpha.item() if layer.activation else None,
+    )
+
+
+def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
+    """Signal to quantization noise ratio in dB; infinite where nothing was lost."""
+    noise = (signal - quantized).double().square().sum().item()
+    power = signal.double().square().sum().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power > 0 else -math.inf
+
+
+def make_report(model: nn.Module, rows: list[LayerReport]) -> Report:
+    """Totals of a quantized `model` whose layers are described by `rows`."""
+    weights = sum(row.weights for row in rows)
+    code_bits = sum(row.weights * row.bits for row in rows)
+    floats = 0
+    for name, tensor in model.state_dict().items():
+        replaced = name.endswith((".codes", "num_batches_tracked"))
+        if not replaced and name.removesuffix(".layer.weight") not in {row.layer for row in rows}:
+            floats += tensor.numel()
+    size = math.ceil(code_bits / 8) + FLOAT_BYTES * floats
+    return Report(layers=rows, bits_mean=code_bits / weights, size_bytes=size)
