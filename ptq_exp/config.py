@@ -73,6 +73,7 @@ class Config:
     seed: int = 0
     cache_dir: str | None = None
     output_dir: str = "outputs/run"
+    overrides: str = ""
 
     @property
     def cache(self) -> Path:

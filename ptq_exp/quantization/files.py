@@ -15,7 +15,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
-    """Write `model`; weights on at most 256 levels take one byte each, others two.
+    """Write `model`, each layer's codes in the smallest integer type that holds its grid.
 
     `metadata` (JSON) is for whoever loads it: `load_quantized` hands it back.
     """
@@ -27,14 +27,19 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
     }
     description = {}
     for name, layer in layers.items():
-        byte = torch.iinfo(torch.int8)
-        fits = layer.grid.low >= byte.min and layer.grid.high <= byte.max
-        tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(torch.int8 if fits else torch.int16)
+        tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
         description[name] = {
             "grid": [layer.grid.low, layer.grid.high],
             "activation": layer.activation.grid.levels.bit_length() - 1 if layer.activation else None,
         }
     save_file(tensors, path, {"ptq_exp": json.dumps(metadata | {"layers": description})})
+
+
+def _smallest_type(grid: UniformGrid) -> torch.dtype:
+    for dtype in (torch.int8, torch.int16):
+        if torch.iinfo(dtype).min <= grid.low and grid.high <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int32
 
 
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:

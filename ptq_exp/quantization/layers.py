@@ -23,7 +23,7 @@ class ActivationQuantizer(nn.Module):
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weights lie on a grid, with an optional quantizer of its input.
 
-    `codes` (int16, the shape of the weights) and `scale` (one, or one for each output channel, shaped to
+    `codes` (int32, the shape of the weights) and `scale` (one, or one for each output channel, shaped to
     broadcast) are the weights' stored form; the wrapped layer holds the same weights as floats, so that
     evaluation costs what it costs the float network.
     """
@@ -38,7 +38,7 @@ class QuantizedLayer(nn.Module):
         weight = layer.weight.detach()
         scale = (alpha / grid.high).to(weight).view(-1, *[1] * (weight.dim() - 1))
         self.register_buffer("scale", scale)
-        self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int16))
+        self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int32))
         self.set_codes(grid.quantize(weight, scale))
 
     def set_codes(self, codes: Tensor) -> None:

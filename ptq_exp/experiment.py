@@ -1,0 +1,141 @@
+"""One job, from configuration to metrics: load data and float model, quantize, evaluate, log."""
+
+import dataclasses
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptq_exp import results, tracking
+from ptq_exp.checkpoints import FloatModel, load_or_train
+from ptq_exp.config import Config, digest, from_hydra
+from ptq_exp.console import console, log
+from ptq_exp.data import load_dataset
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.errors import UserError, check_choice
+from ptq_exp.evaluation import Evaluation, evaluate
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.summary import terminal_table
+
+# Set by the sweep callback: the jobs of a sweep leave the table to it.
+SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
+
+
+@dataclass
+class Prepared:
+    """What the jobs of a sweep share: data set, float model and the float model's accuracy."""
+
+    dataset: Dataset
+    fingerprint: str
+    float_model: FloatModel
+    baseline: Evaluation
+
+
+def run(cfg: Any) -> dict[str, float]:
+    """Run one job described by `cfg`, a composed Hydra configuration or a `Config`.
+
+    Returns the metrics of its one bit width, or `top1_w<bits>` for each of several and `top1_float`.
+    """
+    config = from_hydra(cfg)
+    device = pick_device(config.device)
+    folder = Path(config.output_dir)
+    with tracking.job_run(config.tracking, run_name(config, config.data.name)) as job:
+        shared = prepare(config, device)
+        dataset, float_model = shared.dataset, shared.float_model
+        job.rename(run_name(config, dataset.name))
+        calibration = calibration_images(shared, config)
+        rows = []
+        for bits in config.quant.bit_widths():
+            started = time.perf_counter()
+            quantized, report = quantize(float_model.model, config.quant, bits, calibration)
+            seconds = time.perf_counter() - started
+            result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
+            row = results.make_row(bits, config.quant, float_model, shared.baseline, result, report, seconds)
+            rows.append(row)
+            results.save_artifacts(folder / "artifacts", row, config, float_model, dataset, quantized, report)
+            log.info("%s", results.headline(row, config.quant.name))
+        log_job(job, folder, rows, config, shared, device)
+    return results.returned_metrics(rows)
+
+
+_prepared: dict[str, Prepared] = {}  # at most one entry: it holds a data set, and the jobs of a sweep share it
+
+
+def prepare(config: Config, device: torch.device) -> Prepared:
+    """Data set, float model and baseline, computed once in a process for the jobs that share them."""
+    relevant = dataclasses.asdict(config)
+    for unrelated in ("quant", "tracking", "output_dir", "overrides"):
+        del relevant[unrelated]
+    key = digest(relevant, str(device))
+    if key not in _prepared:
+        dataset = load_dataset(config, device)
+        if dataset.note:
+            log.warning("%s", dataset.note)
+        sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
+        log.info("Data: %s, %s, %d classes. Device: %s.", dataset.name, sizes, len(dataset.classes), hardware(device))
+        float_model = load_or_train(config, dataset, device)
+        log.info("Float model: %s.", float_model.source)
+        baseline = evaluate(float_model.model, dataset.test_images, dataset.test_labels, float_model.normalize)
+        log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
+        _prepared.clear()
+        _prepared[key] = Prepared(dataset, dataset.fingerprint(), float_model, baseline)
+    return _prepared[key]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA where there is one. Raises `UserError` where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    check_choice("device", kind, ["auto", "cuda", "cpu"])
+    if number and not (kind == "cuda" and number.isdecimal()):
+        raise UserError(f"device={name} is not known. Allowed: auto, cuda, cuda:N with a number N, cpu.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
+    return torch.device(name)
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def run_name(config: Config, dataset_name: str) -> str:
+    """The telling part first, since MLflow shows about 18 characters: `w4 notebook resnet20 cifar10`."""
+    widths = ",".join(map(str, config.quant.bit_widths()))
+    activations = f"a{config.quant.act_bits}" if config.quant.act_bits else ""
+    changed = [word for word in config.overrides.split() if word.startswith(("quant.", "seed="))]
+    return " ".join([f"w{widths}{activations}", config.quant.name, str(config.model["name"]), dataset_name, *changed])
+
+
+def calibration_images(shared: Prepared, config: Config) -> Tensor:
+    """Normalized training images (N, 3, H, W), drawn by the seed; their labels are not looked at."""
+    images = shared.dataset.train_images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+    return shared.float_model.normalize(images[order[: config.quant.calibration_images].to(images.device)])
+
+
+def log_job(
+    job: tracking.Run, folder: Path, rows: list[results.Row], config: Config, shared: Prepared, device: torch.device
+) -> None:
+    """Log the finished job, leave its rows where the sweep finds them, and show a single job's table."""
+    float_model, dataset = shared.float_model, shared.dataset
+    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
+    tags = {
+        "digest": digest(float_model.digest, shared.fingerprint, config.quant, config.seed),
+        "float_digest": float_model.digest,
+        "data_fingerprint": shared.fingerprint,
+        "hardware": f"{hardware(device)}, torch {torch.__version__}",
+    }
+    results.log(job, folder / "artifacts", rows, config, float_model, dataset, title, tags)
+    results.write(folder, rows, config.overrides, title, job.run_id)
+    if SWEEP_VARIABLE not in os.environ:
+        console.print(terminal_table({"": rows}, title))
+        console.print(job.how_to_open() or f"Results: {folder}")

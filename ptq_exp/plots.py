@@ -1,0 +1,72 @@
+"""Figures from plain data. matplotlib is imported inside, and never through pyplot: no global state, no display."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008: eight colours that stay apart under every common colour blindness.
+BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
+SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", BLACK]
+
+
+def weight_density(weights: Any, alpha: float, title: str, path: Path) -> None:
+    """Density of `weights` (1-D array) with their standard deviation and the clipping value drawn in."""
+    import numpy as np
+    from scipy.stats import gaussian_kde
+
+    values = np.asarray(weights, dtype=float).ravel()
+    std, limit = values.std(), max(np.abs(values).max(), alpha) * 1.08
+    figure, axes = _figure()
+    axes.hist(values, bins=60, density=True, color=BLUE, alpha=0.3, label="weights")
+    if std > 0:
+        grid = np.linspace(-limit, limit, 400)
+        axes.plot(grid, gaussian_kde(values)(grid), color=BLUE, linewidth=2, label="density estimate")
+    for sign in (-1, 1):
+        axes.axvline(sign * std, color=ORANGE, linestyle="--", label=f"std = {std:.4f}" if sign > 0 else None)
+        axes.axvline(sign * alpha, color=RED, linewidth=2, label=f"clipped at alpha = {alpha:.4f}" if sign > 0 else None)
+    axes.axvspan(-limit, -alpha, color=RED, alpha=0.08)
+    axes.axvspan(alpha, limit, color=RED, alpha=0.08)
+    axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density", title=title)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def accuracy_against_bits(series: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Top-1 with its 95 % interval against the bit width: one line a series, and the float network's as a line.
+
+    Every row needs `bits`, `top1`, `top1_ci_low`, `top1_ci_high` and `top1_float`, all but bits in percent.
+    """
+    figure, axes = _figure()
+    widths = sorted({row["bits"] for rows in series.values() for row in rows})
+    for position, (label, rows) in enumerate(series.items()):
+        rows = sorted(rows, key=lambda row: row["bits"])
+        bits, top1 = [row["bits"] for row in rows], [row["top1"] for row in rows]
+        below = [max(0, row["top1"] - row["top1_ci_low"]) for row in rows]
+        above = [max(0, row["top1_ci_high"] - row["top1"]) for row in rows]
+        colour = SERIES[position % len(SERIES)]
+        axes.errorbar(bits, top1, yerr=[below, above], marker="o", capsize=3, color=colour, label=label or "quantized")
+    floats = sorted({round(row["top1_float"], 4) for rows in series.values() for row in rows})
+    for position, value in enumerate(floats):
+        label = f"float ({value:.2f} %)" if len(floats) == 1 else ("float" if position == 0 else None)
+        axes.axhline(value, color=BLACK, linestyle="--", linewidth=1, label=label)
+    axes.set(xlabel="quant.bits", ylabel="top-1 accuracy (%)", title="Accuracy against bit width")
+    axes.set_xticks(widths)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _figure() -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,171 @@
+"""What a job leaves behind: rows of metrics, tables, figures and the quantized network."""
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ptq_exp import plots
+from ptq_exp.checkpoints import FloatModel, write_atomically
+from ptq_exp.config import Config, flatten
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.evaluation import Evaluation
+from ptq_exp.quantization.apply import target_layers
+from ptq_exp.quantization.files import save_quantized
+from ptq_exp.quantization.report import FLOAT_BYTES, Report
+from ptq_exp.quantization.spec import QuantConfig
+from ptq_exp.summary import Row, markdown_table
+from ptq_exp.tracking import Run
+
+RESULTS_FILE = "results.json"
+
+
+def make_row(
+    bits: int,
+    quant: QuantConfig,
+    float_model: FloatModel,
+    baseline: Evaluation,
+    result: Evaluation,
+    report: Report,
+    quantize_seconds: float,
+) -> Row:
+    """Everything measured at one bit width, under the names of the metrics that are logged (percent, bytes, s)."""
+    low, high = result.interval()
+    float_low, float_high = baseline.interval()
+    state = float_model.model.state_dict()
+    parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
+    return {
+        "bits": bits,
+        "act_bits": quant.act_bits,
+        "top1": result.top1,
+        "top1_ci_low": low,
+        "top1_ci_high": high,
+        "top1_float": baseline.top1,
+        "top1_float_ci_low": float_low,
+        "top1_float_ci_high": float_high,
+        "top1_drop": baseline.top1 - result.top1,
+        "top5": result.top5,
+        "agreement": result.agreement(baseline),
+        "loss": result.loss,
+        "loss_float": baseline.loss,
+        "bits_mean": report.bits_mean,
+        "size_bytes": report.size_bytes,
+        "size_bytes_float": FLOAT_BYTES * parameters,
+        "quantize_seconds": quantize_seconds,
+        "evaluate_seconds": result.seconds,
+    }
+
+
+def metrics(row: Row) -> dict[str, float]:
+    """The numbers of a row that are measured, not chosen."""
+    return {key: float(value) for key, value in row.items() if key not in ("bits", "act_bits")}
+
+
+def returned_metrics(rows: list[Row]) -> dict[str, float]:
+    """What a job returns: the metrics of its one bit width, or the top-1 of each and of the float network."""
+    if len(rows) == 1:
+        return metrics(rows[0])
+    return {f"top1_w{row['bits']}": row["top1"] for row in rows} | {"top1_float": rows[0]["top1_float"]}
+
+
+def headline(row: Row, method: str) -> str:
+    """The line that a job prints for one bit width."""
+    activations = "" if row["act_bits"] is None else f", {row['act_bits']}-bit activations"
+    return (
+        f"{method}, {row['bits']} bits{activations}: top-1 {row['top1']:.2f} % "
+        f"(float {row['top1_float']:.2f} %), {row['agreement']:.2f} % of the predictions unchanged"
+    )
+
+
+def save_artifacts(
+    folder: Path,
+    row: Row,
+    config: Config,
+    float_model: FloatModel,
+    dataset: Dataset,
+    quantized: nn.Module,
+    report: Report,
+) -> None:
+    """The per-layer table, the quantized weights and the density figure of one bit width."""
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = f"w{row['bits']}"
+    table = [dataclasses.asdict(layer) for layer in report.layers]
+    with (folder / f"layers_{suffix}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    (folder / f"layers_{suffix}.json").write_text(json.dumps([_without_infinities(line) for line in table], indent=1))
+    about = {
+        "model": float_model.options,
+        "classes": list(dataset.classes),
+        "mean": float_model.config.data.mean,
+        "std": float_model.config.data.std,
+        "float_digest": float_model.digest,
+        "quant": dataclasses.asdict(config.quant) | {"bits": row["bits"]},
+        "top1": row["top1"],
+    }
+    save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
+    figure = folder / "first_conv_density.png"
+    if not figure.exists():
+        name, layer = next(iter(target_layers(float_model.model).items()))
+        weights = layer.weight.detach().cpu().numpy()
+        title = f"{config.model['name']}, first convolution ({name}): {weights.size} float weights"
+        plots.weight_density(weights, report.layers[0].alpha, title, figure)
+
+
+def _without_infinities(line: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: the SQNR of a layer that lost nothing is null there."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def log(
+    run: Run,
+    artifacts: Path,
+    rows: list[Row],
+    config: Config,
+    float_model: FloatModel,
+    dataset: Dataset,
+    title: str,
+    tags: dict[str, str],
+) -> None:
+    """Log params, metrics, tags and artifacts of a finished job. Several bit widths are logged as series."""
+    resolved = dataclasses.replace(
+        float_model.config,
+        quant=config.quant,
+        tracking=config.tracking,
+        output_dir=config.output_dir,
+        overrides=config.overrides,
+    )
+    (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
+    params = flatten(resolved) | {
+        "data.used": dataset.name,
+        "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
+    }
+    if len(rows) == 1:
+        points = [(0, metrics(rows[0]))]
+    else:
+        plots.accuracy_against_bits({config.quant.name: rows}, artifacts / "accuracy_against_bits.png")
+        points = [(row["bits"], {f"{key}_vs_bits": value for key, value in metrics(row).items()}) for row in rows]
+        points.append((0, {"top1_float": rows[0]["top1_float"]}))
+    # The job that trained the float model logs the training, once.
+    history, float_model.history = float_model.history, []
+    points += list(enumerate(history, start=1))
+    run.log_series(points, params, tags | {"mlflow.note.content": markdown_table({"": rows}, title)})
+    run.log_folder(artifacts)
+
+
+def write(folder: Path, rows: list[Row], overrides: str, title: str, run_id: str) -> None:
+    """Leave the rows in the job's folder, complete or not at all."""
+    content = json.dumps({"title": title, "overrides": overrides, "run_id": run_id, "rows": rows}, indent=1)
+    write_atomically(folder / RESULTS_FILE, lambda path: path.write_text(content))
+
+
+def read_jobs(sweep_folder: Path) -> list[dict[str, Any]]:
+    """What the finished jobs of a sweep wrote, in the order of the jobs."""
+    files = sorted(sweep_folder.glob(f"*/{RESULTS_FILE}"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return [json.loads(path.read_text()) for path in files]
