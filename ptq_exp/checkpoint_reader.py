@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 import urllib.request
 import zipfile
@@ -78,9 +77,7 @@ def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise UserError(f"checkpoint={path}: {broken[0]} holds values that are not numbers. The file is broken.")
     mean, std = _normalization(layout, container, options, metadata)
-    return Checkpoint(
-        path, sha256, weights, architecture, options, len(weights["linear.weight"]), mean, std, metadata
-    )
+    return Checkpoint(path, sha256, weights, architecture, options, len(weights["linear.weight"]), mean, std, metadata)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -109,7 +106,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, metadata
+                return {key: file.get_tensor(key) for key in list(file.keys())}, metadata
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint={path} is broken or no safetensors file ({error}).") from error
     try:
@@ -184,9 +181,7 @@ def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, An
     )
 
 
-def _normalization(
-    layout: str, container: str, options: dict[str, Any], metadata: dict[str, Any]
-) -> tuple[Any, Any]:
+def _normalization(layout: str, container: str, options: dict[str, Any], metadata: dict[str, Any]) -> tuple[Any, Any]:
     """Mean and std the network was trained with: our own files say, some projects are known by their layout."""
     if "mean" in metadata:
         return tuple(metadata["mean"]), tuple(metadata["std"])
@@ -213,8 +208,10 @@ def _download(url: str, cache: Path, timeout: float) -> Path:
         if expected is not None and partial.stat().st_size != int(expected):
             raise UserError(f"checkpoint={url}: the download broke off. Try again.")
         os.replace(partial, target)
-    except (OSError, ValueError, socket.timeout) as error:
-        raise UserError(f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file.") from error
+    except (TimeoutError, OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -67,7 +67,8 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     stored = "best" if config.trainer.select.startswith("best") else "last"
     float_digest = digest(identity, stored)
     torch.manual_seed(config.seed)  # the initial weights
-    model = build_model(classes=len(dataset.classes), **options).to(device, memory_format=torch.channels_last)
+    model = build_model(classes=len(dataset.classes), **options).to(device)
+    model.to(memory_format=torch.channels_last)
     normalize = _normalizer(config, device)
     with entry.locked():
         if config.checkpoint == "train":
@@ -87,7 +88,7 @@ def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatM
     options = _fitting_options(config, checkpoint, dataset)
     model = build_model(classes=checkpoint.classes, **options)
     load_weights(model, checkpoint)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     config = _with_normalization(config, dataset, checkpoint)
     source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
     return FloatModel(model, _normalizer(config, device), checkpoint.sha256, options, config, source)
@@ -219,7 +220,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     os.close(handle)
     try:
         write(Path(name))
-        os.chmod(name, 0o644)  # a temporary file is private to its owner, a finished one is not
+        Path(name).chmod(0o644)  # a temporary file is private to its owner, a finished one is not
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(soft_wrap=True, highlight=False)
+if not console.is_terminal:  # a log file has no width: tables keep their columns
+    console = Console(soft_wrap=True, highlight=False, width=140)
 log = logging.getLogger("ptq_exp")
 
 
@@ -31,7 +33,7 @@ def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
     columns += [TextColumn("{task.fields[" + name + "]}") for name in fields]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, **fields)
+        task = bar.add_task(description, total=total, **cast(Any, fields))
         yield lambda steps=1, **changed: bar.update(task, advance=steps, **changed)
 
 

@@ -32,7 +32,7 @@ def known_keys(conf: Path) -> set[str]:
     from omegaconf import DictConfig, OmegaConf
 
     def flatten(node: DictConfig, prefix: str) -> Iterable[str]:
-        for key in node:
+        for key in map(str, node):
             if key != "defaults":
                 yield f"{prefix}{key}"
                 child = node._get_node(key)

@@ -20,7 +20,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.summary import terminal_table
+from ptq_exp.summary import Row, terminal_table
 
 # Set by the sweep callback: the jobs of a sweep leave the table to it.
 SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
@@ -96,7 +96,9 @@ def pick_device(name: str) -> torch.device:
     if number and not (kind == "cuda" and number.isdecimal()):
         raise UserError(f"device={name} is not known. Allowed: auto, cuda, cuda:N with a number N, cpu.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
+        raise UserError(
+            f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
+        )
     return torch.device(name)
 
 
@@ -123,7 +125,7 @@ def calibration_images(shared: Prepared, config: Config) -> Tensor:
 
 
 def log_job(
-    job: tracking.Run, folder: Path, rows: list[results.Row], config: Config, shared: Prepared, device: torch.device
+    job: tracking.Run, folder: Path, rows: list[Row], config: Config, shared: Prepared, device: torch.device
 ) -> None:
     """Log the finished job, leave its rows where the sweep finds them, and show a single job's table."""
     float_model, dataset = shared.float_model, shared.dataset

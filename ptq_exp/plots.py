@@ -25,7 +25,9 @@ def weight_density(weights: Any, alpha: float, title: str, path: Path) -> None:
         axes.plot(grid, gaussian_kde(values)(grid), color=BLUE, linewidth=2, label="density estimate")
     for sign in (-1, 1):
         axes.axvline(sign * std, color=ORANGE, linestyle="--", label=f"std = {std:.4f}" if sign > 0 else None)
-        axes.axvline(sign * alpha, color=RED, linewidth=2, label=f"clipped at alpha = {alpha:.4f}" if sign > 0 else None)
+        axes.axvline(
+            sign * alpha, color=RED, linewidth=2, label=f"clipped at alpha = {alpha:.4f}" if sign > 0 else None
+        )
     axes.axvspan(-limit, -alpha, color=RED, alpha=0.08)
     axes.axvspan(alpha, limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density", title=title)
@@ -48,9 +50,8 @@ def accuracy_against_bits(series: dict[str, list[dict[str, Any]]], path: Path) -
         colour = SERIES[position % len(SERIES)]
         axes.errorbar(bits, top1, yerr=[below, above], marker="o", capsize=3, color=colour, label=label or "quantized")
     floats = sorted({round(row["top1_float"], 4) for rows in series.values() for row in rows})
-    for position, value in enumerate(floats):
-        label = f"float ({value:.2f} %)" if len(floats) == 1 else ("float" if position == 0 else None)
-        axes.axhline(value, color=BLACK, linestyle="--", linewidth=1, label=label)
+    for value in floats:
+        axes.axhline(value, color=BLACK, linestyle="--", linewidth=1, label=f"float ({value:.2f} %)")
     axes.set(xlabel="quant.bits", ylabel="top-1 accuracy (%)", title="Accuracy against bit width")
     axes.set_xticks(widths)
     axes.grid(axis="y", alpha=0.3)

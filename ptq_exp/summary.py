@@ -1,4 +1,4 @@
-"""The result table, in the terminal and on the MLflow page. A row is the dictionary that a job writes for one bit width."""
+"""The result table, in the terminal and on the MLflow page. A row is what a job writes for one bit width."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from rich.table import Table
 
 Row = dict[str, Any]
 
+JOB = "job"
 HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "agreement %", "size"]
 
 
@@ -34,29 +35,33 @@ def cells(row: Row) -> list[str]:
 def terminal_table(series: dict[str, list[Row]], title: str) -> Table:
     """The result table for the terminal, the float network first."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    named = list(series) != [""]
-    for heading in (["job"] if named else []) + HEADINGS:
-        table.add_column(heading, justify="left" if heading == "job" else "right")
-    for line in _lines(series, named):
+    headings, lines = _lines(series)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == JOB else "right", no_wrap=True)
+    for line in lines:
         table.add_row(*line)
     return table
 
 
 def markdown_table(series: dict[str, list[Row]], title: str) -> str:
     """The same table in Markdown, for the page of a run."""
-    named = list(series) != [""]
-    headings = (["job"] if named else []) + HEADINGS
-    lines = [headings, ["---"] * len(headings), *_lines(series, named)]
-    return f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    headings, lines = _lines(series)
+    rows = [headings, ["---"] * len(headings), *lines]
+    return f"**{title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _lines(series: dict[str, list[Row]], named: bool) -> list[list[str]]:
-    lines = []
+def _lines(series: dict[str, list[Row]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells; the column of jobs only where there are several series, each float network once."""
+    named, lines, shown = list(series) != [""], [], None
     for label, rows in series.items():
-        first = rows[0]
-        interval = f"{first['top1_float_ci_low']:.2f} – {first['top1_float_ci_high']:.2f}"
-        size = f"{first['size_bytes_float'] / 1000:.1f} kB"
         job = [label] if named else []
-        lines.append([*job, "float", f"{first['top1_float']:.2f}", interval, "", "", size])
+        if _float_cells(rows[0]) != shown:
+            shown = _float_cells(rows[0])
+            lines.append([*job, *shown])
         lines += [[*job, *cells(row)] for row in sorted(rows, key=lambda row: row["bits"])]
-    return lines
+    return [JOB] * named + HEADINGS, lines
+
+
+def _float_cells(row: Row) -> list[str]:
+    interval = f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}"
+    return ["float", f"{row['top1_float']:.2f}", interval, "", "", f"{row['size_bytes_float'] / 1000:.1f} kB"]

@@ -64,12 +64,15 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
     try:
         target: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise UserError(f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say.") from None
+        raise UserError(
+            f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say."
+        ) from None
     allowed = list(inspect.signature(target).parameters)[1:]
     for key in arguments:
         if key not in allowed:
             raise UserError(
-                f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}."
+                f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
             )
     try:
         return target(first, **arguments)
@@ -120,7 +123,8 @@ def train(
             top1 = evaluate(model, images, labels, normalize).top1
             if not math.isfinite(loss):
                 raise UserError(
-                    f"Training diverged in epoch {epoch + 1}: the loss is {loss}. Try a smaller optimizer.lr (it was {rate})."
+                    f"Training diverged in epoch {epoch + 1}: the loss is {loss}. "
+                    f"Try a smaller optimizer.lr (it was {rate})."
                 )
             state.epoch = epoch + 1
             state.history.append({"lr": rate, "train_loss": loss, "train_top1": train_top1, f"{monitor}_top1": top1})

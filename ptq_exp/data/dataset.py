@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Dataset:
         ):
             if tensor is not None:
                 sha.update(str(tuple(tensor.shape)).encode())
-                sha.update(tensor.cpu().contiguous().numpy())
+                sha.update(tensor.cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
     def limited(self, train: int | None, test: int | None) -> "Dataset":
@@ -91,7 +92,9 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         """The same data set with its tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
 

@@ -12,9 +12,7 @@ from ptq_exp.data.dataset import Dataset, Recipe
 
 # Every fifth image of a class is held out: 364 test images, the same on every machine.
 TEST_EVERY = 5
-RECIPE = Recipe(
-    epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4, milestones=(12, 17), crop_padding=4, flip=False
-)
+RECIPE = Recipe(epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4, milestones=(12, 17), crop_padding=4, flip=False)
 
 
 def load(config: Config) -> Dataset:

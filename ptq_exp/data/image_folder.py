@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def _read_cache(folder: Path, name: str) -> Dataset | None:
     """The cached data set, or None where there is none or its contents no longer match its checksum."""
     try:
         metadata = json.loads((folder / "metadata.json").read_text())
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{split}_{part}": torch.from_numpy(np.load(folder / f"{split}_{part}.npy", mmap_mode="c"))
             for split in SPLITS
             for part in ("images", "labels")
@@ -97,7 +98,7 @@ def _decode(root: Path, resize: int | None, folder: Path) -> None:
                 raise UserError(f"{odd} is not of the size of the other images. Set data.resize=32, for example.")
             arrays[f"{split}_images"] = np.stack(images)
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member in chosen], dtype=np.int64)
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
     fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
     with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder.parent) as scratch:
         complete = Path(scratch) / "complete"

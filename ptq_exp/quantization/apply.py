@@ -25,9 +25,7 @@ def quantize(model: nn.Module, config: QuantConfig, bits: int, calibration: Tens
     alphas = find_alphas(weights, config.alpha_rule, config.alpha_multiplier, config.granularity)
     grid = weight_grid(bits, config.sign_bit)
     quantized = copy.deepcopy(model).eval()
-    layers = {
-        name: QuantizedLayer(layer, grid, alphas[name]) for name, layer in target_layers(quantized).items()
-    }
+    layers = {name: QuantizedLayer(layer, grid, alphas[name]) for name, layer in target_layers(quantized).items()}
     for name, layer in layers.items():
         quantized.set_submodule(name, layer)
     if config.act_bits is not None:

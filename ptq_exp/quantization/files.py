@@ -50,7 +50,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
     """
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     try:
         for name, found in metadata["layers"].items():
             layer = float_model.get_submodule(name)

@@ -53,9 +53,7 @@ def maximum(groups: Tensor, context: RangeContext) -> Tensor:
     return groups.abs().amax(dim=1)
 
 
-def find_alphas(
-    weights: dict[str, Tensor], rule: str, multiplier: float, granularity: str
-) -> dict[str, Tensor]:
+def find_alphas(weights: dict[str, Tensor], rule: str, multiplier: float, granularity: str) -> dict[str, Tensor]:
     """The clipping value of every layer, in the order of the network: shape (1,), or (C,) per output channel.
 
     `granularity` says which weights share an alpha: those of the `model`, of a `tensor` or of an output
