@@ -55,10 +55,14 @@ class SweepCallback(Callback):
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
+        from ptq_exp import tracking
         from ptq_exp.console import console
+        from ptq_exp.experiment import SWEEP_VARIABLE
         from ptq_exp.results import read_jobs
         from ptq_exp.summary import as_series, terminal_table
 
+        for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
+            os.environ.pop(variable, None)
         jobs = read_jobs(self.folder)
         if jobs:
             series, title = as_series(jobs), self.name

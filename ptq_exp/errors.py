@@ -72,6 +72,13 @@ def explain(error: BaseException, conf: Path) -> str | None:
         override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
         reason = text.split("\n")[1] if "\n" in text else ""
         return f"{override}: {reason}."
+    if "OverrideParseException" in kinds:
+        return f"{getattr(error, 'override', '')} cannot be read: {text.splitlines()[0]}. Quote lists: key='[4,8]'."
+    if text.startswith("Config group override must be a string"):
+        groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        return f"A number was given where a group expects the name of an option (groups: {', '.join(groups)})." + (
+            " To change a key, name it in full: quant.bits=4, not quant=4; quant=notebook chooses a method."
+        )
     if {"HydraException", "OmegaConfBaseException"} & kinds:
         return text.split("\nSet the environment variable")[0]
     return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_exp.errors import UserError, check_choice
+from ptq_exp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ def find_alphas(weights: dict[str, Tensor], rule: str, multiplier: float, granul
     """The clipping value of every layer, in the order of the network: shape (1,), or (C,) per output channel.
 
     `granularity` says which weights share an alpha: those of the `model`, of a `tensor` or of an output
-    `channel`. Raises `UserError` for an unknown rule, or where an alpha is zero or not a number.
+    `channel`. Raises `UserError` where an alpha is not a number.
     """
-    check_choice("quant.alpha_rule", rule, ALPHA_RULES)
     context = RangeContext(next(iter(weights.values())), multiplier)
     if granularity == "model":
         everything = torch.cat([weight.flatten() for weight in weights.values()])

@@ -28,6 +28,9 @@ class QuantConfig:
 
     def validate(self) -> None:
         """Raise `UserError` for a value that no method can use."""
+        from ptq_exp.quantization.ranges import ALPHA_RULES  # needs torch, which --help must not import
+
+        check_choice("quant.alpha_rule", self.alpha_rule, ALPHA_RULES)
         check_choice("quant.sign_bit", self.sign_bit, ["extra", "included"])
         check_choice("quant.granularity", self.granularity, ["model", "tensor", "channel"])
         widths = self.bit_widths()

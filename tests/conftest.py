@@ -1,0 +1,121 @@
+"""Fixtures: the command line in this process and in a fresh one, stores, small trained networks, the real data."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
+sys.path.insert(0, str(ROOT))
+
+# One short training on few images: its accuracy means nothing, its steps are all of a real job's.
+TINY = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]
+
+
+@dataclass
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def shared(name: str) -> Path:
+    """A file of the real data; the test is skipped where it is not."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in {SHARED} (set PTQ_EXP_SHARED_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole test session: the tiny network is trained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised sqlite store without runs: copying it saves every test the migrations."""
+    from ptq_exp import tracking
+    from ptq_exp.config import TrackingConfig
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking._open(f"sqlite:///{path}", TrackingConfig(experiment="other").experiment)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> str:
+    """The URI of a store of this test's own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run `python run.py ...` in this process, with outputs below `tmp_path`; no MLflow unless asked for."""
+    import run
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        given = " ".join(arguments)
+        extra = [] if "tracking" in given else ["tracking=none"]
+        extra += [] if "cache_dir" in given else [f"cache_dir={cache}"]
+        monkeypatch.setattr(sys, "argv", ["run.py", *extra, *arguments])
+        capsys.readouterr()
+        try:
+            code = run.command_line()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path, cache: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Start `python run.py ...` as a process of its own, as a user would, with outputs below `tmp_path`."""
+
+    def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        given = " ".join(arguments)
+        extra = [] if "cache_dir" in given else [f"cache_dir={cache}"]
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), *extra, *arguments],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def runs() -> Callable[[str], dict[str, Any]]:
+    """All runs of the experiment `ptq_exp` in a store, by name."""
+
+    def fetch(uri: str) -> dict[str, Any]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("ptq_exp")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], max_results=500)
+        names = [run.info.run_name for run in found]
+        assert len(set(names)) == len(names), f"two runs share a name: {names}"
+        return {run.info.run_name: run for run in found}
+
+    return fetch

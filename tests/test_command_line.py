@@ -1,0 +1,141 @@
+"""The command line: help, mistakes and every shipped experiment."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, Outcome
+
+Cli = Callable[..., Outcome]
+
+
+def test_help_names_groups_options_and_commands(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for word in ("resnet20", "image_folder", "notebook", "python run.py quant.bits=", "--traceback"):
+        assert word in outcome.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_cfg_import_neither_torch_nor_mlflow(arguments: list[str]) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'matplotlib', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+    assert time.monotonic() - started < 10  # a hang would be seen, a slow machine not
+
+
+MISTAKES = [
+    (["quant.bitz=4"], ["quant.bitz", "Did you mean 'quant.bits'?", "quant.sign_bit"]),
+    (["modle=resnet20"], ["modle", "Did you mean 'model'?"]),
+    (["model=resnet21"], ["model=resnet21", "resnet20", "vgg16"]),
+    (["quant=notebok"], ["quant=notebok", "Did you mean 'notebook'?"]),
+    (["experiment=notbook"], ["experiment=notbook", "Did you mean 'notebook'?"]),
+    (["quant=4"], ["quant", "notebook"]),
+    (["quant.bits=4,8"], ["quant.bits=4,8", "-m", "quant.bits=[4,8]"]),
+    (["quant.bits=[4"], ["quant.bits=[4"]),
+    (["seed=abc"], ["seed=abc", "Integer"]),
+    (["data.mean=[1,b,2]"], ["data.mean", "Float"]),
+    (["quant.bits=0"], ["quant.bits=0", "1 to 16"]),
+    (["quant.bits=17"], ["quant.bits=17", "1 to 16"]),
+    (["quant.bits=[4,4]"], ["quant.bits", "twice"]),
+    (["quant.bits=[]"], ["quant.bits is empty"]),
+    (["quant.bits=four"], ["quant.bits=four", "1 to 16"]),
+    (["quant.bits=4.5"], ["quant.bits=4.5", "1 to 16"]),
+    (["quant.bits=1", "quant.sign_bit=included"], ["quant.bits=1", "quant.sign_bit=extra"]),
+    (["quant.sign_bit=includet"], ["quant.sign_bit=includet", "Did you mean 'included'?"]),
+    (["quant.alpha_rule=maxx", *TINY], ["quant.alpha_rule=maxx", "Did you mean 'max'?"]),
+    (["quant.granularity=layer"], ["quant.granularity=layer", "tensor"]),
+    (["quant.alpha_multiplier=-1"], ["quant.alpha_multiplier=-1", "positive"]),
+    (["quant.act_bits=0"], ["quant.act_bits=0", "1 to 16"]),
+    (["quant.act_alpha=0"], ["quant.act_alpha=0", "positive"]),
+    (["quant.calibration_images=0"], ["quant.calibration_images=0"]),
+    (["trainer.select=best"], ["trainer.select=best", "best_test"]),
+    (["trainer.select=best_validation"], ["data.validation_images"]),
+    (["trainer.epochs=0"], ["trainer.epochs=0"]),
+    (["data.mean=[0.5,0.5]"], ["data.mean", "three numbers"]),
+    (["data.std=[0,1,1]"], ["data.std", "positive"]),
+    (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
+    (["device=gpu"], ["device=gpu", "cuda"]),
+    (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
+    (["data=image_folder"], ["data.root is needed"]),
+    (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "does not exist"]),
+    (["data=image_folder", "data.root=."], ["no classes", "train/<class>"]),
+    (["data=cifar10", "data.download=false", "data.root=nowhere"], ["cifar10", "nowhere", "data.root"]),
+    ([*TINY, "checkpoint=nowhere.pth"], ["checkpoint=nowhere.pth", "no such file", "checkpoint=auto"]),
+    ([*TINY, "optimizer.momentun=0.9"], ["optimizer.momentun", "Did you mean 'optimizer.momentum'?"]),
+    ([*TINY, "+optimizer.momentun=0.9"], ["optimizer.momentun", "Did you mean 'momentum'?"]),
+    ([*TINY, "optimizer._target_=torch.optim.SDG"], ["optimizer._target_=torch.optim.SDG"]),
+    ([*TINY, "optimizer.lr=-1"], ["optimizer", "learning rate"]),
+    ([*TINY, "model.depth=21"], ["model.depth=21", "6n+2"]),
+    ([*TINY, "model.shortcut=pat"], ["model.shortcut=pat", "Did you mean 'pad'?"]),
+    ([*TINY, "+model.widht=3"], ["model.widht", "depth"]),
+    ([*TINY, "tracking.uri=nowhere://x"], ["tracking.uri=nowhere://x", "tracking=none"]),
+    ([*TINY, "tracking.uri=http://127.0.0.1:9"], ["tracking.uri=http://127.0.0.1:9", "tracking=none"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=lambda value: " ".join(value)[:50])
+def test_a_mistake_gets_an_answer_and_no_traceback(cli: Cli, arguments: list[str], expected: list[str]) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 1
+    assert "Error: " in outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+    for words in expected:
+        assert words in outcome.err
+
+
+def test_the_traceback_flag_shows_the_traceback() -> None:
+    command = [sys.executable, "run.py", "quant.bits=99", "--traceback", "tracking=none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "quant.bits=99" in done.stderr
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, tmp_path: Path) -> None:
+    """On few images and one epoch; the digits stand in for CIFAR-10, and 2 and 3 bits for its own widths."""
+    outcome = cli(f"experiment={experiment}", "quant.bits=2,3", *TINY, "-m")
+    assert outcome.code == 0, outcome.err
+    assert "sweep quant.bits=2,3" in outcome.out
+    assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
+
+
+@pytest.mark.parametrize("folder", ["model", "optimizer", "scheduler"])
+def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
+    few = [*TINY[:1], "data.train_limit=16", "data.test_limit=16", *TINY[3:]]
+    for option in sorted(path.stem for path in (ROOT / "conf" / folder).glob("*.yaml")):
+        outcome = cli(f"{folder}={option}", *few)
+        assert outcome.code == 0, f"{folder}={option}: {outcome.err}"
+
+
+def test_the_notebook_experiment_is_the_notebook_to_the_letter(cli: Cli) -> None:
+    shown = cli("experiment=notebook", "--cfg", "job").out
+    for line in (
+        "name: cifar10", "shortcut: conv", "lr: 0.022", "momentum: 0.9", "weight_decay: 9.0e-05", "epochs: 180",
+        "batch_size: 160", "select: best_test", "sign_bit: extra", "alpha_rule: first_conv_std",
+        "alpha_multiplier: 3.0", "granularity: model",
+    ):  # fmt: skip
+        assert line in shown, line
+    assert "- 150\n  - 225" in shown
+    assert "bits:\n  - 4\n  - 8" in shown
+
+
+def test_a_list_of_bits_is_one_job_with_one_table(cli: Cli) -> None:
+    outcome = cli(*TINY, "quant.bits=[2,5,8]")
+    assert outcome.code == 0
+    assert [f"notebook, {bits} bits: top-1" in outcome.out for bits in (2, 5, 8)] == [True] * 3
+    assert "95 % interval" in outcome.out

@@ -1,0 +1,45 @@
+"""The notebook's method on a network that nobody here trained, against values computed independently."""
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from conftest import Outcome, shared
+
+BITS = (2, 3, 4, 5, 6, 8)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("archive", "key", "tolerance"),
+    [("cifar10-lossless-6k.zip", "lossless_top1", 0.1), ("cifar10-jpeg.tar.gz", "jpeg_top1", 0.05)],
+)
+def test_golden_values(cli: Callable[..., Outcome], archive: str, key: str, tolerance: float) -> None:
+    """One command, as the README has it; the terminal shows float and every bit width."""
+    golden = json.loads(shared("golden.json").read_text())["resnet20"]
+    outcome = cli(
+        f"checkpoint={shared('checkpoints/resnet20-12fca82f.th')}",
+        "data=image_folder",
+        f"data.root={shared('data') / archive}",
+        "data.mean=[0.485,0.456,0.406]",
+        "data.std=[0.229,0.224,0.225]",
+        f"quant.bits={','.join(map(str, BITS))}",
+        "-m",
+    )
+    assert outcome.code == 0, outcome.err
+    measured = dict(re.findall(r"│\s+(float|\d)\s+│\s+([\d.]+)\s+│", outcome.out))
+    assert set(measured) == {"float", *map(str, BITS)}
+    for row, value in measured.items():
+        assert float(value) == pytest.approx(golden[row][key], abs=tolerance), row
+
+
+@pytest.mark.shared_data
+def test_the_first_convolutions_std_is_the_published_one() -> None:
+    from ptq_exp.checkpoint_reader import read_checkpoint
+
+    golden = json.loads(shared("golden.json").read_text())["resnet20"]
+    found = read_checkpoint(str(shared("checkpoints/resnet20-12fca82f.th")), shared("data"), 1)
+    assert found.options == {"depth": 20, "shortcut": "pad"}
+    assert found.mean == (0.485, 0.456, 0.406)
+    assert found.weights["conv1.weight"].std(correction=0).item() == pytest.approx(golden["std_first_conv"], abs=1e-7)
