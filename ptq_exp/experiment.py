@@ -89,6 +89,10 @@ def prepare(config: Config, device: torch.device) -> Prepared:
 
 def pick_device(name: str) -> torch.device:
     """The device called `name`; `auto` is CUDA where there is one. Raises `UserError` where it is not there."""
+    # Float32 means float32: by default cuDNN's convolutions drop 13 bits, which would blur 8-bit comparisons. And
+    # the same seed gives the same weights: cuDNN may not choose other algorithms from run to run.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

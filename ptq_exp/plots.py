@@ -31,7 +31,7 @@ def weight_density(weights: Any, alpha: float, title: str, path: Path) -> None:
     axes.axvspan(-limit, -alpha, color=RED, alpha=0.08)
     axes.axvspan(alpha, limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density", title=title)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(framealpha=1, edgecolor="none", fontsize=9)
     _save(figure, path)
 
 
@@ -55,7 +55,7 @@ def accuracy_against_bits(series: dict[str, list[dict[str, Any]]], path: Path) -
     axes.set(xlabel="quant.bits", ylabel="top-1 accuracy (%)", title="Accuracy against bit width")
     axes.set_xticks(widths)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(framealpha=1, edgecolor="none", fontsize=9)
     _save(figure, path)
 
 

@@ -541,7 +541,7 @@ def test_a_failed_download_leaves_nothing_and_the_next_succeeds(
 
 def test_a_404_is_named(tmp_path: Path, server: Loopback) -> None:
     server.answer = b"HTTP/1.0 404 Not Found\r\n\r\n"
-    with pytest.raises(UserError, match="could not be downloaded.*404"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*404"):
         read_checkpoint(server.url, tmp_path / "cache", timeout=5)
 
 
@@ -556,7 +556,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, server: Loopbac
 
 def test_a_server_that_is_not_there_is_a_users_mistake(tmp_path: Path, server: Loopback) -> None:
     server.stop()
-    with pytest.raises(UserError, match="could not be downloaded.*path of a local file"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*path of a local file"):
         read_checkpoint(server.url, tmp_path / "cache", timeout=5)
 
 

@@ -557,7 +557,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_the_next_succeeds(
     tmp_path: Path, cifar10_archive: Archive, server: Loopback, sent: str
 ) -> None:
     server.answer = CUTS[sent](cifar10_archive.packed)
-    with pytest.raises(DataUnavailable, match=r"could not be downloaded.*data\.root.*data=digits"):
+    with pytest.raises(DataUnavailable, match=r"(?s)could not be downloaded.*data\.root.*data=digits"):
         load(tmp_path, "cifar10", timeout=2)
     assert data_left(tmp_path) == []
     server.answer = http_answer(cifar10_archive.packed)
@@ -579,7 +579,7 @@ def test_an_archive_with_a_wrong_checksum_is_refused(tmp_path: Path, archive: Ar
     wrong = bytearray(archive.packed)
     wrong[len(wrong) // 2] ^= 1
     server.answer = http_answer(bytes(wrong))
-    with pytest.raises(DataUnavailable, match="could not be downloaded.*corrupted"):
+    with pytest.raises(DataUnavailable, match=r"could not be downloaded.*corrupted"):
         load(tmp_path, archive.name)
     assert data_left(tmp_path) == []
 
