@@ -4,6 +4,7 @@ Files are only ever read as tensors (`weights_only=True`, safetensors): nothing 
 """
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -62,7 +63,17 @@ def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
     Raises `UserError` where there is no such file, it is broken, it would need more than tensors, it was
     trained quantization-aware, or it holds no network that is known here.
     """
-    path = _download(location, cache, timeout) if "://" in location else Path(location).expanduser()
+    if "://" not in location:
+        return _read(Path(location).expanduser(), location)
+    path = _download(location, cache, timeout)
+    try:
+        return _read(path, location)
+    except UserError:  # a page to sign in, a download that broke off untold: the next attempt fetches it afresh
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, location: str) -> Checkpoint:
     if not path.is_file():
         raise UserError(
             f"checkpoint={location}: there is no such file. Give the path or URL of a checkpoint, "
@@ -116,7 +127,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if "weights_only" in str(error) and "Unsupported operand" not in str(error):
             raise UserError(
                 f"checkpoint={path} holds more than tensors: loading it could run code hidden in it, so it is "
                 f"refused. Save its state_dict() alone, with torch.save or as safetensors."
@@ -128,8 +139,8 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     """The state dict inside its container and without prefixes, and the container's name."""
     container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
     weights = content[container] if container else content
-    tensors = isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())
-    if not weights or not tensors:
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(
             f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
             f"{', '.join(CONTAINERS)}."
@@ -168,6 +179,9 @@ def _rename(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
     """Architecture and options, told from the keys."""
     if "linear.weight" in weights:
+        if weights["linear.weight"].dim() != 2:
+            shape = tuple(weights["linear.weight"].shape)
+            raise UserError(f"checkpoint={path}: linear.weight has the shape {shape}, not (classes, features).")
         blocks = {match[0] for key in weights if (match := re.match(r"layer\d+\.\d+\.", key))}
         if blocks and "conv1.weight" in weights:
             conv = any(".shortcut." in key for key in weights)
@@ -208,7 +222,7 @@ def _download(url: str, cache: Path, timeout: float) -> Path:
         if expected is not None and partial.stat().st_size != int(expected):
             raise UserError(f"checkpoint={url}: the download broke off. Try again.")
         os.replace(partial, target)
-    except (TimeoutError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(
             f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."
         ) from error

@@ -539,6 +539,12 @@ def test_a_failed_download_leaves_nothing_and_the_next_succeeds(
     assert read_checkpoint(server.url, tmp_path / "cache", timeout=5).options == {"depth": 20, "shortcut": "conv"}
 
 
+def test_a_download_that_breaks_off_is_called_so(tmp_path: Path, server: Loopback, stored: bytes) -> None:
+    server.answer = http_answer(stored, sent=len(stored) - 1)
+    with pytest.raises(UserError, match="broke off"):
+        read_checkpoint(server.url, tmp_path / "cache", timeout=5)
+
+
 def test_a_404_is_named(tmp_path: Path, server: Loopback) -> None:
     server.answer = b"HTTP/1.0 404 Not Found\r\n\r\n"
     with pytest.raises(UserError, match=r"could not be downloaded.*404"):

@@ -220,7 +220,8 @@ def pack(tree: Path, kind: str) -> Path:
         with zipfile.ZipFile(target, "w") as archive:
             for path in sorted(tree.rglob("*"), reverse=True):
                 archive.write(path, f"images/{path.relative_to(tree)}")
-            archive.writestr("__MACOSX/images/train/cat/._0.png", b"what a Mac adds")
+            for junk in ("__MACOSX/images/train/cat/0.png", "images/test/dog/._1.png"):  # what a Mac adds
+                archive.writestr(junk, b"no image")
     else:
         with tarfile.open(target, "w:gz" if kind == "tar.gz" else "w") as archive:
             archive.add(tree, "images")

@@ -1,6 +1,7 @@
 """CIFAR-10 and, through `load_cifar`, CIFAR-100 (Krizhevsky 2009), by torchvision's own reader."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import socket
@@ -73,7 +74,7 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
                 if target.exists():  # incomplete or broken, or torchvision would have read it
                     shutil.rmtree(target)
                 os.replace(Path(scratch) / reader.base_folder, target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataUnavailable(
             f"{reader.__name__} is not in {root} and could not be downloaded from {reader.url} "
             f"({type(error).__name__}: {error}). Download it elsewhere and put the folder {reader.base_folder} "

@@ -7,11 +7,13 @@ in memory and never unpacked to disk, so the names inside it reach no path.
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ from ptq_exp.errors import UserError
 
 SPLITS = ("train", "test")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What Pillow, zipfile and zlib raise for an image or archive member that is damaged, encrypted or no image.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 CACHE_VERSION = 1  # raised when decoding changes, so that no older cache is read
 
 # One image: its split, its class and the key that opens it.
@@ -66,6 +72,8 @@ def _source_digest(root: Path) -> str:
             sha.update(hashlib.file_digest(file, "sha256").digest())
     else:
         for path in sorted(root.rglob("*")):
+            if not path.is_file():
+                continue
             status = path.stat()
             sha.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return sha.hexdigest()
@@ -80,10 +88,10 @@ def _read_cache(folder: Path, name: str) -> Dataset | None:
             for split in SPLITS
             for part in ("images", "labels")
         }
-    except (OSError, ValueError):
+        dataset = Dataset(name=name, classes=tuple(metadata["classes"]), **arrays)
+        return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-    dataset = Dataset(name=name, classes=tuple(metadata["classes"]), **arrays)
-    return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
 
 
 def _decode(root: Path, resize: int | None, folder: Path) -> None:
@@ -91,10 +99,12 @@ def _decode(root: Path, resize: int | None, folder: Path) -> None:
     with _open(root) as (members, read):
         classes = _classes(members, root)
         arrays: dict[str, np.ndarray] = {}
+        size: tuple[int, ...] | None = None
         for split in SPLITS:
             chosen = sorted(member for member in members if member[0] == split)
             images = list(track(_decode_all(chosen, read, resize), len(chosen), f"Decoding {split} images"))
-            if odd := next((m[2] for m, i in zip(chosen, images, strict=True) if i.shape != images[0].shape), None):
+            size = size or images[0].shape
+            if odd := next((m[2] for m, i in zip(chosen, images, strict=True) if i.shape != size), None):
                 raise UserError(f"{odd} is not of the size of the other images. Set data.resize=32, for example.")
             arrays[f"{split}_images"] = np.stack(images)
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member in chosen], dtype=np.int64)
@@ -114,17 +124,17 @@ def _decode(root: Path, resize: int | None, folder: Path) -> None:
 def _decode_all(members: list[Member], read: Callable[[str], bytes], resize: int | None) -> Iterator[np.ndarray]:
     """Decode in threads: Pillow releases the interpreter lock."""
 
-    def decode(key: str, content: bytes) -> np.ndarray:
+    def decode(key: str) -> np.ndarray:
         try:
-            image = Image.open(io.BytesIO(content)).convert("RGB")
+            image = Image.open(io.BytesIO(read(key))).convert("RGB")
             if resize is not None and image.size != (resize, resize):
                 image = image.resize((resize, resize), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{key} is not an image that can be read ({error}). Repair or remove it.") from error
 
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda member: decode(member[2], read(member[2])), members)
+        yield from pool.map(lambda member: decode(member[2]), members)
 
 
 def _classes(members: list[Member], root: Path) -> list[str]:
@@ -163,10 +173,13 @@ def _open(root: Path) -> Iterator[tuple[list[Member], Callable[[str], bytes]]]:
     elif tarfile.is_tarfile(root):
         # A compressed tar can only be read forwards: take every image's bytes in one pass.
         contents: dict[str, bytes] = {}
-        with tarfile.open(root) as archive:
-            for info in archive:
-                if info.isfile() and _as_member(info.name) and (file := archive.extractfile(info)):
-                    contents[info.name] = file.read()
+        try:
+            with tarfile.open(root) as archive:
+                for info in archive:
+                    if info.isfile() and _as_member(info.name) and (file := archive.extractfile(info)):
+                        contents[info.name] = file.read()
+        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.") from error
         yield [m for m in map(_as_member, contents) if m], contents.__getitem__
     else:
         raise UserError(f"data.root={root} is neither a folder nor a zip or tar archive.")
