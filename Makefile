@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
-.PHONY: sweep test lint clean
+.PHONY: sweep test clean lock
 
 sweep: $(VENV)/.runtime
 	$(BIN)/python run.py quant.bits=4,8 -m
@@ -30,3 +30,9 @@ $(VENV)/.development: $(VENV)/.runtime
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# After a change of the dependencies: pins for Python 3.11 to 3.13, without registry addresses.
+lock: $(VENV)/.development
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
+	  --extra dev pyproject.toml -o requirements.lock

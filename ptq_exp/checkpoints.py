@@ -79,7 +79,9 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
             history = state.history
             entry.finish(state, _metadata(options, config, dataset))
         load_weights(model, read_checkpoint(str(entry.folder / f"{stored}.safetensors"), config.cache, 0))
-    source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors)"
+    epoch = {"last": "last epoch", "best_test": "best epoch on the test set, so its accuracy is optimistic"}
+    chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
+    source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
     return FloatModel(model, normalize, float_digest, options, config, source, history)
 
 
