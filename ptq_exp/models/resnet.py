@@ -19,8 +19,19 @@ class PadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
 
 
+class Addition(nn.Module):
+    """The sum of a block's two branches, as a module so that its operands can be quantized."""
+
+    quantize_inputs = True  # what quantization looks for
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. Shapes: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+
+    reconstruction_unit = True  # what block reconstruction looks for
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str):
         super().__init__()
@@ -28,6 +39,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.add = Addition()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             if shortcut == "pad":
@@ -39,7 +51,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return F.relu(self.add(self.bn2(self.conv2(out)), self.shortcut(x)))
 
 
 class ResNet(nn.Module):

@@ -1,14 +1,18 @@
-"""The grids that values are rounded to."""
+"""The grids that values are rounded to: whole-number codes, and the values that they stand for."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+SYMMETRIC, ASYMMETRIC, POWER_OF_TWO, APOT = "symmetric", "asymmetric", "power_of_two", "apot"
+GRIDS = (SYMMETRIC, ASYMMETRIC, POWER_OF_TWO, APOT)
+
 
 @dataclass(frozen=True)
 class UniformGrid:
-    """Whole-number codes from `low` to `high`, both included; a code stands for the value `code * scale`.
+    """Codes from `low` to `high`, both included; a code stands for `(code - zero_point) * scale`.
 
     Rounding is half to even, as in IEEE 754 and the course notebook.
     """
@@ -21,35 +25,116 @@ class UniformGrid:
         """How many values the grid can take."""
         return self.high - self.low + 1
 
-    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """Codes (float tensor of whole numbers, the shape of `x`); `scale` must broadcast against `x`."""
-        return torch.clamp(torch.round(x / scale), self.low, self.high)
+        return torch.clamp(torch.round(x / scale) + zero_point, self.low, self.high)
 
-    def dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def dequantize(self, codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """The float values that `codes` stand for."""
-        return codes * scale
+        return (codes - zero_point) * scale
 
-    def fake_quantize(self, x: Tensor, scale: Tensor) -> Tensor:
-        """`x` rounded to the grid and back: (clip to +-alpha, round) of Krishnamoorthi 2018, section 3."""
+    def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
+        """`x` rounded to the grid and back (Krishnamoorthi 2018, section 2)."""
+        return self.dequantize(self.quantize(x, scale, zero_point), scale, zero_point)
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """Levels at any place, ascending, within -1 and 1; code k stands for `values[k] * scale`.
+
+    Ties go to the lower level. The zero-point plays no part.
+    """
+
+    values: tuple[float, ...]
+
+    low = 0
+
+    @property
+    def high(self) -> int:
+        """The largest code."""
+        return len(self.values) - 1
+
+    @property
+    def levels(self) -> int:
+        """How many values the grid can take."""
+        return len(self.values)
+
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
+        """Codes (float tensor of whole numbers, the shape of `x`)."""
+        values = torch.tensor(self.values, dtype=x.dtype, device=x.device)
+        return torch.bucketize(x / scale, (values[1:] + values[:-1]) / 2).to(x.dtype)
+
+    def dequantize(self, codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
+        """The float values that `codes` stand for."""
+        values = torch.tensor(self.values, dtype=scale.dtype, device=scale.device)
+        return values[codes.long()] * scale
+
+    def fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
+        """`x` rounded to the nearest level."""
         return self.dequantize(self.quantize(x, scale), scale)
 
 
-def weight_grid(bits: int, sign_bit: str) -> UniformGrid:
-    """The symmetric grid of sign and magnitude; alpha, the clipping value, is its largest value.
+Grid = UniformGrid | LevelGrid
 
-    `extra`: `bits` bits of magnitude and a sign on top, 2 (2^bits - 1) + 1 levels (the notebook).
-    `included`: the sign is one of the bits, 2 (2^(bits - 1) - 1) + 1 levels (the notebook's `w_bit - 1`).
+
+def weight_grid(bits: int, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
+    """The grid of `bits`-bit weights.
+
+    `symmetric` and `power_of_two` are signed, around a level at zero. With `extra` the sign comes on top of the
+    bits, 2 (2^bits - 1) + 1 levels (the notebook); with `included` it is one of them, 2 (2^(bits - 1) - 1) + 1
+    levels (the notebook's `w_bit - 1`). `asymmetric` has 2^bits levels between any two values. `apot`: see
+    `additive_powers_of_two`.
     """
+    if kind == ASYMMETRIC:
+        return UniformGrid(0, 2**bits - 1)
     magnitude = bits if sign_bit == "extra" else bits - 1
+    if kind == APOT:
+        return LevelGrid(additive_powers_of_two(magnitude))
     high = 2**magnitude - 1
     return UniformGrid(-high, high)
 
 
-def activation_grid(bits: int) -> UniformGrid:
-    """The unsigned grid of activations behind a ReLU: 2^bits levels from 0 to alpha."""
-    return UniformGrid(0, 2**bits - 1)
+def additive_powers_of_two(bits: int) -> tuple[float, ...]:
+    """Signed levels whose magnitudes have `bits` bits: sums of powers of two, the largest 1.
+
+    With two bits a term, term i takes zero or one of 2^-i, 2^-(i+n), 2^-(i+2n) for n terms; an odd bit is one
+    more term of zero or 2^-n (Li, Dong & Wang 2020, "Additive Powers-of-Two Quantization", equation 4).
+    """
+    terms = bits // 2
+    choices = [[0.0] + [2.0 ** -(i + terms * j) for j in range(3)] for i in range(terms)]
+    if bits % 2:
+        choices.append([0.0, 2.0 ** -(max(terms, 1))])
+    sums = {sum(combination) for combination in itertools.product(*choices)}
+    largest = max(sums)
+    return tuple(sorted({sign * value / largest for value in sums for sign in (-1.0, 1.0)}))
 
 
-def stored_bits(bits: int, sign_bit: str) -> int:
+def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point (both of the shape of `low`) that put the values from `low` to `high` on `grid`.
+
+    Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent.
+    """
+    if kind == ASYMMETRIC:
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays a level
+        scale = _positive((high - low) / (grid.levels - 1))
+        return scale, torch.round(-low / scale).clamp(grid.low, grid.high)
+    alpha = torch.maximum(high, -low)
+    scale = _positive(alpha if isinstance(grid, LevelGrid) else alpha / grid.high)
+    if kind == POWER_OF_TWO:
+        scale = torch.exp2(torch.round(torch.log2(scale)))
+    return scale, torch.zeros_like(scale)
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """A group of equal zeros has no range: any scale represents it exactly."""
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def activation_grid(bits: int, signed: bool = False) -> UniformGrid:
+    """2^bits levels: from 0 upwards behind a ReLU, two's complement where values have both signs."""
+    return UniformGrid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else UniformGrid(0, 2**bits - 1)
+
+
+def stored_bits(bits: int, sign_bit: str, kind: str = SYMMETRIC) -> int:
     """Bits that one weight takes when stored, its sign included."""
-    return bits + 1 if sign_bit == "extra" else bits
+    return bits + 1 if sign_bit == "extra" and kind != ASYMMETRIC else bits

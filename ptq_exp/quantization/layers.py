@@ -1,50 +1,111 @@
 """The modules that a quantized network is made of."""
 
+from typing import Protocol
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.quantization.grids import UniformGrid, activation_grid
+from ptq_exp.quantization.grids import Grid, UniformGrid, activation_grid
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Round half to even, with the gradient of the identity (Bengio, Leonard & Courville 2013)."""
+    return x + (torch.round(x) - x).detach()
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes a layer's input: unsigned, clipped to [0, alpha], 2^bits levels. Keeps the shape."""
+    """Fake-quantizes activations on 2^bits levels up to `alpha` (for signed ones from -alpha). Keeps the shape.
+
+    `drop` is the share of elements that pass unquantized while a block is reconstructed (QDrop, Wei et al. 2022);
+    0 otherwise. The gradient with respect to alpha is that of learned step sizes (Esser et al. 2020).
+    """
 
     alpha: Tensor
 
-    def __init__(self, bits: int, alpha: float):
+    def __init__(self, bits: int, alpha: float, signed: bool = False):
         super().__init__()
-        self.grid = activation_grid(bits)
-        self.register_buffer("alpha", torch.tensor(alpha))
+        self.bits, self.signed, self.drop = bits, signed, 0.0
+        self.grid = activation_grid(bits, signed)
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.grid.fake_quantize(x, self.alpha / self.grid.high)
+        scale = self.alpha / self.grid.high if self.grid.high else self.alpha
+        if not torch.is_grad_enabled():
+            return self.grid.fake_quantize(x, scale)
+        quantized = torch.clamp(round_through(x / scale), self.grid.low, self.grid.high) * scale
+        return torch.where(torch.rand_like(x) < self.drop, x, quantized) if self.drop else quantized
+
+
+class SoftWeight(Protocol):
+    """Weights that are being learned: called for the float weights to use in this step."""
+
+    def __call__(self) -> Tensor: ...
 
 
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weights lie on a grid, with an optional quantizer of its input.
 
-    `codes` (int32, the shape of the weights) and `scale` (one, or one for each output channel, shaped to
-    broadcast) are the weights' stored form; the wrapped layer holds the same weights as floats, so that
-    evaluation costs what it costs the float network.
+    `codes` (int32, the shape of the weights), `scale` and `zero_point` (one, or one for each output channel, shaped
+    to broadcast) are the weights' stored form; the wrapped layer holds the same weights as floats, so that
+    evaluation costs what it costs the float network. `soft`, set while weights are being learned, replaces them.
     """
 
     codes: Tensor
     scale: Tensor
+    zero_point: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, grid: UniformGrid, alpha: Tensor):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, grid: Grid, scale: Tensor, zero_point: Tensor, bits: int):
         super().__init__()
-        self.layer, self.grid = layer, grid
+        self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
+        self.soft: SoftWeight | None = None
         weight = layer.weight.detach()
-        scale = (alpha / grid.high).to(weight).view(-1, *[1] * (weight.dim() - 1))
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", _per_group(scale, weight))
+        self.register_buffer("zero_point", _per_group(zero_point, weight))
         self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int32))
-        self.set_codes(grid.quantize(weight, scale))
+        self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
 
     def set_codes(self, codes: Tensor) -> None:
         """Use `codes` (whole numbers on the grid, the shape of the weights) as the weights."""
         self.codes.copy_(codes)
-        self.layer.weight.data.copy_(self.grid.dequantize(codes.to(self.scale.dtype), self.scale))
+        self.layer.weight.data.copy_(self.grid.dequantize(codes.to(self.scale.dtype), self.scale, self.zero_point))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x if self.activation is None else self.activation(x))
+        if self.activation is not None:
+            x = self.activation(x)
+        if self.soft is None:
+            return self.layer(x)
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, self.soft(), self.layer.bias)
+        return self.layer._conv_forward(x, self.soft(), self.layer.bias)
+
+
+def _per_group(values: Tensor, weight: Tensor) -> Tensor:
+    return values.detach().to(weight).reshape(-1, *[1] * (weight.dim() - 1)).clone()
+
+
+class QuantizedAddition(nn.Module):
+    """An addition of two branches whose operands are quantized first."""
+
+    def __init__(self, addition: nn.Module, first: ActivationQuantizer, second: ActivationQuantizer):
+        super().__init__()
+        self.addition, self.first, self.second = addition, first, second
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.addition(self.first(a), self.second(b))
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers of `model` by name, in the network's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+__all__ = [
+    "ActivationQuantizer",
+    "QuantizedAddition",
+    "QuantizedLayer",
+    "UniformGrid",
+    "quantized_layers",
+    "round_through",
+]

@@ -1,7 +1,8 @@
-"""Alpha rules: how the clipping value of a group of weights is found.
+"""Alpha rules: how the clipping range of a group of weights is found.
 
-A rule is a function `(groups, context) -> alpha` in a file of its own or here, with one `@alpha_rule` line.
-`groups` has shape (G, n): one row for each group of weights that shares an alpha; the result has shape (G,).
+A rule is a function `(groups, context) -> (low, high)`, in a file of its own or here, with one `@alpha_rule` line.
+`groups` has shape (G, n): one row for each group of weights that shares a range; `low` and `high` have shape (G,).
+On a symmetric grid alpha, the clipping value, is the larger magnitude of the two.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp.errors import UserError
+from ptq_exp.quantization.grids import ASYMMETRIC, Grid, parameters
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,15 @@ class RangeContext:
     """What a rule may look at besides the weights themselves."""
 
     first_conv: Tensor  # float weights of the network's first convolution
-    multiplier: float  # `quant.alpha_multiplier`
+    grid: Grid  # what the weights will be rounded to
+    kind: str  # `quant.grid`
+    multiplier: float = 3.0  # `quant.alpha_multiplier`
+    percentile: float = 99.9  # `quant.percentile`
+    norm: float = 2.4  # `quant.lp_norm`
 
 
-AlphaRule = Callable[[Tensor, RangeContext], Tensor]
+Range = tuple[Tensor, Tensor]
+AlphaRule = Callable[[Tensor, RangeContext], Range]
 ALPHA_RULES: dict[str, AlphaRule] = {}
 
 
@@ -36,43 +43,97 @@ def alpha_rule(name: str) -> Callable[[AlphaRule], AlphaRule]:
 
 
 @alpha_rule("first_conv_std")
-def first_conv_std(groups: Tensor, context: RangeContext) -> Tensor:
+def first_conv_std(groups: Tensor, context: RangeContext) -> Range:
     """multiplier * population std of the first convolution's weights, whatever the group (the notebook)."""
-    return (context.multiplier * context.first_conv.std(correction=0)).expand(len(groups))
+    alpha = (context.multiplier * context.first_conv.std(correction=0)).expand(len(groups))
+    return -alpha, alpha
 
 
 @alpha_rule("std")
-def std(groups: Tensor, context: RangeContext) -> Tensor:
-    """multiplier * population std of the group."""
-    return context.multiplier * groups.std(dim=1, correction=0)
+def std(groups: Tensor, context: RangeContext) -> Range:
+    """multiplier * population std of the group, on both sides of zero."""
+    alpha = context.multiplier * groups.std(dim=1, correction=0)
+    return -alpha, alpha
 
 
 @alpha_rule("max")
-def maximum(groups: Tensor, context: RangeContext) -> Tensor:
-    """The largest magnitude of the group: nothing is clipped. The multiplier plays no part."""
-    return groups.abs().amax(dim=1)
+def maximum(groups: Tensor, context: RangeContext) -> Range:
+    """From the smallest to the largest weight of the group: nothing is clipped. The multiplier plays no part."""
+    return groups.amin(dim=1), groups.amax(dim=1)
 
 
-def find_alphas(weights: dict[str, Tensor], rule: str, multiplier: float, granularity: str) -> dict[str, Tensor]:
-    """The clipping value of every layer, in the order of the network: shape (1,), or (C,) per output channel.
+@alpha_rule("percentile")
+def percentile(groups: Tensor, context: RangeContext) -> Range:
+    """The middle `percentile` percent of the group's weights; on a symmetric grid, of their magnitudes."""
+    share = context.percentile / 100
+    if context.kind == ASYMMETRIC:
+        ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=groups.dtype, device=groups.device)
+        low, high = torch.quantile(groups.double(), ends.double(), dim=1).to(groups.dtype)
+        return low, high
+    alpha = torch.quantile(groups.abs().double(), share, dim=1).to(groups.dtype)
+    return -alpha, alpha
 
-    `granularity` says which weights share an alpha: those of the `model`, of a `tensor` or of an output
-    `channel`. Raises `UserError` where an alpha is not a number.
+
+@alpha_rule("mse")
+def mse(groups: Tensor, context: RangeContext) -> Range:
+    """The range with the smallest mean squared rounding error, searched on 100 candidates a side."""
+    return _smallest_error(groups, context, 2.0)
+
+
+@alpha_rule("lp")
+def lp(groups: Tensor, context: RangeContext) -> Range:
+    """The range with the smallest mean error to the power `quant.lp_norm` (Nahshan et al. 2021 use 2.4)."""
+    return _smallest_error(groups, context, context.norm)
+
+
+def _smallest_error(groups: Tensor, context: RangeContext, power: float) -> Range:
+    """Shrink the range from both ends; an asymmetric one first as a whole, then each end on its own."""
+    low, high = groups.amin(dim=1), groups.amax(dim=1)
+    if context.kind != ASYMMETRIC:
+        high = torch.maximum(high, -low)
+        low = -high
+    best = torch.full_like(high, torch.inf)
+    best_low, best_high = low.clone(), high.clone()
+
+    def attempt(candidate_low: Tensor, candidate_high: Tensor) -> None:
+        nonlocal best, best_low, best_high
+        scale, zero_point = parameters(context.grid, context.kind, candidate_low, candidate_high)
+        rounded = context.grid.fake_quantize(groups, scale[:, None], zero_point[:, None])
+        error = (rounded - groups).abs().pow(power).mean(dim=1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_low = torch.where(better, candidate_low, best_low)
+        best_high = torch.where(better, candidate_high, best_high)
+
+    for share in torch.linspace(1.0, 0.05, 100).tolist():
+        attempt(low * share, high * share)
+    if context.kind == ASYMMETRIC:
+        for share in torch.linspace(1.25, 0.5, 31).tolist():
+            attempt(best_low * share, best_high)
+        for share in torch.linspace(1.25, 0.5, 31).tolist():
+            attempt(best_low, best_high * share)
+    return best_low, best_high
+
+
+def find_ranges(
+    weights: dict[str, Tensor], contexts: dict[str, RangeContext], rule: str, granularity: str
+) -> dict[str, Range]:
+    """The clipping range of every layer: two tensors of shape (1,), or (C,) for each output channel.
+
+    `granularity` says which weights share a range: those of the `model`, of a `tensor` or of an output
+    `channel`. Raises `UserError` where a range is not a number.
     """
-    context = RangeContext(next(iter(weights.values())), multiplier)
+    find = ALPHA_RULES[rule]
     if granularity == "model":
         everything = torch.cat([weight.flatten() for weight in weights.values()])
-        shared = ALPHA_RULES[rule](everything[None], context)
-        alphas = dict.fromkeys(weights, shared)
+        shared = find(everything[None], next(iter(contexts.values())))
+        ranges = dict.fromkeys(weights, shared)
     else:
-        shape = (1, -1) if granularity == "tensor" else None
-        alphas = {
-            name: ALPHA_RULES[rule](weight.reshape(shape) if shape else weight.flatten(1), context)
+        ranges = {
+            name: find(weight.flatten(1) if granularity == "channel" else weight.reshape(1, -1), contexts[name])
             for name, weight in weights.items()
         }
-    for name, alpha in alphas.items():
-        if not torch.isfinite(alpha).all():
+    for name, (low, high) in ranges.items():
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise UserError(f"quant.alpha_rule={rule} gives no number for {name}: are its weights finite?")
-        # A group of equal zeros has no range: any scale represents it exactly.
-        alphas[name] = torch.where(alpha > 0, alpha, torch.ones_like(alpha))
-    return alphas
+    return ranges

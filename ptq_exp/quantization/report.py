@@ -39,10 +39,12 @@ class Report:
     size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
 
 
-def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, alpha: Tensor, bits: int) -> LayerReport:
-    """The row of `layer`, whose float weights were `weight` and whose clipping value is `alpha` (G,)."""
-    limit = alpha.to(weight).view(-1, *[1] * (weight.dim() - 1))
-    groups = layer.codes.reshape(len(alpha), -1) if len(alpha) > 1 else layer.codes.reshape(1, -1)
+def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: int) -> LayerReport:
+    """The row of `layer`, whose float weights were `weight`."""
+    ends = [torch.full_like(layer.scale, code) for code in (layer.grid.low, layer.grid.high)]
+    low, high = (layer.grid.dequantize(end, layer.scale, layer.zero_point) for end in ends)
+    alpha = torch.maximum(high, -low)
+    groups = layer.codes.reshape(layer.scale.numel(), -1)
     used = sum(len(torch.unique(group)) for group in groups) / len(groups)
     return LayerReport(
         layer=name,
@@ -52,11 +54,11 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, alpha: Tensor
         alpha=alpha.mean().item(),
         weight_std=weight.std(correction=0).item(),
         weight_max=weight.abs().max().item(),
-        clipped_percent=100 * (weight.abs() > limit).float().mean().item(),
+        clipped_percent=100 * ((weight > high) | (weight < low)).float().mean().item(),
         levels_used=round(used),
         levels_available=layer.grid.levels,
         sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),
-        act_bits=(layer.activation.grid.levels - 1).bit_length() if layer.activation else None,
+        act_bits=layer.activation.bits if layer.activation else None,
         act_alpha=layer.activation.alpha.item() if layer.activation else None,
     )
 

@@ -9,50 +9,133 @@ BITS_RANGE = range(1, 17)
 
 
 @dataclass
+class ReconstructionConfig:
+    """How rounding is learned where `quant.rounding` asks for it."""
+
+    steps: int = 2000
+    batch_size: int = 32
+    lr: float = 0.01
+    act_lr: float = 0.001
+    penalty: float = 0.001
+    drop: float = 0.5
+    distill_steps: int = 0
+    distill_batch_size: int = 64
+    distill_lr: float = 0.003
+
+
+@dataclass
 class QuantConfig:
     """One quantization method. The YAML files under `conf/quant/` say what each key does."""
 
     name: str = "notebook"
     bits: Any = field(default_factory=lambda: [4, 8])  # int or list of ints: OmegaConf has no such union
     sign_bit: str = "extra"
+    grid: str = "symmetric"
     alpha_rule: str = "first_conv_std"
     alpha_multiplier: float = 3.0
+    percentile: float = 99.9
+    lp_norm: float = 2.4
     granularity: str = "model"
+    layers: str = "conv"
+    first_and_last: str = "same"
+    layer_bits: dict[str, int] = field(default_factory=dict)
+    mean_bits: float | None = None
+    size_budget: int | None = None
     act_bits: int | None = None
     act_alpha: float | None = None
+    act_rule: str = "max"
+    act_percentile: float = 99.99
+    act_input_image: bool = False
+    act_residual: bool = False
     calibration_images: int = 1024
+    fold_batch_norm: bool = False
+    equalize: bool = False
+    bias_correction: bool = False
+    batch_norm_reestimation: bool = False
+    rounding: str = "nearest"
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    sensitivity: bool = False
 
     def bit_widths(self) -> list[int]:
         """The bit widths of this job, in the order given."""
         return list(self.bits) if isinstance(self.bits, list | tuple) else [self.bits]
 
     def validate(self) -> None:
-        """Raise `UserError` for a value that no method can use."""
-        from ptq_exp.quantization.ranges import ALPHA_RULES  # needs torch, which --help must not import
+        """Raise `UserError` for a value or a combination that no method can use."""
+        # These need torch, which --help must not import.
+        from ptq_exp.quantization.activations import OBSERVERS
+        from ptq_exp.quantization.grids import GRIDS
+        from ptq_exp.quantization.ranges import ALPHA_RULES
 
         check_choice("quant.alpha_rule", self.alpha_rule, ALPHA_RULES)
+        check_choice("quant.act_rule", self.act_rule, OBSERVERS)
+        check_choice("quant.grid", self.grid, GRIDS)
         check_choice("quant.sign_bit", self.sign_bit, ["extra", "included"])
         check_choice("quant.granularity", self.granularity, ["model", "tensor", "channel"])
+        check_choice("quant.layers", self.layers, ["conv", "all"])
+        check_choice("quant.first_and_last", self.first_and_last, ["same", "eight", "float"])
+        check_choice("quant.rounding", self.rounding, ["nearest", "adaround", "block"])
+        self._validate_bits()
+        self._validate_numbers()
+        self._validate_combinations()
+
+    def _validate_bits(self) -> None:
         widths = self.bit_widths()
         if not widths:
             raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
-        for bits in widths:
-            _check_bits("quant.bits", bits)
-            if bits == 1 and self.sign_bit == "included":
+        for key, bits in [("quant.bits", b) for b in widths] + [
+            (f"quant.layer_bits.{name}", b) for name, b in self.layer_bits.items()
+        ]:
+            _check_bits(key, bits)
+            if bits == 1 and self.sign_bit == "included" and self.grid != "asymmetric":
                 raise UserError(
-                    "quant.bits=1 with quant.sign_bit=included leaves no level but zero. "
-                    "Use quant.bits=2 (three levels), or quant.sign_bit=extra."
+                    f"{key}=1 with quant.sign_bit=included leaves no level but zero. Use 2 bits (three levels), "
+                    f"quant.sign_bit=extra, or quant.grid=asymmetric."
                 )
         if len(set(widths)) < len(widths):
             raise UserError(f"quant.bits={widths} names a bit width twice.")
         if self.act_bits is not None:
             _check_bits("quant.act_bits", self.act_bits)
-        if self.act_alpha is not None and self.act_alpha <= 0:
-            raise UserError(f"quant.act_alpha={self.act_alpha} must be positive, or null to calibrate it.")
-        if self.alpha_multiplier <= 0:
-            raise UserError(f"quant.alpha_multiplier={self.alpha_multiplier} must be positive.")
+
+    def _validate_numbers(self) -> None:
+        positive = {
+            "alpha_multiplier": self.alpha_multiplier, "lp_norm": self.lp_norm, "act_alpha": self.act_alpha,
+            "mean_bits": self.mean_bits, "size_budget": self.size_budget,
+            "reconstruction.steps": self.reconstruction.steps,
+            "reconstruction.batch_size": self.reconstruction.batch_size,
+            "reconstruction.lr": self.reconstruction.lr,
+            "reconstruction.distill_batch_size": self.reconstruction.distill_batch_size,
+            "reconstruction.distill_lr": self.reconstruction.distill_lr,
+        }  # fmt: skip
+        for key, value in positive.items():
+            if value is not None and value <= 0:
+                raise UserError(f"quant.{key}={value} must be positive.")
+        for key in ("act_lr", "penalty", "distill_steps"):
+            if getattr(self.reconstruction, key) < 0:
+                raise UserError(f"quant.reconstruction.{key} must not be negative.")
+        for key in ("percentile", "act_percentile"):
+            if not 0 < getattr(self, key) <= 100:
+                raise UserError(f"quant.{key}={getattr(self, key)} must lie above 0 and at most at 100.")
+        if not 0 <= self.reconstruction.drop < 1:
+            raise UserError(f"quant.reconstruction.drop={self.reconstruction.drop} must be at least 0 and below 1.")
         if self.calibration_images < 1:
             raise UserError(f"quant.calibration_images={self.calibration_images} must be at least 1.")
+
+    def _validate_combinations(self) -> None:
+        if self.equalize and not self.fold_batch_norm:
+            raise UserError("quant.equalize=true needs quant.fold_batch_norm=true: it moves scale between layers.")
+        if self.batch_norm_reestimation and self.fold_batch_norm:
+            raise UserError("quant.batch_norm_reestimation=true needs quant.fold_batch_norm=false: no norm is left.")
+        if self.rounding != "nearest" and self.grid == "apot":
+            raise UserError(f"quant.rounding={self.rounding} needs a uniform grid. Allowed with apot: nearest.")
+        if self.reconstruction.distill_steps and self.grid == "apot":
+            raise UserError("quant.reconstruction.distill_steps needs a uniform grid, not quant.grid=apot.")
+        if self.grid == "power_of_two" and self.reconstruction.distill_steps:
+            raise UserError("quant.reconstruction.distill_steps learns scales, which quant.grid=power_of_two fixes.")
+        if self.mean_bits is not None and self.size_budget is not None:
+            raise UserError("quant.mean_bits and quant.size_budget are two names of one limit. Give one of them.")
+        if (self.mean_bits or self.size_budget) and self.granularity == "model":
+            raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")
 
 
 def _check_bits(key: str, bits: object) -> None:

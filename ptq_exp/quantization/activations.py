@@ -1,0 +1,153 @@
+"""Static calibration of activation ranges on a label-free draw of images.
+
+An observer is a function `(observation, grid) -> alpha`; `@observer` makes it available as `quant.act_rule=<name>`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.quantization.grids import UniformGrid, activation_grid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
+
+BINS = 4096
+BATCH = 256
+
+
+@dataclass
+class Observation:
+    """What one tensor of the float network looked like: its ends and the histogram of its magnitudes."""
+
+    low: float
+    high: float
+    histogram: Tensor  # (BINS,) counts of |x| from 0 to `limit`
+    limit: float
+
+
+Observer = Callable[[Observation, UniformGrid, float], float]
+OBSERVERS: dict[str, Observer] = {}
+
+
+def observer(name: str) -> Callable[[Observer], Observer]:
+    """Make an observer available as `quant.act_rule=<name>`."""
+
+    def register(rule: Observer) -> Observer:
+        OBSERVERS[name] = rule
+        return rule
+
+    return register
+
+
+@observer("max")
+def maximum(seen: Observation, grid: UniformGrid, percentile: float) -> float:
+    """The largest magnitude that occurred: nothing is clipped."""
+    return seen.limit
+
+
+@observer("percentile")
+def percentile_of_magnitudes(seen: Observation, grid: UniformGrid, percentile: float) -> float:
+    """The magnitude that `quant.act_percentile` percent of the values do not exceed (to a bin's width)."""
+    share = seen.histogram.cumsum(0) / seen.histogram.sum()
+    position = int(torch.searchsorted(share, percentile / 100).clamp(max=BINS - 1))
+    return (position + 1) / BINS * seen.limit
+
+
+@observer("mse")
+def histogram_mse(seen: Observation, grid: UniformGrid, percentile: float) -> float:
+    """The clipping value with the smallest mean squared error on the histogram, of 200 candidates."""
+    centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * seen.limit
+    candidates = torch.linspace(0.005, 1.0, 200, dtype=torch.float64) * seen.limit
+    rounded = grid.fake_quantize(centres[None], (candidates / max(grid.high, 1))[:, None])
+    errors = ((rounded - centres) ** 2 * seen.histogram.double()).sum(1)
+    return float(candidates[errors.argmin()])
+
+
+@torch.inference_mode()
+def observe(model: nn.Module, names: list[str], images: Tensor) -> dict[str, list[Observation]]:
+    """The inputs of the modules called `names` in the float `model` on normalized `images`, one entry an input.
+
+    Two passes: the first finds the ends, the second fills the histograms.
+    """
+    ends: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    histograms: dict[tuple[str, int], Tensor] = {}
+
+    def find_ends(key: tuple[str, int], x: Tensor) -> None:
+        low, high = ends.get(key, (x.amin(), x.amax()))
+        ends[key] = torch.minimum(low, x.amin()), torch.maximum(high, x.amax())
+
+    def count(key: tuple[str, int], x: Tensor) -> None:
+        limit = max(float(ends[key][1]), -float(ends[key][0]), 1e-12)
+        # On the CPU: CUDA has no deterministic histogram.
+        counts = torch.histc(x.abs().flatten().float().cpu(), BINS, 0, limit)
+        histograms[key] = histograms.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
+
+    for visit in (find_ends, count):
+        _run_with_inputs(model, names, images, visit)
+    found: dict[str, list[Observation]] = {name: [] for name in names}
+    for (name, position), (low, high) in sorted(ends.items(), key=lambda item: item[0][1]):
+        limit = max(float(high), -float(low), 1e-12)
+        found[name].append(Observation(float(low), float(high), histograms[name, position], limit))
+    return found
+
+
+def _run_with_inputs(
+    model: nn.Module, names: list[str], images: Tensor, visit: Callable[[tuple[str, int], Tensor], None]
+) -> None:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            for position, x in enumerate(inputs):
+                visit((name, position), x)
+
+        return watch
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        for batch in images.split(BATCH):
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def additions(model: nn.Module) -> list[str]:
+    """The residual additions: modules whose class says `quantize_inputs = True`."""
+    return [name for name, module in model.named_modules() if getattr(module, "quantize_inputs", False)]
+
+
+def quantize_activations(
+    model: nn.Module,
+    reference: nn.Module,
+    layers: dict[str, QuantizedLayer],
+    bits: dict[str, int],
+    images: Tensor,
+    *,
+    rule: str,
+    percentile: float,
+    alpha: float | None,
+    input_image: bool,
+    residual: bool,
+) -> None:
+    """Put a quantizer before every layer of `layers` (and residual addition), in place.
+
+    `bits` names the layers that get one and their width. The first layer's input, the image, is spared unless
+    `input_image`. Ranges come from `reference`, the float network, on `images`; a number for `alpha` overrides
+    them. Tensors with negative values get a signed grid.
+    """
+    first = next(iter(layers))
+    names = [name for name in layers if name in bits and (input_image or name != first)]
+    joints = additions(reference) if residual else []
+    seen = observe(reference, names + joints, images)
+
+    def make(observation: Observation, width: int) -> ActivationQuantizer:
+        signed = observation.low < 0
+        chosen = alpha if alpha is not None else OBSERVERS[rule](observation, activation_grid(width, signed), percentile)
+        return ActivationQuantizer(width, chosen, signed).to(images.device)
+
+    for name in names:
+        layers[name].activation = make(seen[name][0], bits[name])
+    width = max(bits.values()) if bits else 8
+    for name in joints:
+        first_operand, second_operand = (make(observation, width) for observation in seen[name])
+        model.set_submodule(name, QuantizedAddition(model.get_submodule(name), first_operand, second_operand))

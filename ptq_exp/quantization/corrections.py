@@ -1,0 +1,119 @@
+"""Changes to a network around quantization: batch-norm folding, equalization, bias correction, re-estimation."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.quantization.chains import batch_norm_pairs, layer_pairs
+from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+
+BATCH = 256  # images at a time; only memory depends on it
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module) -> list[str]:
+    """Move every batch norm that follows a convolution into its weights and bias, in place; returns their names.
+
+    The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14).
+    """
+    pairs = batch_norm_pairs(model)
+    for conv_name, norm_name in pairs:
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        conv.weight.mul_(factor.view(-1, 1, 1, 1))
+        before = conv.bias if conv.bias is not None else torch.zeros_like(norm.bias)
+        conv.bias = nn.Parameter((before - norm.running_mean) * factor + norm.bias)
+        model.set_submodule(norm_name, nn.Identity())
+    return [norm_name for _, norm_name in pairs]
+
+
+@torch.no_grad()
+def equalize(model: nn.Module, sweeps: int = 20) -> None:
+    """Give both sides of every unbranched pair of layers the same weight range per channel, in place.
+
+    Channel i of the first layer is divided by s_i and of the second multiplied, s_i = sqrt(r1_i r2_i) / r2_i
+    (Nagel et al. 2019, "Data-Free Quantization", equation 11). The function of the network stays the same; batch
+    norm must be folded.
+    """
+    pairs = [tuple(model.get_submodule(name) for name in names) for names in layer_pairs(model)]
+    for _ in range(sweeps):
+        for first, second in pairs:
+            groups = second.groups if isinstance(second, nn.Conv2d) else 1
+            if groups != 1 or second.weight.shape[1] != first.weight.shape[0]:
+                continue
+            rows = first.weight.flatten(1).abs().amax(1)
+            columns = second.weight.transpose(0, 1).flatten(1).abs().amax(1)
+            usable = (rows > 0) & (columns > 0)
+            factor = torch.where(usable, torch.sqrt(rows * columns) / columns, torch.ones_like(rows))
+            first.weight.div_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
+            if first.bias is not None:
+                first.bias.div_(factor)
+            second.weight.mul_(factor.view(1, -1, *[1] * (second.weight.dim() - 2)))
+
+
+@torch.no_grad()
+def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor) -> None:
+    """Shift every quantized layer's bias so that its mean output per channel is the float network's, in place.
+
+    Empirical bias correction, layer after layer, so that a layer sees its corrected predecessors (Nagel et al.
+    2019, section 4.2). `reference` is the float network with the same layers.
+    """
+    for name, layer in quantized_layers(model).items():
+        wanted = output_mean(reference, name, images)
+        found = output_mean(model, name, images)
+        bias = layer.layer.bias
+        before = torch.zeros_like(wanted) if bias is None else bias.data
+        layer.layer.bias = nn.Parameter(before + wanted - found, requires_grad=False)
+
+
+@torch.no_grad()
+def output_mean(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """Mean output per channel (C,) of the module called `name` over `images`."""
+    total, count = torch.zeros(()), 0
+
+    def watch(_: nn.Module, __: object, output: Tensor) -> None:
+        nonlocal total, count
+        channels = output.transpose(0, 1).flatten(1).double()
+        total = channels.sum(1) if count == 0 else total + channels.sum(1)
+        count += channels.shape[1]
+
+    handle = model.get_submodule(name).register_forward_hook(watch)
+    try:
+        for batch in images.split(BATCH):
+            model(batch)
+    finally:
+        handle.remove()
+    return (total / count).to(images)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, images: Tensor) -> None:
+    """Replace the running statistics of every batch norm by those of the quantized network on `images`, in place.
+
+    A cumulative average over batches (Sun et al. 2019, "Hybrid 8-bit training"). Few or unaugmented images can
+    do harm: on 1,024 of them a float ResNet-20 lost three points.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch: a cumulative average
+        norm.train()
+    for batch in images.split(BATCH):
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    """A copy whose weights and activations a later change of `model` does not touch."""
+    return copy.deepcopy(model).eval()
+
+
+__all__ = ["QuantizedLayer", "correct_biases", "equalize", "float_twin", "fold_batch_norm", "reestimate_batch_norm"]
