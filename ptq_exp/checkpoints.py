@@ -82,7 +82,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     epoch = {"last": "last epoch", "best_test": "best epoch on the test set, so its accuracy is optimistic"}
     chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
     source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
-    return FloatModel(model, normalize, float_digest, options, config, source, history)
+    return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
 
 
 def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
@@ -93,7 +93,7 @@ def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatM
     model.to(device).to(memory_format=torch.channels_last)
     config = _with_normalization(config, dataset, checkpoint)
     source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
-    return FloatModel(model, _normalizer(config, device), checkpoint.sha256, options, config, source)
+    return FloatModel(model.eval(), _normalizer(config, device), checkpoint.sha256, options, config, source)
 
 
 def _fitting_options(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:

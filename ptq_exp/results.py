@@ -15,7 +15,7 @@ from ptq_exp.checkpoints import FloatModel, write_atomically
 from ptq_exp.config import Config, flatten
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation
-from ptq_exp.quantization.apply import target_layers
+from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.files import save_quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.spec import QuantConfig

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ptq_exp.errors import UserError
 from ptq_exp.models import build_model
-from ptq_exp.quantization.apply import quantize, target_layers
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.files import load_quantized, save_quantized
 from ptq_exp.quantization.grids import UniformGrid, activation_grid, weight_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer

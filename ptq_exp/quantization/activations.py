@@ -142,7 +142,9 @@ def quantize_activations(
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
         signed = observation.low < 0
-        chosen = alpha if alpha is not None else OBSERVERS[rule](observation, activation_grid(width, signed), percentile)
+        chosen = (
+            alpha if alpha is not None else OBSERVERS[rule](observation, activation_grid(width, signed), percentile)
+        )
         return ActivationQuantizer(width, chosen, signed).to(images.device)
 
     for name in names:

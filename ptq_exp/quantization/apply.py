@@ -1,38 +1,42 @@
 """Quantize a network: prepare it, find the ranges, round the weights, calibrate the activations, correct, report."""
 
 import copy
-import fnmatch
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.errors import UserError, did_you_mean
-from ptq_exp.quantization import reconstruction
+from ptq_exp.errors import UserError
 from ptq_exp.quantization.activations import quantize_activations
 from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batch_norm, reestimate_batch_norm
-from ptq_exp.quantization.grids import parameters, stored_bits, weight_grid
-from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
-from ptq_exp.quantization.ranges import RangeContext, find_ranges
-from ptq_exp.quantization.report import Report, layer_report, make_report
+from ptq_exp.quantization.allocation import plan_mixed
+from ptq_exp.quantization.grids import stored_bits
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.report import Report, layer_report, make_report, output_sqnrs
+from ptq_exp.quantization.rounding import EIGHT, Progress, learn_rounding, plan_bits, round_weights, target_layers
 from ptq_exp.quantization.spec import QuantConfig
-
-EIGHT = 8
-Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
 def quantize(
-    model: nn.Module, config: QuantConfig, bits: int, calibration: Tensor, seed: int = 0, progress: Progress | None = None
+    model: nn.Module,
+    config: QuantConfig,
+    bits: int,
+    calibration: Tensor,
+    seed: int = 0,
+    progress: Progress | None = None,
+    store: Path | None = None,
 ) -> tuple[nn.Module, Report]:
     """A quantized copy of the float `model` at `bits` bits, and the report on its layers.
 
     `calibration` holds normalized images (N, 3, H, W) on the model's device; `seed` decides the draws of learned
-    rounding. The float model is left as it is. Raises `UserError` where there is nothing to quantize.
+    rounding. A folder `store` keeps every reconstructed unit, so that an interrupted reconstruction goes on there.
+    The float model is left as it is. Raises `UserError` where there is nothing to quantize.
     """
     reference = prepare(model, config)
-    plan = plan_bits(reference, config, bits)
+    if config.mixed:
+        plan, sensitivity = plan_mixed(reference, config, bits, calibration)
+    else:
+        plan, sensitivity = plan_bits(reference, config, bits), None
     network = copy.deepcopy(reference)
     round_weights(network, config, plan)
     layers = quantized_layers(network)
@@ -43,16 +47,17 @@ def quantize(
             alpha=config.act_alpha, input_image=config.act_input_image, residual=config.act_residual,
         )  # fmt: skip
     weights = {name: layer.weight.detach() for name, layer in target_layers(reference, config.layers).items()}
-    learn_rounding(network, reference, weights, config, calibration, seed, progress)
+    learn_rounding(network, reference, weights, config, bits, calibration, seed, progress, store)
     if config.bias_correction:
         correct_biases(network, reference, calibration)
     if config.batch_norm_reestimation:
         reestimate_batch_norm(network, calibration)
+    outputs = output_sqnrs(network, reference, list(plan), calibration)
     rows = [
-        layer_report(name, layer, weights[name], stored_bits(layer.bits, config.sign_bit, config.grid))
+        layer_report(name, layer, weights[name], stored_bits(layer.bits, config.sign_bit, config.grid), outputs[name])
         for name, layer in quantized_layers(network).items()
     ]
-    return network, make_report(network, rows)
+    return network, make_report(network, rows, sensitivity)
 
 
 def prepare(model: nn.Module, config: QuantConfig) -> nn.Module:
@@ -69,114 +74,7 @@ def prepare(model: nn.Module, config: QuantConfig) -> nn.Module:
     return reference
 
 
-def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers whose weights are quantized, by name, in the network's order; `kinds` is conv or all."""
-    wanted = nn.Conv2d if kinds == "conv" else nn.Conv2d | nn.Linear
-    return {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
-
-
-def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int]:
-    """The bit width of every layer that is quantized: patterns first, then the policy for first and last layer.
-
-    Raises `UserError` for a pattern in `quant.layer_bits` that no layer's name matches.
-    """
-    names = list(target_layers(model, config.layers))
-    plan = dict.fromkeys(names, bits)
-    if config.first_and_last == "eight":
-        plan |= {names[0]: EIGHT, names[-1]: EIGHT}
-    for pattern, width in config.layer_bits.items():
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise UserError(
-                f"quant.layer_bits: '{pattern}' matches no layer.{did_you_mean(pattern, names)} "
-                f"Layers: {', '.join(names)}."
-            )
-        plan |= dict.fromkeys(matched, width)
-    if config.first_and_last == "float":
-        for name in {names[0], names[-1]} - set(config.layer_bits):
-            del plan[name]
-    return plan
-
-
-def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, int]) -> None:
-    """Replace the layers of `plan` by quantized ones, rounded to nearest, in place."""
-    everything = target_layers(network, config.layers)
-    layers = {name: everything[name] for name in plan}
-    first_conv = next(iter(everything.values())).weight.detach()
-    grids = {name: weight_grid(bits, config.sign_bit, config.grid) for name, bits in plan.items()}
-    contexts = {
-        name: RangeContext(first_conv, grid, config.grid, config.alpha_multiplier, config.percentile, config.lp_norm)
-        for name, grid in grids.items()
-    }
-    weights = {name: layer.weight.detach() for name, layer in layers.items()}
-    ranges = find_ranges(weights, contexts, config.alpha_rule, config.granularity)
-    for name, layer in layers.items():
-        scale, zero_point = parameters(grids[name], config.grid, *ranges[name])
-        network.set_submodule(name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name]))
-
-
 def _activation_bits(name: str, names: list[str], config: QuantConfig) -> int:
     assert config.act_bits is not None
     ends = {names[0], names[-1]}
     return EIGHT if config.first_and_last == "eight" and name in ends else config.act_bits
-
-
-def units(network: nn.Module, rounding: str) -> list[str]:
-    """What is reconstructed, in the network's order: every layer, or every block and each layer outside of one."""
-    layers = list(quantized_layers(network))
-    if rounding == "adaround":
-        return layers
-    blocks = [name for name, module in network.named_modules() if getattr(module, "reconstruction_unit", False)]
-    found: list[str] = []
-    for layer in layers:
-        unit = next((block for block in blocks if layer.startswith(f"{block}.")), layer)
-        if unit not in found:
-            found.append(unit)
-    return found
-
-
-def learn_rounding(
-    network: nn.Module,
-    reference: nn.Module,
-    weights: dict[str, Tensor],
-    config: QuantConfig,
-    images: Tensor,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    """AdaRound, block reconstruction and distillation, as configured, in place."""
-    how = config.reconstruction
-    settings = reconstruction.Settings(
-        how.steps, how.batch_size, how.lr, how.act_lr, how.penalty, how.drop if config.act_bits is not None else 0.0
-    )
-    parts = units(network, config.rounding) if config.rounding != "nearest" else []
-    for number, name in enumerate(parts):
-        torch.manual_seed(seed * 1000 + number)
-        with _shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
-            reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
-    if how.distill_steps:
-        torch.manual_seed(seed * 1000 + 999)
-        with _shown(progress, "Distilling the network", how.distill_steps) as advance:
-            reconstruction.distill(
-                network, reference, images, how.distill_steps, how.distill_batch_size, how.distill_lr,
-                random_crop_and_flip, advance,
-            )  # fmt: skip
-
-
-def _shown(progress: Progress | None, description: str, steps: int) -> Any:
-    import contextlib
-
-    return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)
-
-
-def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
-    """A random crop of the padded batch and a mirror image of half of it; offsets are shared by the batch."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4, mode="reflect")
-    offsets = torch.randint(0, 2 * padding + 1, (2, n), device=images.device)
-    rows = torch.arange(height, device=images.device) + offsets[0][:, None]
-    columns = torch.arange(width, device=images.device) + offsets[1][:, None]
-    batch = torch.arange(n, device=images.device)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    mirrored = torch.rand(n, device=images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], cropped.flip(3), cropped)

@@ -4,6 +4,7 @@ A unit (a layer, a residual block or the network) is made to give the float netw
 every weight, whether it is rounded up or down, and for every activation its clipping value.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,29 +82,25 @@ class LearnedWeight(nn.Module):
         return (codes - self.zero_point) * self.log_scale.exp()
 
 
-def collect(
-    model: nn.Module, name: str, images: Tensor, *, inputs: bool, stop: bool = True
-) -> Tensor:
-    """The input or output of the module called `name` on normalized `images`, one tensor for all of them."""
-    found: list[Tensor] = []
+def collect(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and output of the module called `name` on normalized `images`, for all of them at once."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def watch(_: nn.Module, given: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        found.append((given[0] if inputs else output).detach())  # type: ignore[union-attr]
-        if stop:
-            raise _Enough
+    def watch(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs.append(given[0].detach())
+        outputs.append(output.detach())
+        raise _Enough
 
-    module = model.get_submodule(name)
-    handle = module.register_forward_pre_hook(watch) if inputs else module.register_forward_hook(watch)
+    handle = model.get_submodule(name).register_forward_hook(watch)
     try:
         with torch.no_grad():
             for batch in images.split(BATCH):
-                try:
+                with contextlib.suppress(_Enough):
                     model(batch)
-                except _Enough:
-                    continue
     finally:
         handle.remove()
-    return torch.cat(found)
+    return torch.cat(inputs), torch.cat(outputs)
 
 
 class _Enough(Exception):
@@ -118,8 +115,8 @@ def reconstruct_unit(
     weights: dict[str, Tensor],
     settings: Settings,
     advance: Callable[[], None] = lambda: None,
-) -> float:
-    """Learn the rounding of the unit called `name` of `model`, in place; returns the relative error left.
+) -> None:
+    """Learn the rounding of the unit called `name` of `model`, in place.
 
     The unit's input is that of the quantized network, with QDrop mixed element by element with the float network's;
     its target is the output of `reference`, the float network (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop").
@@ -128,9 +125,8 @@ def reconstruct_unit(
     unit = model.get_submodule(name)
     layers = {n: m for n, m in _with_prefix(unit, name) if isinstance(m, QuantizedLayer)}
     quantizers = [m for m in unit.modules() if isinstance(m, ActivationQuantizer)]
-    quantized_input = collect(model, name, images, inputs=True)
-    float_input = collect(reference, name, images, inputs=True) if settings.drop else quantized_input
-    target = collect(reference, name, images, inputs=False)
+    quantized_input, _ = collect(model, name, images)
+    float_input, target = collect(reference, name, images)
     power = target.square().mean().clamp(min=1e-12)
 
     for layer_name, layer in layers.items():
@@ -166,7 +162,6 @@ def reconstruct_unit(
         codes = layer.soft.codes()
         layer.soft = None
         layer.set_codes(codes.detach())
-    return float((collect(model, name, images, inputs=False) - target).square().mean() / power)
 
 
 def _with_prefix(unit: nn.Module, name: str) -> list[tuple[str, nn.Module]]:

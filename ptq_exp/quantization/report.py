@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ptq_exp.quantization.layers import QuantizedLayer
 
 FLOAT_BYTES = 4
+IMAGES = 64  # of the calibration images, for the outputs' SQNR
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class LayerReport:
     clipped_percent: float  # weights beyond alpha
     levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
     levels_available: int
-    sqnr_db: float  # 10 log10(sum w^2 / sum (w - w_q)^2)
+    sqnr_db: float  # of the weights: 10 log10(sum w^2 / sum (w - w_q)^2)
+    output_sqnr_db: float  # of the layer's output in the quantized network, against the float network's
     act_bits: int | None
     act_alpha: float | None
 
@@ -36,10 +38,11 @@ class Report:
 
     layers: list[LayerReport]
     bits_mean: float  # stored bits a quantized weight, sign included, over all quantized weights
+    sensitivity: dict[str, dict[int, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
     size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
 
 
-def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: int) -> LayerReport:
+def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: int, output_db: float) -> LayerReport:
     """The row of `layer`, whose float weights were `weight`."""
     ends = [torch.full_like(layer.scale, code) for code in (layer.grid.low, layer.grid.high)]
     low, high = (layer.grid.dequantize(end, layer.scale, layer.zero_point) for end in ends)
@@ -58,6 +61,7 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: int) ->
         levels_used=round(used),
         levels_available=layer.grid.levels,
         sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),
+        output_sqnr_db=output_db,
         act_bits=layer.activation.bits if layer.activation else None,
         act_alpha=layer.activation.alpha.item() if layer.activation else None,
     )
@@ -72,14 +76,36 @@ def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
     return 10 * math.log10(power / noise) if power > 0 else -math.inf
 
 
-def make_report(model: nn.Module, rows: list[LayerReport]) -> Report:
+@torch.no_grad()
+def output_sqnrs(model: nn.Module, reference: nn.Module, names: list[str], images: Tensor) -> dict[str, float]:
+    """SQNR in dB of the outputs of the modules called `names`, on the first of the normalized `images`."""
+    outputs: list[dict[str, Tensor]] = []
+    for network in (reference, model):
+        found: dict[str, Tensor] = {}
+        handles = [
+            network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
+            for name in names
+        ]
+        network(images[:IMAGES])
+        for handle in handles:
+            handle.remove()
+        outputs.append(found)
+    return {name: sqnr_db(outputs[0][name], outputs[1][name]) for name in names}
+
+
+def make_report(
+    model: nn.Module, rows: list[LayerReport], sensitivity: dict[str, dict[int, float]] | None = None
+) -> Report:
     """Totals of a quantized `model` whose layers are described by `rows`."""
     weights = sum(row.weights for row in rows)
     code_bits = sum(row.weights * row.bits for row in rows)
     floats = 0
     for name, tensor in model.state_dict().items():
-        replaced = name.endswith((".codes", "num_batches_tracked"))
+        # A symmetric grid has no zero-point to store.
+        replaced = name.endswith((".codes", "num_batches_tracked")) or (
+            name.endswith(".zero_point") and not tensor.any()
+        )
         if not replaced and name.removesuffix(".layer.weight") not in {row.layer for row in rows}:
             floats += tensor.numel()
     size = math.ceil(code_bits / 8) + FLOAT_BYTES * floats
-    return Report(layers=rows, bits_mean=code_bits / weights, size_bytes=size)
+    return Report(layers=rows, bits_mean=code_bits / weights, sensitivity=sensitivity, size_bytes=size)

@@ -12,15 +12,16 @@ BITS_RANGE = range(1, 17)
 class ReconstructionConfig:
     """How rounding is learned where `quant.rounding` asks for it."""
 
-    steps: int = 2000
+    up_to_bits: int = 6
+    steps: int = 1000
     batch_size: int = 32
     lr: float = 0.01
-    act_lr: float = 0.001
+    act_lr: float = 0.003
     penalty: float = 0.001
     drop: float = 0.5
     distill_steps: int = 0
     distill_batch_size: int = 64
-    distill_lr: float = 0.003
+    distill_lr: float = 0.005
 
 
 @dataclass
@@ -39,6 +40,8 @@ class QuantConfig:
     layers: str = "conv"
     first_and_last: str = "same"
     layer_bits: dict[str, int] = field(default_factory=dict)
+    mixed: bool = False
+    mixed_candidates: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 8])
     mean_bits: float | None = None
     size_budget: int | None = None
     act_bits: int | None = None
@@ -83,9 +86,11 @@ class QuantConfig:
         widths = self.bit_widths()
         if not widths:
             raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
-        for key, bits in [("quant.bits", b) for b in widths] + [
-            (f"quant.layer_bits.{name}", b) for name, b in self.layer_bits.items()
-        ]:
+        for key, bits in (
+            [("quant.bits", b) for b in widths]
+            + [(f"quant.layer_bits.{name}", b) for name, b in self.layer_bits.items()]
+            + [("quant.mixed_candidates", b) for b in self.mixed_candidates if self.mixed]
+        ):
             _check_bits(key, bits)
             if bits == 1 and self.sign_bit == "included" and self.grid != "asymmetric":
                 raise UserError(
@@ -134,7 +139,11 @@ class QuantConfig:
             raise UserError("quant.reconstruction.distill_steps learns scales, which quant.grid=power_of_two fixes.")
         if self.mean_bits is not None and self.size_budget is not None:
             raise UserError("quant.mean_bits and quant.size_budget are two names of one limit. Give one of them.")
-        if (self.mean_bits or self.size_budget) and self.granularity == "model":
+        if (self.mean_bits or self.size_budget) and not self.mixed:
+            raise UserError("quant.mean_bits and quant.size_budget have no effect without quant.mixed=true.")
+        if self.mixed and (self.layer_bits or self.first_and_last != "same"):
+            raise UserError("quant.mixed=true chooses every layer's bits: leave layer_bits and first_and_last alone.")
+        if self.mixed and self.granularity == "model":
             raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")
 
 

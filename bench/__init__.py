@@ -1,0 +1,1 @@
+"""Claims of speed and accuracy as commands that anyone can run."""

@@ -1,0 +1,183 @@
+"""The accuracy table of docs/results.md: `python -m bench.accuracy --checkpoint ... --lossless ... --jpeg ...`.
+
+Every row is the preset `best` at its bit widths (`mixed` chooses each layer's), on a checkpoint that was trained
+elsewhere. Calibration: 4,096 of the lossless training images, drawn by the seed, labels unused. Reported: top-1 on
+the lossless and on the JPEG test images, mean and standard deviation over the seeds. Results are appended to
+bench/results/accuracy.jsonl one by one; what is there is not computed again. Needs neither Hydra nor MLflow.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ptq_exp.checkpoints import FloatModel, load_or_train
+from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.data import load_dataset
+from ptq_exp.evaluation import evaluate
+from ptq_exp.experiment import hardware, pick_device
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
+
+RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
+CALIBRATION_IMAGES = 4096
+
+# Row: bits, changes to the preset, and what is known of others (measured Nov 2026, docs/results.md says how).
+ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "W8": (8, {}, "91.5-92.1 / 81.0 (all)"),
+    "W4": (4, {}, "AIMET AdaRound 92.04 / 80.50 s"),
+    "W3": (3, {}, "Brevitas GPTQ + bias correction 91.35 / 78.35 s; AIMET AdaRound 91.15 / 79.85 s"),
+    "W2 (4 levels)": (2, {}, "AIMET AdaRound 86.82 / 76.50 s"),
+    "W ternary (3 levels)": (2, {"grid": "symmetric"}, "-"),
+    "W8A8": (8, {"act_bits": 8}, "NNCF 92.13 / 81.30"),
+    "W4A8": (4, {"act_bits": 8}, "AIMET AdaRound 92.13 / 80.25 s"),
+    "W4A4": (4, {"act_bits": 4}, "Brevitas + bias correction 85.45 / 71.05 s"),
+    "W2A4": (2, {"act_bits": 4}, "-"),
+    "W3A3": (3, {"act_bits": 3}, "-"),
+    "W2A2": (2, {"act_bits": 2}, "-"),
+    "mixed, mean 2.0": (2, {"mixed": True}, "-"),
+}
+
+
+def preset(name: str, **changes: Any) -> QuantConfig:
+    """The preset of conf/quant, read without Hydra."""
+    content = yaml.safe_load((PROJECT_ROOT / "conf" / "quant" / f"{name}.yaml").read_text())
+    learned = ReconstructionConfig(**content.pop("reconstruction", {}))
+    config = QuantConfig(**content | {"reconstruction": learned} | changes)
+    config.validate()
+    return config
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
+    parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
+    parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
+    parser.add_argument("--cache", default=None, help="where decoded images are kept")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="names of rows; all by default")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    done = {(line["row"], line["seed"]) for line in read(arguments.results)}
+    tasks = [(row, seed) for seed in range(arguments.seeds) for row in arguments.rows if (row, seed) not in done]
+    deadline = time.time() + 60 * arguments.minutes
+    if tasks:
+        for archive in (arguments.lossless, arguments.jpeg):  # decoded once, before the workers need them
+            load_dataset(_config(arguments, archive), torch.device("cpu"))
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        for task in tasks:
+            queue.put(task)
+        workers = [
+            context.Process(target=work, args=(arguments, queue, deadline))
+            for _ in range(min(arguments.workers, len(tasks)))
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    table = write_table(read(arguments.results), PROJECT_ROOT / "docs" / "results.md")
+    print(table)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The measurements so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _config(arguments: argparse.Namespace, archive: str) -> Config:
+    data = DataConfig(name="image_folder", root=archive, resize=32)
+    return Config(data=data, checkpoint=arguments.checkpoint, cache_dir=arguments.cache)
+
+
+def work(arguments: argparse.Namespace, queue: Any, deadline: float) -> None:
+    """Take tasks from the queue until it is empty or the time is up."""
+    import queue as queues
+
+    device = pick_device("auto")
+    if device.type == "cuda":
+        torch.set_num_threads(2)
+    lossless = load_dataset(_config(arguments, arguments.lossless), device)
+    jpeg = load_dataset(_config(arguments, arguments.jpeg), torch.device("cpu"))
+    jpeg_test = jpeg.test_images.to(device), jpeg.test_labels.to(device)
+    float_model = load_or_train(_config(arguments, arguments.lossless), lossless, device)
+    tests = {"lossless": (lossless.test_images, lossless.test_labels), "jpeg": jpeg_test}
+    while time.time() < deadline:
+        try:
+            row, seed = queue.get(timeout=2)
+        except queues.Empty:
+            return
+        line = measure(row, seed, float_model, lossless.train_images, tests)
+        line |= {"device": hardware(device), "torch": torch.__version__, "date": date.today().isoformat()}
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            f"{row:22s} seed {seed}: lossless {line['lossless']:.2f}, jpeg {line['jpeg']:.2f}, {line['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def measure(
+    row: str,
+    seed: int,
+    float_model: FloatModel,
+    images: torch.Tensor,
+    tests: dict[str, tuple[torch.Tensor, torch.Tensor]],
+) -> dict[str, Any]:
+    """One row with one calibration seed: top-1 on every test set, and the seconds that quantization took."""
+    bits, changes, _ = ROWS[row]
+    config = preset("best", **changes)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    calibration = float_model.normalize(images[order[:CALIBRATION_IMAGES].to(images.device)])
+    started = time.perf_counter()
+    network, report = quantize(float_model.model, config, bits, calibration, seed)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
+    line |= {"bits_mean": report.bits_mean, "size_bytes": report.size_bytes}
+    line |= {"reconstruction": dataclasses.asdict(config.reconstruction)}
+    for name, (test_images, labels) in tests.items():
+        line[name] = evaluate(network, test_images, labels, float_model.normalize).top1
+        line[f"{name}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1
+    return line
+
+
+def write_table(lines: list[dict[str, Any]], path: Path) -> str:
+    """The Markdown table between the markers in `path`."""
+    rows = [
+        "| weights / activations | lossless | JPEG | seeds | seconds | best other (lossless / JPEG) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (_, _, others) in ROWS.items():
+        found = [line for line in lines if line["row"] == name]
+        if found:
+            values = [_mean_and_std([line[key] for line in found]) for key in ("lossless", "jpeg")]
+            seconds = statistics.median(line["seconds"] for line in found)
+            rows.append(f"| {name} | {values[0]} | {values[1]} | {len(found)} | {seconds:.0f} | {others} |")
+    table = "\n".join(rows)
+    if path.exists() and "<!-- table -->" in path.read_text():
+        before, _, rest = path.read_text().partition("<!-- table -->")
+        _, _, after = rest.partition("<!-- end of table -->")
+        path.write_text(f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}")
+    return table
+
+
+def _mean_and_std(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Mixed precision: how much every layer suffers at every bit width, and the best plan that a budget allows."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.errors import UserError
+from ptq_exp.quantization.grids import stored_bits
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.rounding import round_weights, target_layers
+from ptq_exp.quantization.spec import QuantConfig
+
+BATCH = 256
+IMAGES = 512  # of the calibration images, for the sensitivities
+
+Sensitivities = dict[str, dict[int, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
+
+
+def one_layer_at_a_time(reference: nn.Module, config: QuantConfig, bits: int) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer's name with a copy of the float `reference` in which only this layer's weights are quantized."""
+    plan = dict.fromkeys(target_layers(reference, config.layers), bits)
+    everything = copy.deepcopy(reference)
+    round_weights(everything, config, plan)
+    for name, layer in quantized_layers(everything).items():
+        single = copy.deepcopy(reference)
+        single.set_submodule(name, layer)
+        yield name, single
+
+
+@torch.no_grad()
+def sensitivities(reference: nn.Module, config: QuantConfig, images: Tensor) -> Sensitivities:
+    """For every layer and candidate width, how far the logits move when only this layer's weights are rounded.
+
+    The measure is the Kullback-Leibler divergence from the float network's prediction on normalized `images`, so
+    no label is needed.
+    """
+    images = images[:IMAGES]
+    wanted = torch.cat([reference(batch) for batch in images.split(BATCH)]).log_softmax(1)
+    found: Sensitivities = {name: {} for name in target_layers(reference, config.layers)}
+    for bits in config.mixed_candidates:
+        for name, network in one_layer_at_a_time(reference, config, bits):
+            got = torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
+            found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
+    return found
+
+
+def allocate(found: Sensitivities, weights: dict[str, int], budget: float, config: QuantConfig) -> dict[str, int]:
+    """The bit width of every layer with the smallest sum of sensitivities within `budget` bits for all weights.
+
+    `weights` counts each layer's weights. An integer program, solved exactly: one binary variable for each layer
+    and width. Raises `UserError` where even the smallest widths exceed the budget.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    names, widths = list(found), list(config.mixed_candidates)
+    cost = np.array([found[name][bits] for name in names for bits in widths])
+    size = np.array([weights[n] * stored_bits(b, config.sign_bit, config.grid) for n in names for b in widths], float)
+    one_each = np.kron(np.eye(len(names)), np.ones(len(widths)))
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget)]
+    # Sensitivities span six orders of magnitude: scaled, so that the solver's tolerance does not hide the small ones.
+    solved = milp(
+        cost / cost.max() * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
+        options={"mip_rel_gap": 0.0},
+    )  # fmt: skip
+    if solved.x is None:
+        total = sum(weights.values())
+        smallest = sum(weights[n] * min(stored_bits(b, config.sign_bit, config.grid) for b in widths) for n in names)
+        raise UserError(
+            f"No plan has {budget / total:.2f} bits a weight: with quant.mixed_candidates={widths} the smallest has "
+            f"{smallest / total:.2f}."
+        )
+    chosen = solved.x.reshape(len(names), len(widths)).argmax(1)
+    return {name: widths[index] for name, index in zip(names, chosen, strict=True)}
+
+
+def pareto(
+    found: Sensitivities, weights: dict[str, int], config: QuantConfig, points: int = 25
+) -> list[dict[str, float]]:
+    """Mean bits and summed sensitivity of the best plans for budgets between the smallest and the largest plan."""
+    total = sum(weights.values())
+    ends = [stored_bits(bits, config.sign_bit, config.grid) for bits in config.mixed_candidates]
+    curve = []
+    for mean in np.linspace(min(ends), max(ends), points):
+        plan = allocate(found, weights, mean * total + 1e-6, config)
+        bits = sum(weights[n] * stored_bits(b, config.sign_bit, config.grid) for n, b in plan.items())
+        curve.append({"bits_mean": bits / total, "sensitivity": sum(found[n][b] for n, b in plan.items())})
+    return curve
+
+
+def plan_mixed(
+    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor
+) -> tuple[dict[str, int], Sensitivities]:
+    """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or `bits` on average."""
+    layers = target_layers(reference, config.layers)
+    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    total = sum(weights.values())
+    if config.size_budget is not None:
+        state = reference.state_dict()
+        rest = 32 * (sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - total)
+        scales = 64 * sum(layer.weight.shape[0] if config.granularity == "channel" else 1 for layer in layers.values())
+        budget = 8.0 * config.size_budget - rest - scales
+    else:
+        budget = (config.mean_bits or bits) * total
+    found = sensitivities(reference, replace(config, act_bits=None), images)
+    return allocate(found, weights, budget + 1e-6, config), found
