@@ -78,7 +78,9 @@ class SweepCallback(Callback):
         figures = self.folder / "sweep"
         plots.accuracy_against_bits(series, figures / "accuracy_against_bits.png")
         (figures / "table.md").write_text(markdown_table(series, title))
-        self.parent.log(tags={"mlflow.note.content": markdown_table(series, title)})
+        lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
+        note = f"{markdown_table(series, title)}\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
+        self.parent.log(tags={"mlflow.note.content": note})
         self.parent.log_folder(figures)
         for label, rows in series.items():
             curve = [(row["bits"], {"top1_vs_bits": row["top1"]}) for row in rows]

@@ -14,12 +14,15 @@ from torch import Tensor
 from ptq_exp import results, tracking
 from ptq_exp.checkpoints import FloatModel, load_or_train
 from ptq_exp.config import Config, digest, from_hydra
-from ptq_exp.console import console, log
+from ptq_exp.console import console, log, progress
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
+from ptq_exp.quantization.allocation import one_layer_at_a_time
+from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.summary import Row, terminal_table
 
 # Set by the sweep callback: the jobs of a sweep leave the table to it.
@@ -52,13 +55,19 @@ def run(cfg: Any) -> dict[str, float]:
         rows = []
         for bits in config.quant.bit_widths():
             started = time.perf_counter()
-            quantized, report = quantize(float_model.model, config.quant, bits, calibration)
+            quantized, report = quantize(
+                float_model.model, config.quant, bits, calibration, config.seed, show_progress,
+                reconstruction_store(config, shared, bits, device),
+            )  # fmt: skip
             seconds = time.perf_counter() - started
             result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
             row = results.make_row(bits, config.quant, float_model, shared.baseline, result, report, seconds)
             rows.append(row)
             results.save_artifacts(folder / "artifacts", row, config, float_model, dataset, quantized, report)
             log.info("%s", results.headline(row, config.quant.name))
+            log.info("%s", row["diagnosis"])
+            if config.quant.sensitivity:
+                measure_sensitivity(bits, config, shared, folder / "artifacts")
         log_job(job, folder, rows, config, shared, device)
     return results.returned_metrics(rows)
 
@@ -126,6 +135,36 @@ def calibration_images(shared: Prepared, config: Config) -> Tensor:
     images = shared.dataset.train_images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
     return shared.float_model.normalize(images[order[: config.quant.calibration_images].to(images.device)])
+
+
+def show_progress(description: str, steps: int) -> Any:
+    """A progress bar in a terminal, a line elsewhere."""
+    if not console.is_terminal:
+        log.info("%s", description)
+    return progress(description, steps)
+
+
+def reconstruction_store(config: Config, shared: Prepared, bits: int, device: torch.device) -> Path | None:
+    """Where the units of a learned rounding are kept, so that an interrupted one goes on; None without one."""
+    if config.quant.rounding == "nearest":
+        return None
+    method = dataclasses.asdict(config.quant) | {"bits": bits, "name": "", "sensitivity": False}
+    key = digest(shared.float_model.digest, shared.fingerprint, method, config.seed, device.type)
+    return config.cache / "reconstruction" / key[:16]
+
+
+def measure_sensitivity(bits: int, config: Config, shared: Prepared, folder: Path) -> None:
+    """Accuracy with one layer quantized at a time, as a table and a figure."""
+    dataset, float_model = shared.dataset, shared.float_model
+    reference = prepare_float(float_model.model, config.quant)
+    rows = []
+    with show_progress("Measuring sensitivities", len(target_layers(reference, config.quant.layers))) as advance:
+        for name, network in one_layer_at_a_time(reference, config.quant, bits):
+            result = evaluate(network, dataset.test_images, dataset.test_labels, float_model.normalize)
+            drop = shared.baseline.top1 - result.top1
+            rows.append({"layer": name, "top1": result.top1, "top1_drop": drop, "loss": result.loss})
+            advance()
+    results.save_sensitivity(folder, bits, rows, shared.baseline)
 
 
 def log_job(

@@ -59,10 +59,36 @@ def accuracy_against_bits(series: dict[str, list[dict[str, Any]]], path: Path) -
     _save(figure, path)
 
 
-def _figure() -> tuple["Figure", Any]:
+def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Path) -> None:
+    """Top-1 drop in points (one bar a layer) when only this layer is quantized."""
+    figure, axes = _figure(height=1.5 + 0.22 * len(layers))
+    axes.barh(range(len(layers)), drops, color=[RED if drop > 0 else GREEN for drop in drops])
+    axes.set_yticks(range(len(layers)), layers, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.set(xlabel="top-1 drop (points)", title=title)
+    _save(figure, path)
+
+
+def pareto(curve: list[dict[str, float]], bits_mean: float, chosen: dict[str, int], path: Path) -> None:
+    """The best plans of mixed precision, their summed sensitivity against their mean bits, and the chosen plan."""
+    figure, axes = _figure()
+    bits, cost = [point["bits_mean"] for point in curve], [max(point["sensitivity"], 1e-9) for point in curve]
+    axes.semilogy(bits, cost, marker="o", color=BLUE, label="best plan for each budget")
+    axes.axvline(bits_mean, color=RED, linestyle="--", label=f"this run: {bits_mean:.2f} bits a weight")
+    counts = {width: list(chosen.values()).count(width) for width in sorted(set(chosen.values()))}
+    text = "\n".join(f"{width} bits: {count} layers" for width, count in counts.items())
+    axes.text(0.98, 0.70, text, transform=axes.transAxes, ha="right", va="top", fontsize=9)
+    axes.set(xlabel="mean bits a weight, sign included", ylabel="summed divergence (nats)", title="Mixed precision")
+    axes.grid(alpha=0.3)
+    axes.legend(framealpha=1, edgecolor="none", fontsize=9)
+    _save(figure, path)
+
+
+def _figure(height: float = 4.5) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

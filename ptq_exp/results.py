@@ -15,14 +15,17 @@ from ptq_exp.checkpoints import FloatModel, write_atomically
 from ptq_exp.config import Config, flatten
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation
-from ptq_exp.quantization.rounding import target_layers
+from ptq_exp.quantization.allocation import pareto
+from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.files import save_quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
+from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.spec import QuantConfig
 from ptq_exp.summary import Row, markdown_table
 from ptq_exp.tracking import Run
 
 RESULTS_FILE = "results.json"
+NOT_METRICS = {"bits", "act_bits", "diagnosis"}
 
 
 def make_row(
@@ -58,12 +61,13 @@ def make_row(
         "size_bytes_float": FLOAT_BYTES * parameters,
         "quantize_seconds": quantize_seconds,
         "evaluate_seconds": result.seconds,
+        "diagnosis": diagnose(report, quant),
     }
 
 
 def metrics(row: Row) -> dict[str, float]:
     """The numbers of a row that are measured, not chosen."""
-    return {key: float(value) for key, value in row.items() if key not in ("bits", "act_bits")}
+    return {key: float(value) for key, value in row.items() if key not in NOT_METRICS}
 
 
 def returned_metrics(rows: list[Row]) -> dict[str, float]:
@@ -95,10 +99,7 @@ def save_artifacts(
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f"w{row['bits']}"
     table = [dataclasses.asdict(layer) for layer in report.layers]
-    with (folder / f"layers_{suffix}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    _write_csv(folder / f"layers_{suffix}.csv", table)
     (folder / f"layers_{suffix}.json").write_text(json.dumps([_without_infinities(line) for line in table], indent=1))
     about = {
         "model": float_model.options,
@@ -116,6 +117,28 @@ def save_artifacts(
         weights = layer.weight.detach().cpu().numpy()
         title = f"{config.model['name']}, first convolution ({name}): {weights.size} float weights"
         plots.weight_density(weights, report.layers[0].alpha, title, figure)
+    if report.sensitivity is not None:
+        sizes = {layer.layer: layer.weights for layer in report.layers}
+        curve = pareto(report.sensitivity, sizes, config.quant)
+        chosen = {layer.layer: layer.bits for layer in report.layers}
+        plots.pareto(curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
+        (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
+
+
+def save_sensitivity(folder: Path, bits: int, rows: list[Row], baseline: Evaluation) -> None:
+    """The table and the figure of accuracy with one layer quantized at a time."""
+    _write_csv(folder / f"one_layer_w{bits}.csv", rows)
+    title = f"One layer at a time at {bits} bits (float {baseline.top1:.2f} %)"
+    plots.sensitivity_bars(
+        [row["layer"] for row in rows], [row["top1_drop"] for row in rows], title, folder / f"one_layer_w{bits}.png"
+    )
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _without_infinities(line: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +178,9 @@ def log(
     # The job that trained the float model logs the training, once.
     history, float_model.history = float_model.history, []
     points += list(enumerate(history, start=1))
-    run.log_series(points, params, tags | {"mlflow.note.content": markdown_table({"": rows}, title)})
+    sentences = "\n\n".join(f"{row['bits']} bits. {row['diagnosis']}" for row in rows)
+    note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
+    run.log_series(points, params, tags | {"mlflow.note.content": note})
     run.log_folder(artifacts)
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from ptq_exp.errors import UserError
 from ptq_exp.models import build_model
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.files import load_quantized, save_quantized
-from ptq_exp.quantization.grids import UniformGrid, activation_grid, weight_grid
+from ptq_exp.quantization.grids import Grid, activation_grid, parameters, weight_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
-from ptq_exp.quantization.ranges import find_alphas
+from ptq_exp.quantization.ranges import RangeContext, find_ranges
+from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
 values = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=40).map(torch.tensor)
@@ -30,7 +30,7 @@ def notebook(w: torch.Tensor, alpha: float, bits: int) -> torch.Tensor:
     return alpha * torch.sign(w) * torch.round(torch.clamp(w.abs() / alpha, 0, 1) * n) / n
 
 
-def fake(w: torch.Tensor, alpha: float, grid: UniformGrid) -> torch.Tensor:
+def fake(w: torch.Tensor, alpha: float, grid: Grid) -> torch.Tensor:
     return grid.fake_quantize(w, torch.tensor(alpha / grid.high))
 
 
@@ -108,16 +108,28 @@ def test_agrees_with_torch_where_both_define_the_same(w: torch.Tensor, bits: int
 def test_alpha_rules() -> None:
     weights = {"a": torch.tensor([[1.0, -3.0], [0.5, 0.5]]), "b": torch.tensor([[4.0, 0.0]])}
     population_std = weights["a"].numpy().std()
-    found = find_alphas(weights, "first_conv_std", 3.0, "model")
-    assert found["a"].item() == pytest.approx(3 * population_std)
-    assert torch.equal(found["a"], found["b"])
-    assert find_alphas(weights, "max", 3.0, "model")["a"].tolist() == [4.0]
-    assert find_alphas(weights, "max", 3.0, "tensor")["a"].tolist() == [3.0]
-    assert find_alphas(weights, "max", 3.0, "channel")["a"].tolist() == [3.0, 0.5]
-    assert find_alphas(weights, "std", 2.0, "tensor")["b"].tolist() == [4.0]
-    assert find_alphas({"zero": torch.zeros(2, 3)}, "max", 1.0, "channel")["zero"].tolist() == [1.0, 1.0]
+
+    def alphas(rule: str, granularity: str, multiplier: float = 3.0) -> dict[str, list[float]]:
+        context = RangeContext(weights["a"], weight_grid(4, "extra"), "symmetric", multiplier)
+        ranges = find_ranges(weights, dict.fromkeys(weights, context), rule, granularity)
+        return {name: torch.maximum(high, -low).tolist() for name, (low, high) in ranges.items()}
+
+    found = alphas("first_conv_std", "model")
+    assert found["a"] == pytest.approx([3 * population_std])
+    assert found["a"] == found["b"]
+    assert alphas("max", "model")["a"] == [4.0]
+    assert alphas("max", "tensor")["a"] == [3.0]
+    assert alphas("max", "channel")["a"] == [3.0, 0.5]
+    assert alphas("std", "tensor", 2.0)["b"] == [4.0]
+    weights["b"][0, 0] = float("nan")
     with pytest.raises(UserError, match="finite"):
-        find_alphas({"broken": torch.tensor([[float("nan")]])}, "max", 1.0, "tensor")
+        alphas("max", "tensor")
+
+
+def test_a_group_of_zeros_keeps_a_scale() -> None:
+    scale, zero_point = parameters(weight_grid(4, "extra"), "symmetric", torch.zeros(2), torch.zeros(2))
+    assert scale.tolist() == [1.0, 1.0]
+    assert zero_point.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("shortcut", "count"), [("conv", 21), ("pad", 19)])

@@ -3,13 +3,12 @@
 import copy
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
 from ptq_exp.quantization.activations import quantize_activations
-from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batch_norm, reestimate_batch_norm
 from ptq_exp.quantization.allocation import plan_mixed
+from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batch_norm, reestimate_batch_norm
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.report import Report, layer_report, make_report, output_sqnrs

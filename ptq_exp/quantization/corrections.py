@@ -1,12 +1,12 @@
 """Changes to a network around quantization: batch-norm folding, equalization, bias correction, re-estimation."""
 
-import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptq_exp.quantization.chains import batch_norm_pairs, layer_pairs
-from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.layers import quantized_layers
 
 BATCH = 256  # images at a time; only memory depends on it
 
@@ -40,7 +40,7 @@ def equalize(model: nn.Module, sweeps: int = 20) -> None:
     (Nagel et al. 2019, "Data-Free Quantization", equation 11). The function of the network stays the same; batch
     norm must be folded.
     """
-    pairs = [tuple(model.get_submodule(name) for name in names) for names in layer_pairs(model)]
+    pairs: list[Any] = [tuple(map(model.get_submodule, names)) for names in layer_pairs(model)]
     for _ in range(sweeps):
         for first, second in pairs:
             groups = second.groups if isinstance(second, nn.Conv2d) else 1
@@ -109,11 +109,3 @@ def reestimate_batch_norm(model: nn.Module, images: Tensor) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-
-
-def float_twin(model: nn.Module) -> nn.Module:
-    """A copy whose weights and activations a later change of `model` does not touch."""
-    return copy.deepcopy(model).eval()
-
-
-__all__ = ["QuantizedLayer", "correct_biases", "equalize", "float_twin", "fold_batch_norm", "reestimate_batch_norm"]

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
-from ptq_exp.quantization.grids import UniformGrid
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -19,50 +19,85 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
 
     `metadata` (JSON) is for whoever loads it: `load_quantized` hands it back.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    layers = quantized_layers(model)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if name.removesuffix(".layer.weight") not in layers
     }
-    description = {}
     for name, layer in layers.items():
         tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
-        description[name] = {
-            "grid": [layer.grid.low, layer.grid.high],
-            "activation": layer.activation.grid.levels.bit_length() - 1 if layer.activation else None,
-        }
-    save_file(tensors, path, {"ptq_exp": json.dumps(metadata | {"layers": description})})
+    description = {
+        "layers": {name: {"grid": _describe(layer.grid), "bits": layer.bits} for name, layer in layers.items()},
+        "activations": {
+            name: {"bits": module.bits, "signed": module.signed}
+            for name, module in model.named_modules()
+            if isinstance(module, ActivationQuantizer)
+        },
+    }
+    save_file(tensors, path, {"ptq_exp": json.dumps(metadata | description)})
 
 
-def _smallest_type(grid: UniformGrid) -> torch.dtype:
+def _smallest_type(grid: Grid) -> torch.dtype:
     for dtype in (torch.int8, torch.int16):
         if torch.iinfo(dtype).min <= grid.low and grid.high <= torch.iinfo(dtype).max:
             return dtype
     return torch.int32
 
 
+def _describe(grid: Grid) -> dict[str, Any]:
+    return {"values": grid.values} if isinstance(grid, LevelGrid) else {"low": grid.low, "high": grid.high}
+
+
+def _grid(described: dict[str, Any]) -> Grid:
+    return LevelGrid(tuple(described["values"])) if "values" in described else UniformGrid(**described)
+
+
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """Turn `float_model`, a network of the same architecture, into the quantized network of `path`, in place.
 
-    Its logits are bit for bit those of the network that was saved. Raises `UserError` where the file is another
-    network's.
+    Its logits are bit for bit those of the network that was saved. Raises `UserError` where the file is broken or
+    another network's.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
-        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        for name, module in list(float_model.named_modules()):
+            if isinstance(module, nn.BatchNorm2d) and f"{name}.weight" not in tensors:
+                float_model.set_submodule(name, nn.Identity())  # it was folded into its convolution
         for name, found in metadata["layers"].items():
-            layer = float_model.get_submodule(name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            wrapped = QuantizedLayer(layer, UniformGrid(*found["grid"]), torch.ones(tensors[f"{name}.scale"].numel()))
-            if found["activation"] is not None:
-                wrapped.activation = ActivationQuantizer(found["activation"], 1.0)
-            wrapped.scale.copy_(tensors[f"{name}.scale"])
-            wrapped.set_codes(tensors.pop(f"{name}.codes").float())
-            tensors |= {f"{name}.codes": wrapped.codes, f"{name}.layer.weight": wrapped.layer.weight.data}
-            float_model.set_submodule(name, wrapped)
+            _wrap_layer(float_model, name, found, tensors)
+        _wrap_activations(float_model, metadata["activations"])
         float_model.load_state_dict(tensors)
-    except (KeyError, AttributeError, AssertionError, RuntimeError) as error:
+    except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
     return float_model.eval(), metadata
+
+
+def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    layer = model.get_submodule(name)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise TypeError(f"{name} is a {type(layer).__name__}")
+    bias = tensors.get(f"{name}.layer.bias")
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
+    wrapped = QuantizedLayer(layer, _grid(found["grid"]), scale.flatten(), zero_point.flatten(), found["bits"])
+    wrapped.set_codes(tensors[f"{name}.codes"])
+    tensors |= {f"{name}.codes": wrapped.codes, f"{name}.layer.weight": wrapped.layer.weight.data}
+    model.set_submodule(name, wrapped)
+
+
+def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
+    """Quantizers of layers are called `<layer>.activation`, of additions `<addition>.first` and `.second`."""
+    for name, found in described.items():
+        parent, _, role = name.rpartition(".")
+        quantizer = ActivationQuantizer(found["bits"], 1.0, found["signed"])
+        if role == "activation":
+            layer = model.get_submodule(parent)
+            assert isinstance(layer, QuantizedLayer)
+            layer.activation = quantizer
+        elif role == "first":
+            second = described[f"{parent}.second"]
+            other = ActivationQuantizer(second["bits"], 1.0, second["signed"])
+            model.set_submodule(parent, QuantizedAddition(model.get_submodule(parent), quantizer, other))

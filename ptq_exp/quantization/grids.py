@@ -62,7 +62,7 @@ class LevelGrid:
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """Codes (float tensor of whole numbers, the shape of `x`)."""
         values = torch.tensor(self.values, dtype=x.dtype, device=x.device)
-        return torch.bucketize(x / scale, (values[1:] + values[:-1]) / 2).to(x.dtype)
+        return torch.bucketize((x / scale).contiguous(), (values[1:] + values[:-1]) / 2).to(x.dtype)
 
     def dequantize(self, codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """The float values that `codes` stand for."""

@@ -1,12 +1,12 @@
 """The modules that a quantized network is made of."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.quantization.grids import Grid, UniformGrid, activation_grid
+from ptq_exp.quantization.grids import Grid, activation_grid
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -37,12 +37,6 @@ class ActivationQuantizer(nn.Module):
         return torch.where(torch.rand_like(x) < self.drop, x, quantized) if self.drop else quantized
 
 
-class SoftWeight(Protocol):
-    """Weights that are being learned: called for the float weights to use in this step."""
-
-    def __call__(self) -> Tensor: ...
-
-
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weights lie on a grid, with an optional quantizer of its input.
 
@@ -59,7 +53,7 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
-        self.soft: SoftWeight | None = None
+        self.soft: Callable[[], Tensor] | None = None
         weight = layer.weight.detach()
         self.register_buffer("scale", _per_group(scale, weight))
         self.register_buffer("zero_point", _per_group(zero_point, weight))
@@ -99,13 +93,3 @@ class QuantizedAddition(nn.Module):
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The quantized layers of `model` by name, in the network's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
-
-
-__all__ = [
-    "ActivationQuantizer",
-    "QuantizedAddition",
-    "QuantizedLayer",
-    "UniformGrid",
-    "quantized_layers",
-    "round_through",
-]

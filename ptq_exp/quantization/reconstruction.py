@@ -129,9 +129,9 @@ def reconstruct_unit(
     float_input, target = collect(reference, name, images)
     power = target.square().mean().clamp(min=1e-12)
 
-    for layer_name, layer in layers.items():
-        layer.soft = SoftRounding(layer, weights[layer_name]).to(images.device)
-    soft = [layer.soft for layer in layers.values()]
+    soft = [SoftRounding(layer, weights[layer_name]) for layer_name, layer in layers.items()]
+    for layer, learned in zip(layers.values(), soft, strict=True):
+        layer.soft = learned
     _set_drop(quantizers, settings.drop)
     logs = _learn_alphas(quantizers, settings.act_lr)
     groups: list[dict[str, Any]] = [{"params": [s.v for s in soft], "lr": settings.lr}]
@@ -158,10 +158,9 @@ def reconstruct_unit(
     minimize(loss, groups, settings.steps, schedule, advance)
     _set_drop(quantizers, 0.0)
     _freeze_alphas(quantizers, logs)
-    for layer in layers.values():
-        codes = layer.soft.codes()
+    for layer, learned in zip(layers.values(), soft, strict=True):
         layer.soft = None
-        layer.set_codes(codes.detach())
+        layer.set_codes(learned.codes().detach())
 
 
 def _with_prefix(unit: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
@@ -258,15 +257,16 @@ def distill(
     """
     layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
-    for layer in layers:
-        layer.soft = LearnedWeight(layer, layer.layer.weight.detach()).to(images.device)
+    soft = [LearnedWeight(layer, layer.layer.weight.detach()) for layer in layers]
+    for layer, learned in zip(layers, soft, strict=True):
+        layer.soft = learned
     logs = _learn_alphas(quantizers, lr)
     biases = [layer.layer.bias for layer in layers if layer.layer.bias is not None]
     for bias in biases:
         bias.requires_grad_(True)
     groups: list[dict[str, Any]] = [
-        {"params": [layer.soft.position for layer in layers], "base": lr},
-        {"params": [layer.soft.log_scale for layer in layers] + biases + logs, "base": lr * SLOWER},
+        {"params": [learned.position for learned in soft], "base": lr},
+        {"params": [learned.log_scale for learned in soft] + biases + logs, "base": lr * SLOWER},
     ]
     for group in groups:
         group["lr"] = torch.tensor(group["base"], device=images.device)
@@ -288,9 +288,8 @@ def distill(
     _freeze_alphas(quantizers, logs)
     for bias in biases:
         bias.requires_grad_(False)
-    for layer in layers:
-        soft = layer.soft
+    for layer, learned in zip(layers, soft, strict=True):
         layer.soft = None
-        layer.scale.copy_(soft.log_scale.detach().exp())
-        codes = torch.round(soft.position.detach()) + layer.zero_point
+        layer.scale.copy_(learned.log_scale.detach().exp())
+        codes = torch.round(learned.position.detach()) + layer.zero_point
         layer.set_codes(codes.clamp(layer.grid.low, layer.grid.high))

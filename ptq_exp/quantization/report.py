@@ -1,6 +1,7 @@
 """What quantization did to every layer, and what the quantized network weighs."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,18 +80,21 @@ def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
 @torch.no_grad()
 def output_sqnrs(model: nn.Module, reference: nn.Module, names: list[str], images: Tensor) -> dict[str, float]:
     """SQNR in dB of the outputs of the modules called `names`, on the first of the normalized `images`."""
-    outputs: list[dict[str, Tensor]] = []
-    for network in (reference, model):
-        found: dict[str, Tensor] = {}
-        handles = [
-            network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
-            for name in names
-        ]
-        network(images[:IMAGES])
-        for handle in handles:
-            handle.remove()
-        outputs.append(found)
-    return {name: sqnr_db(outputs[0][name], outputs[1][name]) for name in names}
+    wanted, found = (_outputs(network, names, images[:IMAGES]) for network in (reference, model))
+    return {name: sqnr_db(wanted[name], found[name]) for name in names}
+
+
+def _outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _, __, output: found.update({name: output})
+
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    network(images)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def make_report(

@@ -1,0 +1,480 @@
+"""Ranges, grids, corrections, learned rounding and mixed precision: exact values, invariants, what they are for."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Outcome
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ptq_exp.errors import UserError
+from ptq_exp.models import build_model
+from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
+from ptq_exp.quantization.allocation import allocate, sensitivities
+from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.corrections import (
+    correct_biases,
+    equalize,
+    fold_batch_norm,
+    output_mean,
+    reestimate_batch_norm,
+)
+from ptq_exp.quantization.files import load_quantized, save_quantized
+from ptq_exp.quantization.grids import (
+    LevelGrid,
+    UniformGrid,
+    activation_grid,
+    additive_powers_of_two,
+    parameters,
+    weight_grid,
+)  # fmt: skip
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.ranges import ALPHA_RULES, RangeContext
+from ptq_exp.quantization.reconstruction import SoftRounding
+from ptq_exp.quantization.rounding import plan_bits, units
+from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
+
+LEARNED: dict[str, Any] = {
+    "sign_bit": "included", "grid": "asymmetric", "alpha_rule": "lp", "granularity": "channel", "layers": "all",
+    "fold_batch_norm": True, "act_rule": "mse",
+}  # fmt: skip
+QUICK = ReconstructionConfig(steps=60, batch_size=16)
+
+
+def network(architecture: str = "resnet", **options: Any) -> nn.Module:
+    """Random weights and batch-norm statistics that are not the identity."""
+    torch.manual_seed(4)
+    model = build_model(architecture, 10, **({"depth": 8} | options if architecture == "resnet" else options)).eval()
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
+    return model
+
+
+def images(count: int = 48) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def error(model: nn.Module, reference: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x) - reference(x)).square().mean() / reference(x).square().mean())
+
+
+# Grids -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_asymmetric_grid_has_all_levels_and_a_zero() -> None:
+    grid = weight_grid(2, "included", "asymmetric")
+    scale, zero_point = parameters(grid, "asymmetric", torch.tensor([-1.0]), torch.tensor([2.0]))
+    assert (grid.levels, scale.item(), zero_point.item()) == (4, 1.0, 1.0)
+    x = torch.tensor([-5.0, -0.6, -0.4, 0.0, 1.4, 1.6, 9.0])
+    assert grid.fake_quantize(x, scale, zero_point).tolist() == [-1.0, -1.0, 0.0, 0.0, 1.0, 2.0, 2.0]
+
+
+def test_power_of_two_scales() -> None:
+    grid = weight_grid(4, "included", "power_of_two")
+    scale, _ = parameters(grid, "power_of_two", torch.tensor([-1.0, -0.01]), torch.tensor([0.9, 0.03]))
+    assert scale.tolist() == [2.0**-3, 2.0**-8]  # 1/7 and 0.03/7, nearest in the exponent
+
+
+def test_additive_powers_of_two() -> None:
+    """Li et al. 2020: 4 bits of magnitude are sums of {0, 1, 1/4, 1/16} and {0, 1/2, 1/8, 1/32}."""
+    terms = [0, 1, 1 / 4, 1 / 16], [0, 1 / 2, 1 / 8, 1 / 32]
+    magnitudes = sorted({(a + b) / 1.5 for a, b in itertools.product(*terms)})
+    levels = additive_powers_of_two(4)
+    assert len(magnitudes) == 16
+    assert levels == pytest.approx(sorted({-m for m in magnitudes} | set(magnitudes)))
+    assert additive_powers_of_two(2) == pytest.approx([-1, -1 / 2, -1 / 4, 0, 1 / 4, 1 / 2, 1])
+    assert additive_powers_of_two(1) == (-1.0, 0.0, 1.0)
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30).map(torch.tensor), st.integers(1, 6))
+def test_level_grids_take_the_nearest_level(x: torch.Tensor, bits: int) -> None:
+    grid = LevelGrid(additive_powers_of_two(bits))
+    scale = torch.tensor(1.5)
+    values = torch.tensor(grid.values) * 1.5
+    nearest = (x[:, None] - values).abs().amin(1)
+    quantized = grid.fake_quantize(x, scale)
+    assert torch.allclose((quantized - x).abs(), nearest, atol=1e-5)
+    assert torch.equal(grid.fake_quantize(quantized, scale), quantized)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "power_of_two", "apot"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_grid_is_idempotent_and_within_its_levels(kind: str, bits: int) -> None:
+    model, x = network(), images(4)
+    config = QuantConfig(sign_bit="included", grid=kind, alpha_rule="max", granularity="channel")
+    quantized, report = quantize(model, config, bits, x)
+    for layer in quantized_layers(quantized).values():
+        codes = layer.grid.quantize(layer.layer.weight, layer.scale, layer.zero_point)
+        assert torch.equal(codes, layer.codes.float())
+        assert layer.codes.min() >= layer.grid.low
+        assert layer.codes.max() <= layer.grid.high
+    assert all(row.bits == bits and row.levels_available <= 2**bits for row in report.layers)
+
+
+# Ranges ----------------------------------------------------------------------------------------------------------
+
+
+def context(kind: str = "symmetric", bits: int = 3, **changes: Any) -> RangeContext:
+    return RangeContext(torch.ones(1), weight_grid(bits, "included", kind), kind, **changes)
+
+
+def test_percentile_by_hand() -> None:
+    row = torch.cat([torch.arange(1.0, 100.0), torch.tensor([-1000.0])])[None]
+    low, high = ALPHA_RULES["percentile"](row, context(percentile=99.0))
+    assert high.item() == pytest.approx(99 + 0.01 * 901, rel=1e-4)
+    assert low.item() == -high.item()
+    low, high = ALPHA_RULES["percentile"](row, context("asymmetric", percentile=98.0))
+    assert low.item() == pytest.approx(-1000 + 0.99 * 1001, rel=1e-4)
+    assert high.item() == pytest.approx(98.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("rule", "power"), [("mse", 2.0), ("lp", 2.4), ("lp", 4.0)])
+def test_error_minimizing_ranges_beat_every_other_rule(kind: str, rule: str, power: float) -> None:
+    groups = torch.randn(6, 200, generator=torch.Generator().manual_seed(0)) ** 3
+    found = context(kind, norm=power)
+
+    def loss(name: str) -> torch.Tensor:
+        scale, zero_point = parameters(found.grid, kind, *ALPHA_RULES[name](groups, found))
+        rounded = found.grid.fake_quantize(groups, scale[:, None], zero_point[:, None])
+        return (rounded - groups).abs().pow(power).mean(1)
+
+    for other in ("max", "std", "percentile"):
+        assert (loss(rule) <= loss(other) * 1.001).all(), other
+
+
+# Layers and activations ------------------------------------------------------------------------------------------
+
+
+def test_policies_for_layers() -> None:
+    model = network()
+    every = QuantConfig(layers="all")
+    names = list(plan_bits(model, every, 3))
+    assert names[0] == "conv1"
+    assert names[-1] == "linear"
+    assert "linear" not in plan_bits(model, QuantConfig(), 3)
+    eight = plan_bits(model, replace(every, first_and_last="eight"), 3)
+    assert (eight["conv1"], eight["linear"], eight["layer1.0.conv1"]) == (8, 8, 3)
+    spared = plan_bits(model, replace(every, first_and_last="float"), 3)
+    assert set(names) - set(spared) == {"conv1", "linear"}
+    pattern = plan_bits(model, replace(every, layer_bits={"layer3.*": 5, "linear": 6}), 3)
+    assert {name: bits for name, bits in pattern.items() if bits != 3} == {
+        "layer3.0.conv1": 5, "layer3.0.conv2": 5, "layer3.0.shortcut.0": 5, "linear": 6,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"'layer9\.\*' matches no layer"):
+        plan_bits(model, replace(every, layer_bits={"layer9.*": 5}), 3)
+
+
+def test_observers_by_hand() -> None:
+    histogram = torch.zeros(4096, dtype=torch.float64)
+    histogram[:2048] = 1.0  # uniform from 0 to 5 ...
+    histogram[4095] = 1.0  # ... and one value at 10
+    seen = Observation(0.0, 10.0, histogram, 10.0)
+    assert OBSERVERS["max"](seen, activation_grid(8), 0) == 10.0
+    assert OBSERVERS["percentile"](seen, activation_grid(8), 50.0) == pytest.approx(2.5, abs=0.01)
+    assert OBSERVERS["mse"](seen, activation_grid(2), 0) == pytest.approx(5 * 6 / 7, abs=0.6)  # near 5: 10 is rare
+    assert OBSERVERS["mse"](seen, activation_grid(8), 0) > 5
+
+
+def test_observations_are_those_of_the_network() -> None:
+    model, x = network(), images(20)
+    seen = observe(model, ["conv1", "layer1.0.conv2", "layer2.0.add"], x)
+    assert seen["conv1"][0].low == pytest.approx(x.min().item())
+    assert seen["conv1"][0].high == pytest.approx(x.max().item())
+    assert seen["layer1.0.conv2"][0].low == 0
+    assert len(seen["layer2.0.add"]) == 2
+    assert seen["conv1"][0].histogram.sum() == x.numel()
+
+
+def test_the_image_and_the_residuals_are_quantized_where_asked() -> None:
+    model, x = network(), images()
+    base = QuantConfig(**LEARNED, act_bits=4)
+    quantized, _ = quantize(model, base, 4, x)
+    layers = quantized_layers(quantized)
+    assert layers["conv1"].activation is None
+    assert not any(isinstance(m, QuantizedAddition) for m in quantized.modules())
+    assert all(layer.activation and not layer.activation.signed for n, layer in layers.items() if n != "conv1")
+    whole, _ = quantize(model, replace(base, act_input_image=True, act_residual=True), 4, x)
+    image = quantized_layers(whole)["conv1"].activation
+    assert image is not None
+    assert image.signed
+    additions = [m for m in whole.modules() if isinstance(m, QuantizedAddition)]
+    assert len(additions) == 3
+    assert all(addition.first.signed for addition in additions)
+
+
+@pytest.mark.parametrize("setting", [(8, 8), (4, 8), (4, 4), (3, 3), (2, 4)])
+def test_more_activation_bits_lose_less(setting: tuple[int, int]) -> None:
+    model, x = network(), images()
+    bits, act_bits = setting
+    quantized, report = quantize(model, QuantConfig(**LEARNED, act_bits=act_bits), bits, x)
+    finer, _ = quantize(model, QuantConfig(**LEARNED, act_bits=act_bits + 4), bits + 4, x)
+    assert error(finer, model, x) < error(quantized, model, x) < 2
+    assert {row.act_bits for row in report.layers} == {None, act_bits}
+
+
+# Corrections -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [network(), network(shortcut="pad"), network("vgg", depth=11)])
+def test_folding_and_equalization_leave_the_function(model: nn.Module) -> None:
+    x = images(8)
+    folded = copy.deepcopy(model)
+    names = fold_batch_norm(folded)
+    assert len(names) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    with torch.no_grad():
+        assert torch.allclose(folded(x), model(x), rtol=1e-4, atol=1e-4)
+        before = {n: p.clone() for n, p in folded.named_parameters()}
+        equalize(folded)
+        assert torch.allclose(folded(x), model(x), rtol=1e-4, atol=1e-4)
+    assert any(not torch.equal(p, before[n]) for n, p in folded.named_parameters())
+
+
+def test_equalization_equalizes() -> None:
+    model = network()
+    fold_batch_norm(model)
+    model.get_submodule("layer1.0.conv1").weight.data[0] *= 50
+    equalize(model)
+    rows = model.get_submodule("layer1.0.conv1").weight.flatten(1).abs().amax(1)
+    columns = model.get_submodule("layer1.0.conv2").weight.transpose(0, 1).flatten(1).abs().amax(1)
+    assert torch.allclose(rows, columns, rtol=1e-3)
+
+
+def test_bias_correction_restores_the_mean_of_every_output() -> None:
+    model, x = network(), images()
+    config = QuantConfig(**LEARNED)
+    reference = prepare(model, config)
+    quantized, _ = quantize(model, config, 2, x)
+    gap = output_mean(quantized, "layer2.0.conv2", x) - output_mean(reference, "layer2.0.conv2", x)
+    correct_biases(quantized, reference, x)
+    for name in ("conv1", "layer2.0.conv2", "linear"):
+        left = output_mean(quantized, name, x) - output_mean(reference, name, x)
+        assert left.abs().max() < 1e-4
+    assert gap.abs().max() > 1e-2
+
+
+def test_batch_norm_reestimation_takes_the_statistics_of_the_images() -> None:
+    model, x = network(), images()
+    reestimate_batch_norm(model, x)
+    seen: list[torch.Tensor] = []
+    model.get_submodule("bn1").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(x)
+    assert torch.allclose(model.get_submodule("bn1").running_mean, seen[0].mean((0, 2, 3)), atol=1e-5)
+    assert not model.training
+    assert not any(module.training for module in model.modules())
+
+
+# Learned rounding ------------------------------------------------------------------------------------------------
+
+
+def test_soft_rounding_starts_at_the_float_weights_and_ends_on_the_grid() -> None:
+    conv = nn.Conv2d(2, 3, 3)
+    weight = conv.weight.detach().clone()
+    grid = UniformGrid(0, 15)
+    scale, zero_point = parameters(grid, "asymmetric", weight.flatten(1).amin(1), weight.flatten(1).amax(1))
+    layer = QuantizedLayer(conv, grid, scale, zero_point, 4)
+    soft = SoftRounding(layer, weight)
+    low, high = (grid.dequantize(torch.tensor(end), layer.scale, layer.zero_point) for end in (0.0, 15.0))
+    assert torch.allclose(soft(), weight.clamp(low, high), atol=2e-3 * float(scale.max()) + 1e-6)
+    assert torch.equal(soft.codes(), layer.grid.quantize(weight, layer.scale, layer.zero_point))
+
+
+def test_units_cover_every_layer_once() -> None:
+    quantized, _ = quantize(network(), QuantConfig(**LEARNED), 4, images(4))
+    assert units(quantized, "adaround") == list(quantized_layers(quantized))
+    assert units(quantized, "block") == ["conv1", "layer1.0", "layer2.0", "layer3.0", "linear"]
+
+
+@pytest.mark.parametrize("rounding", ["adaround", "block"])
+@pytest.mark.parametrize("act_bits", [None, 3])
+def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None) -> None:
+    model, x = network(), images(128)
+    config = QuantConfig(**LEARNED, act_bits=act_bits, reconstruction=QUICK)
+    nearest, _ = quantize(model, config, 3, x)
+    learned, _ = quantize(model, replace(config, rounding=rounding), 3, x)
+    assert error(learned, model, x) < 0.8 * error(nearest, model, x)
+    for name, layer in quantized_layers(learned).items():  # up or down: at most one level from the float weight
+        other = quantized_layers(nearest)[name]
+        assert (layer.codes - other.codes).abs().max() <= 1
+        assert layer.soft is None
+
+
+def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path) -> None:
+    model, x = network(), images(128)
+    config = QuantConfig(**LEARNED, act_bits=4)
+    nearest, _ = quantize(model, config, 2, x)
+    how = ReconstructionConfig(distill_steps=60, distill_batch_size=32)
+    distilled, _ = quantize(model, replace(config, reconstruction=how), 2, x)
+
+    def divergence(network: nn.Module) -> float:
+        with torch.no_grad():
+            pair = network(x).log_softmax(1), model(x).log_softmax(1)
+        return float(nn.functional.kl_div(*pair, log_target=True, reduction="batchmean"))
+
+    assert divergence(distilled) < 0.7 * divergence(nearest)
+    for layer in quantized_layers(distilled).values():
+        assert layer.codes.min() >= layer.grid.low
+        assert layer.codes.max() <= layer.grid.high
+        assert torch.equal(layer.layer.weight, layer.grid.dequantize(layer.codes, layer.scale, layer.zero_point))
+    save_quantized(distilled, tmp_path / "q.safetensors", {})
+    loaded, _ = load_quantized(tmp_path / "q.safetensors", build_model("resnet", 10, depth=8))
+    assert torch.equal(loaded(x), distilled(x))
+
+
+def test_reconstruction_is_seeded_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    model, x = network(), images(64)
+    config = QuantConfig(**LEARNED, rounding="block", act_bits=4, reconstruction=QUICK)
+    whole, _ = quantize(model, config, 3, x, seed=1)
+    other, _ = quantize(model, config, 3, x, seed=2)
+    assert not torch.equal(whole(x), other(x))
+
+    class Stop(Exception):
+        pass
+
+    class StopsAtThird:
+        started = 0
+
+        def __call__(self, description: str, steps: int) -> Any:
+            import contextlib
+
+            self.started += 1
+            if self.started == 3:
+                raise Stop
+            return contextlib.nullcontext(lambda: None)
+
+    with pytest.raises(Stop):
+        quantize(model, config, 3, x, seed=1, progress=StopsAtThird(), store=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    resumed, _ = quantize(model, config, 3, x, seed=1, store=tmp_path)
+    assert torch.equal(resumed(x), whole(x))
+    (tmp_path / "001.safetensors").write_bytes(b"broken")  # a damaged unit is learned again
+    again, _ = quantize(model, config, 3, x, seed=1, store=tmp_path)
+    assert torch.equal(again(x), whole(x))
+
+
+def test_nothing_is_learned_where_nothing_is_to_gain() -> None:
+    model, x = network(), images(16)
+    config = QuantConfig(**LEARNED, rounding="block", reconstruction=QUICK)
+    nearest, _ = quantize(model, replace(config, rounding="nearest"), 8, x)
+    assert torch.equal(quantize(model, config, 8, x)[0](x), nearest(x))
+
+
+def test_qdrop_drops_the_configured_share() -> None:
+    quantizer = ActivationQuantizer(2, 1.0)
+    x = torch.rand(20_000, requires_grad=True)
+    quantizer.drop = 0.25
+    untouched = (quantizer(x) == x).float().mean().item()
+    assert untouched == pytest.approx(0.25, abs=0.02)
+    quantizer.drop = 0.0
+    assert (quantizer(x) == x).float().mean().item() < 0.01
+
+
+# Mixed precision -------------------------------------------------------------------------------------------------
+
+
+def test_the_allocator_is_exact() -> None:
+    """Against every plan there is, on random sensitivities and budgets."""
+    generator = torch.Generator().manual_seed(0)
+    config = QuantConfig(**LEARNED, mixed=True, mixed_candidates=[1, 2, 4])
+    for _ in range(25):
+        weights = {name: int(torch.randint(10, 1000, (1,), generator=generator)) for name in "abcde"}
+        found = {
+            name: {bits: float(torch.rand(1, generator=generator)) / 4**bits for bits in (1, 2, 4)} for name in "abcde"
+        }
+        budget = (1 + 3 * float(torch.rand(1, generator=generator))) * sum(weights.values())
+        plan = allocate(found, weights, budget, config)
+        best = min(
+            sum(found[n][b] for n, b in zip("abcde", widths, strict=True))
+            for widths in itertools.product((1, 2, 4), repeat=5)
+            if sum(weights[n] * b for n, b in zip("abcde", widths, strict=True)) <= budget
+        )
+        assert sum(weights[n] * b for n, b in plan.items()) <= budget
+        assert sum(found[n][b] for n, b in plan.items()) == pytest.approx(best)
+
+
+def test_mixed_precision_meets_its_budget_and_beats_uniform() -> None:
+    model, x = network(), images(64)
+    config = QuantConfig(**LEARNED)
+    uniform, uniform_report = quantize(model, config, 3, x)
+    mixed, report = quantize(model, replace(config, mixed=True), 3, x)
+    assert report.bits_mean <= 3
+    assert report.size_bytes <= uniform_report.size_bytes
+    assert error(mixed, model, x) < error(uniform, model, x)
+    assert len({row.bits for row in report.layers}) > 1
+    _, report = quantize(model, replace(config, mixed=True, size_budget=uniform_report.size_bytes), 3, x)
+    assert 0.97 * uniform_report.size_bytes <= report.size_bytes <= uniform_report.size_bytes
+    _, report = quantize(model, replace(config, mixed=True, mean_bits=2.25), 3, x)
+    assert 2.1 <= report.bits_mean <= 2.25
+    with pytest.raises(UserError, match="smallest"):
+        quantize(model, replace(config, mixed=True, mean_bits=0.5), 3, x)
+
+
+def test_sensitivity_falls_with_the_bits() -> None:
+    model, x = network(), images(32)
+    config = QuantConfig(**LEARNED, mixed=True, mixed_candidates=[2, 4, 8])
+    found = sensitivities(prepare(model, config), config, x)
+    assert set(found) == set(plan_bits(prepare(model, config), config, 4))
+    for by_bits in found.values():
+        assert by_bits[2] > by_bits[4] > by_bits[8] >= -1e-6
+
+
+# From the command line -------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "quant").glob("*.yaml"))
+SHORT = ["quant.reconstruction.steps=2", "quant.calibration_images=32", "model.depth=8"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
+    distilled = ["quant.reconstruction.distill_steps=2"] if preset == "best" else []
+    outcome = cli(f"quant={preset}", "quant.bits=3", *distilled, *TINY, *SHORT)
+    assert outcome.code == 0, outcome.err
+    assert f"{preset}, 3 bits: top-1" in outcome.out
+    assert "costs the most" in outcome.out or "Nothing to explain" in outcome.out
+
+
+def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> None:
+    rules = "quant.alpha_rule=std,max,mse,percentile"
+    outcome = cli("quant=mse", rules, "quant.bits=4", "quant.act_bits=4", *TINY, *SHORT, "-m")
+    assert outcome.code == 0, outcome.err
+    for rule in ("std", "max", "mse", "percentile"):
+        assert any(f"quant.alpha_rule={rule} " in line and "w4 a4" in line for line in outcome.out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quant.equalize=true"], "quant.fold_batch_norm=true"),
+        (["quant=best", "quant.batch_norm_reestimation=true"], "fold_batch_norm=false"),
+        (["quant=best", "quant.grid=apot"], "uniform grid"),
+        (["quant.mean_bits=3"], "quant.mixed=true"),
+        (["quant.mixed=true"], "quant.granularity=channel"),
+        (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=1000"], "Give one of them"),
+        (["quant.rounding=adaruond"], "Did you mean 'adaround'?"),
+        (["quant.reconstruction.drop=1"], "below 1"),
+        (["quant.act_rule=mean"], "percentile"),
+        (["+quant.layer_bits={layer9.*:3}", *TINY, *SHORT], "matches no layer"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused(
+    cli: Callable[..., Outcome], arguments: list[str], words: str
+) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 1
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
