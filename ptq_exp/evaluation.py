@@ -48,6 +48,20 @@ class Evaluation:
         return 100 * (self.predictions == other.predictions).float().mean().item()
 
 
+def drop_interval(baseline: Evaluation, result: Evaluation, labels: Tensor) -> tuple[float, float]:
+    """95 % interval of the top-1 drop in points, from both networks' predictions on the same images.
+
+    With b images that only `baseline` gets right and c that only `result` does, the drop is (b - c) / n and its
+    standard error sqrt(b + c - (b - c)^2 / n) / n (Agresti 2013, section 11.1.1).
+    """
+    labels = labels.cpu()
+    before, after = baseline.predictions == labels, result.predictions == labels
+    lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(labels)
+    drop = (lost - gained) / count
+    half = 1.959964 * math.sqrt(max(lost + gained - (lost - gained) ** 2 / count, 0)) / count
+    return 100 * (drop - half), 100 * (drop + half)
+
+
 def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a proportion, in percent; `z` is the normal quantile (95 % by default)."""
     share, spread = successes / count, z * z / count

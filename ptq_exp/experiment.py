@@ -61,7 +61,9 @@ def run(cfg: Any) -> dict[str, float]:
             )  # fmt: skip
             seconds = time.perf_counter() - started
             result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
-            row = results.make_row(bits, config.quant, float_model, shared.baseline, result, report, seconds)
+            row = results.make_row(
+                bits, config.quant, float_model, shared.baseline, result, dataset.test_labels, report, seconds
+            )
             rows.append(row)
             results.save_artifacts(folder / "artifacts", row, config, float_model, dataset, quantized, report)
             log.info("%s", results.headline(row, config.quant.name))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from ptq_exp import plots
 from ptq_exp.checkpoints import FloatModel, write_atomically
 from ptq_exp.config import Config, flatten
 from ptq_exp.data.dataset import Dataset
-from ptq_exp.evaluation import Evaluation
+from ptq_exp.evaluation import Evaluation, drop_interval
 from ptq_exp.quantization.allocation import pareto
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.files import save_quantized
@@ -34,12 +34,14 @@ def make_row(
     float_model: FloatModel,
     baseline: Evaluation,
     result: Evaluation,
+    labels: Tensor,
     report: Report,
     quantize_seconds: float,
 ) -> Row:
     """Everything measured at one bit width, under the names of the metrics that are logged (percent, bytes, s)."""
     low, high = result.interval()
     float_low, float_high = baseline.interval()
+    drop_low, drop_high = drop_interval(baseline, result, labels)
     state = float_model.model.state_dict()
     parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
     return {
@@ -52,6 +54,8 @@ def make_row(
         "top1_float_ci_low": float_low,
         "top1_float_ci_high": float_high,
         "top1_drop": baseline.top1 - result.top1,
+        "top1_drop_ci_low": drop_low,
+        "top1_drop_ci_high": drop_high,
         "top5": result.top5,
         "agreement": result.agreement(baseline),
         "loss": result.loss,
@@ -61,7 +65,7 @@ def make_row(
         "size_bytes_float": FLOAT_BYTES * parameters,
         "quantize_seconds": quantize_seconds,
         "evaluate_seconds": result.seconds,
-        "diagnosis": diagnose(report, quant),
+        "diagnosis": diagnose(report, quant, significant=drop_low > 0),
     }
 
 

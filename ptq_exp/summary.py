@@ -7,7 +7,7 @@ from rich.table import Table
 Row = dict[str, Any]
 
 JOB = "job"
-HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "agreement %", "size"]
+HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "agreement %", "size"]
 
 
 def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -29,7 +29,8 @@ def cells(row: Row) -> list[str]:
     width = str(row["bits"]) if row["act_bits"] is None else f"w{row['bits']} a{row['act_bits']}"
     interval = f"{row['top1_ci_low']:.2f} – {row['top1_ci_high']:.2f}"
     size = f"{row['size_bytes'] / 1000:.1f} kB"
-    return [width, f"{row['top1']:.2f}", interval, f"{row['top1_drop']:+.2f}", f"{row['agreement']:.2f}", size]
+    drop = f"{row['top1_drop_ci_low']:+.2f} – {row['top1_drop_ci_high']:+.2f}"
+    return [width, f"{row['top1']:.2f}", interval, f"{row['top1_drop']:+.2f}", drop, f"{row['agreement']:.2f}", size]
 
 
 def terminal_table(series: dict[str, list[Row]], title: str) -> Table:
@@ -64,4 +65,4 @@ def _lines(series: dict[str, list[Row]]) -> tuple[list[str], list[list[str]]]:
 
 def _float_cells(row: Row) -> list[str]:
     interval = f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}"
-    return ["float", f"{row['top1_float']:.2f}", interval, "", "", f"{row['size_bytes_float'] / 1000:.1f} kB"]
+    return ["float", f"{row['top1_float']:.2f}", interval, "", "", "", f"{row['size_bytes_float'] / 1000:.1f} kB"]

@@ -20,7 +20,7 @@ from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.errors import UserError
-from ptq_exp.evaluation import Evaluation, evaluate, wilson_interval
+from ptq_exp.evaluation import Evaluation, drop_interval, evaluate, wilson_interval
 from ptq_exp.models import build_model
 from ptq_exp.training import TrainingState, instantiate, resolve_recipe, train, train_epoch
 
@@ -291,6 +291,18 @@ def test_wilson_interval() -> None:
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; none of 20 gives 0 to 0.1611."""
     assert wilson_interval(81, 263) == pytest.approx((25.53, 36.62), abs=0.01)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 16.11), abs=0.01)
+
+
+def test_the_interval_of_the_drop_is_paired() -> None:
+    """Ten images lost and two gained of a hundred: 8 points, standard error sqrt(12 - 64 / 100) / 100."""
+    labels = torch.zeros(100, dtype=torch.long)
+    before, after = torch.zeros(100, dtype=torch.long), torch.zeros(100, dtype=torch.long)
+    before[:2] = 1
+    after[10:20] = 1
+    low, high = drop_interval(Evaluation(before, 98, 0, 0.0, 0.0), Evaluation(after, 90, 0, 0.0, 0.0), labels)
+    assert (low, high) == pytest.approx((8 - 1.959964 * 3.37046, 8 + 1.959964 * 3.37046), abs=1e-3)
+    same_answers = Evaluation(before, 98, 0, 0.0, 0.0)
+    assert drop_interval(same_answers, same_answers, labels) == (0.0, 0.0)
 
 
 def test_evaluation_restores_the_mode_of_the_model() -> None:

@@ -7,16 +7,25 @@ STARVED = 0.5  # a layer that uses less than this share of its levels wastes a b
 CLIPPED = 1.0  # percent of a layer's weights beyond its range that is worth naming
 
 
-def diagnose(report: Report, config: QuantConfig) -> str:
-    """The sentence. The layer named is the one whose weights lost the most (lowest SQNR)."""
+def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> str:
+    """The sentence. The layer named is the one whose weights lost the most (lowest SQNR).
+
+    `significant` tells whether the network lost accuracy beyond chance: where it did not, nothing is explained.
+    """
     rows = report.layers
     worst = min(rows, key=lambda row: row.sqnr_db)
-    starved = [row for row in rows if row.levels_used < STARVED * row.levels_available]
+    if not significant:
+        return (
+            f"Nothing to explain: the accuracy is not distinguishable from the float network's. The layer that loses "
+            f"the most signal is {worst.layer}, with {worst.sqnr_db:.1f} dB left."
+        )
+    # A small layer cannot use more levels than it has weights.
+    starved = [row for row in rows if row.levels_used < STARVED * min(row.levels_available, row.weights)]
     loss = (
         f"its weights keep {worst.sqnr_db:.1f} dB of signal over rounding noise, its output {worst.output_sqnr_db:.1f}"
     )
     lead = "What costs the most accuracy:"
-    if worst in starved and config.granularity == "model":
+    if worst in starved and config.granularity == "model" and worst.alpha > worst.weight_max:
         share = sum(row.weights for row in starved) / sum(row.weights for row in rows)
         return (
             f"{lead} one alpha ({worst.alpha:.3g}) for all layers, set by {_setter(config)}. It is "
@@ -39,7 +48,8 @@ def diagnose(report: Report, config: QuantConfig) -> str:
     if hurt.act_bits is not None and hurt.output_sqnr_db < hurt.sqnr_db - 3:
         return (
             f"{lead} {hurt.act_bits}-bit activations on the way to {hurt.layer}: its output keeps "
-            f"{hurt.output_sqnr_db:.1f} dB, its weights alone {hurt.sqnr_db:.1f}. Try quant=best, which learns the clipping values."
+            f"{hurt.output_sqnr_db:.1f} dB, its weights alone {hurt.sqnr_db:.1f}. Try quant=best, which learns the "
+            f"clipping values."
         )
     return f"{lead} {_few_levels(worst, loss, config)}"
 
