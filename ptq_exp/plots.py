@@ -59,6 +59,24 @@ def accuracy_against_bits(series: dict[str, list[dict[str, Any]]], path: Path) -
     _save(figure, path)
 
 
+def levels_used(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """For every layer the share of its levels that occur, and the SQNR of its weights.
+
+    Every row needs `layer`, `levels_used`, `levels_available` and `sqnr_db`.
+    """
+    figure, axes = _figure(height=1.5 + 0.24 * len(rows))
+    shares = [100 * row["levels_used"] / row["levels_available"] for row in rows]
+    axes.barh(range(len(rows)), shares, color=[BLUE if share >= 50 else ORANGE for share in shares])
+    for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
+        text = f"{row['levels_used']} of {row['levels_available']}, {row['sqnr_db']:.1f} dB"
+        axes.text(share + 1, position, text, va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [row["layer"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 130), xlabel="levels used (percent of those available), and SQNR of the weights", title=title)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    _save(figure, path)
+
+
 def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Path) -> None:
     """Top-1 drop in points (one bar a layer) when only this layer is quantized."""
     figure, axes = _figure(height=1.5 + 0.22 * len(layers))

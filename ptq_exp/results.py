@@ -115,6 +115,8 @@ def save_artifacts(
         "top1": row["top1"],
     }
     save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
+    title = f"{config.model['name']}, quant={config.quant.name}, {row['bits']} bits"
+    plots.levels_used(table, title, folder / f"levels_{suffix}.png")
     figure = folder / "first_conv_density.png"
     if not figure.exists():
         name, layer = next(iter(target_layers(float_model.model).items()))
