@@ -14,6 +14,7 @@ from ptq_exp.models import build_model
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+LITTLE_LEARNING = ["quant.reconstruction.steps=2", "quant.calibration_images=32"]
 COMMANDS = sorted({line for line in LINES if line.startswith("python run.py")})
 
 
@@ -34,9 +35,11 @@ def users_files(tmp_path: Path) -> None:
 def test_readme_command(cli: Callable[..., Outcome], command: str) -> None:
     arguments = shlex.split(command)[2:]
     given = " ".join(arguments)
-    small = [option for option in TINY if option.split("=")[0] not in given]
+    small = [option for option in TINY if option.split("=")[0] not in given] + LITTLE_LEARNING
     # The overrides of one command line must not be torn apart by a flag.
     flags = [argument for argument in arguments if argument.startswith("-")]
+    if "quant=best" in given:
+        small.append("quant.reconstruction.distill_steps=2")
     outcome = cli(*[a for a in arguments if a not in flags], *small, *flags)
     assert outcome.code == 0, outcome.err
     assert ("Groups and their options" if "--help" in flags else "95 % interval") in outcome.out
