@@ -67,11 +67,11 @@ class SweepCallback(Callback):
         if jobs:
             series, title = as_series(jobs), self.name
             console.print(terminal_table(series, title))
-            self._log(series, title)
+            self._log(series, title, curves=all(len(job["rows"]) == 1 for job in jobs))
         self.parent.end("FAILED" if aborted else "FINISHED")
         console.print(self.parent.how_to_open() or f"Results: {self.folder}")
 
-    def _log(self, series: dict[str, list[dict[str, Any]]], title: str) -> None:
+    def _log(self, series: dict[str, list[dict[str, Any]]], title: str, curves: bool) -> None:
         from ptq_exp import plots, tracking
         from ptq_exp.summary import markdown_table
 
@@ -82,7 +82,8 @@ class SweepCallback(Callback):
         note = f"{markdown_table(series, title)}\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
         self.parent.log(tags={"mlflow.note.content": note})
         self.parent.log_folder(figures)
-        for label, rows in series.items():
+        # A job with several bit widths logs its curve itself: a copy would draw it twice.
+        for label, rows in series.items() if curves else ():
             curve = [(row["bits"], {"top1_vs_bits": row["top1"]}) for row in rows]
             if len({bits for bits, _ in curve}) < 2:
                 continue

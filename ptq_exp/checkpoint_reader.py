@@ -40,6 +40,7 @@ QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fak
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KUANGLIU = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+CHENYAOFO_CIFAR100 = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 
 
 @dataclass
@@ -87,7 +88,7 @@ def _read(path: Path, location: str) -> Checkpoint:
     architecture, options = _identify(weights, path)
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise UserError(f"checkpoint={path}: {broken[0]} holds values that are not numbers. The file is broken.")
-    mean, std = _normalization(layout, container, options, metadata)
+    mean, std = _normalization(layout, container, options, len(weights["linear.weight"]), metadata)
     return Checkpoint(path, sha256, weights, architecture, options, len(weights["linear.weight"]), mean, std, metadata)
 
 
@@ -184,8 +185,14 @@ def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, An
             raise UserError(f"checkpoint={path}: linear.weight has the shape {shape}, not (classes, features).")
         blocks = {match[0] for key in weights if (match := re.match(r"layer\d+\.\d+\.", key))}
         if blocks and "conv1.weight" in weights:
+            depth, stages = 2 * len(blocks) + 2, len({block.split(".")[0] for block in blocks})
+            if stages != 3 or (depth - 2) % 6:
+                raise UserError(
+                    f"checkpoint={path} holds a ResNet of {stages} stages with {len(blocks)} blocks ({depth} layers). "
+                    f"Known here are CIFAR ResNets of three equal stages (20, 32, 44, 56, 110 layers)."
+                )
             conv = any(".shortcut." in key for key in weights)
-            return "resnet", {"depth": 2 * len(blocks) + 2, "shortcut": "conv" if conv else "pad"}
+            return "resnet", {"depth": depth, "shortcut": "conv" if conv else "pad"}
         convolutions = [key for key, value in weights.items() if key.startswith("features.") and value.dim() == 4]
         if convolutions:
             return "vgg", {"depth": len(convolutions) + 3}
@@ -195,13 +202,17 @@ def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, An
     )
 
 
-def _normalization(layout: str, container: str, options: dict[str, Any], metadata: dict[str, Any]) -> tuple[Any, Any]:
+def _normalization(
+    layout: str, container: str, options: dict[str, Any], classes: int, metadata: dict[str, Any]
+) -> tuple[Any, Any]:
     """Mean and std the network was trained with: our own files say, some projects are known by their layout."""
     if "mean" in metadata:
         return tuple(metadata["mean"]), tuple(metadata["std"])
-    if layout or container == "net":
+    if layout == "chenyaofo" and classes == 100:
+        return CHENYAOFO_CIFAR100
+    if (layout or container == "net") and classes == 10:
         return KUANGLIU
-    if container == "state_dict" and options.get("shortcut") == "pad":
+    if classes == 10 and container == "state_dict" and options.get("shortcut") == "pad":
         return IMAGENET  # akamaster's pytorch_resnet_cifar10
     return None, None
 

@@ -70,6 +70,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     model = build_model(classes=len(dataset.classes), **options).to(device)
     model.to(memory_format=torch.channels_last)
     normalize = _normalizer(config, device)
+    _check_images_fit(model, dataset, normalize)
     with entry.locked():
         if config.checkpoint == "train":
             entry.clear()
@@ -85,6 +86,18 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
 
 
+def _check_images_fit(model: nn.Module, dataset: Dataset, normalize: Normalizer) -> None:
+    """Raise `UserError` where the network cannot take images of this size."""
+    try:
+        with torch.no_grad():
+            model.eval()(normalize(dataset.test_images[:1]))
+    except RuntimeError as error:
+        size = "x".join(map(str, dataset.test_images.shape[2:]))
+        raise UserError(
+            f"The network does not take the images of {dataset.name} ({size} pixels). Set data.resize=32."
+        ) from error
+
+
 def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
     checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
     options = _fitting_options(config, checkpoint, dataset)
@@ -93,7 +106,9 @@ def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatM
     model.to(device).to(memory_format=torch.channels_last)
     config = _with_normalization(config, dataset, checkpoint)
     source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
-    return FloatModel(model.eval(), _normalizer(config, device), checkpoint.sha256, options, config, source)
+    normalize = _normalizer(config, device)
+    _check_images_fit(model, dataset, normalize)
+    return FloatModel(model.eval(), normalize, checkpoint.sha256, options, config, source)
 
 
 def _fitting_options(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
@@ -208,6 +223,15 @@ class StoreEntry:
         )
         write_atomically(self.folder / "metadata.json", lambda path: path.write_text(content))
         (self.folder / "training-state.pt").unlink(missing_ok=True)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) of the names and values of a network's state."""
+    sha = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(value.cpu().contiguous().numpy().data)
+    return sha.hexdigest()
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:

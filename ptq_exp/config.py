@@ -102,6 +102,8 @@ def validate(config: Config) -> None:
     check_choice("trainer.select", config.trainer.select, ["last", "best_test", "best_validation"])
     if config.trainer.select == "best_validation" and config.data.validation_images == 0:
         raise UserError("trainer.select=best_validation needs images to choose on: set data.validation_images=1000.")
+    if config.trainer.select == "best_test" and config.data.validation_images > 0:
+        raise UserError("trainer.select=best_test with data.validation_images set: use trainer.select=best_validation.")
     for key in ("epochs", "batch_size"):
         value = getattr(config.trainer, key)
         if value is not None and value < 1:

@@ -97,7 +97,7 @@ def _explain_missing_option(text: str, conf: Path) -> str:
 def _explain_unknown_key(key: str, text: str, conf: Path) -> str:
     keys = known_keys(conf)
     if key in keys:  # known, but in another option of its group: `data.resize` of another data set, say
-        return f"{key} cannot be set here. {text.splitlines()[-1]}"
+        return f"{key} cannot be set like this here. To add entries to it, put a plus sign before it: '+{key}=...'."
     parent = key.rpartition(".")[0]
     siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
     where = f"Keys of '{parent}'" if parent else "Top-level keys"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp import results, tracking
-from ptq_exp.checkpoints import FloatModel, load_or_train
+from ptq_exp.checkpoints import FloatModel, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
 from ptq_exp.console import console, log, progress
 from ptq_exp.data import load_dataset
@@ -22,7 +22,9 @@ from ptq_exp.evaluation import Evaluation, evaluate
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.rounding import target_layers
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.report import Report
+from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.summary import Row, terminal_table
 
 # Set by the sweep callback: the jobs of a sweep leave the table to it.
@@ -37,6 +39,7 @@ class Prepared:
     fingerprint: str
     float_model: FloatModel
     baseline: Evaluation
+    network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
 
 
 def run(cfg: Any) -> dict[str, float]:
@@ -69,7 +72,7 @@ def run(cfg: Any) -> dict[str, float]:
             log.info("%s", results.headline(row, config.quant.name))
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
-                measure_sensitivity(bits, config, shared, folder / "artifacts")
+                measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
         log_job(job, folder, rows, config, shared, device)
     return results.returned_metrics(rows)
 
@@ -94,7 +97,9 @@ def prepare(config: Config, device: torch.device) -> Prepared:
         baseline = evaluate(float_model.model, dataset.test_images, dataset.test_labels, float_model.normalize)
         log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
         _prepared.clear()
-        _prepared[key] = Prepared(dataset, dataset.fingerprint(), float_model, baseline)
+        data = float_model.config.data
+        network = digest(weights_digest(float_model.model), data.mean, data.std)
+        _prepared[key] = Prepared(dataset, dataset.fingerprint(), float_model, baseline, network)
     return _prepared[key]
 
 
@@ -114,7 +119,10 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are made on the current device
+    return device
 
 
 def hardware(device: torch.device) -> str:
@@ -151,20 +159,24 @@ def reconstruction_store(config: Config, shared: Prepared, bits: int, device: to
     if config.quant.rounding == "nearest":
         return None
     method = dataclasses.asdict(config.quant) | {"bits": bits, "name": "", "sensitivity": False}
-    key = digest(shared.float_model.digest, shared.fingerprint, method, config.seed, device.type)
+    key = digest(RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.seed, device.type)
     return config.cache / "reconstruction" / key[:16]
 
 
-def measure_sensitivity(bits: int, config: Config, shared: Prepared, folder: Path) -> None:
-    """Accuracy with one layer quantized at a time, as a table and a figure."""
+def measure_sensitivity(
+    bits: int, quantized: torch.nn.Module, report: Report, config: Config, shared: Prepared, folder: Path
+) -> None:
+    """Accuracy with one layer's weights rounded at a time, to the bits it has in `quantized`: a table and a figure."""
     dataset, float_model = shared.dataset, shared.float_model
-    reference = prepare_float(float_model.model, config.quant)
+    plan = {name: layer.bits for name, layer in quantized_layers(quantized).items()}
+    sqnr = {layer.layer: layer.sqnr_db for layer in report.layers}
     rows = []
-    with show_progress("Measuring sensitivities", len(target_layers(reference, config.quant.layers))) as advance:
-        for name, network in one_layer_at_a_time(reference, config.quant, bits):
+    with show_progress("Measuring sensitivities", len(plan)) as advance:
+        for name, network in one_layer_at_a_time(prepare_float(float_model.model, config.quant), config.quant, plan):
             result = evaluate(network, dataset.test_images, dataset.test_labels, float_model.normalize)
             drop = shared.baseline.top1 - result.top1
-            rows.append({"layer": name, "top1": result.top1, "top1_drop": drop, "loss": result.loss})
+            row = {"layer": name, "bits": plan[name], "top1": result.top1, "top1_drop": drop, "loss": result.loss}
+            rows.append(row | {"sqnr_db": sqnr[name]})
             advance()
     results.save_sensitivity(folder, bits, rows, shared.baseline)
 
@@ -176,7 +188,7 @@ def log_job(
     float_model, dataset = shared.float_model, shared.dataset
     title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
     tags = {
-        "digest": digest(float_model.digest, shared.fingerprint, config.quant, config.seed),
+        "digest": digest(float_model.digest, shared.network_digest, shared.fingerprint, config.quant, config.seed),
         "float_digest": float_model.digest,
         "data_fingerprint": shared.fingerprint,
         "hardware": f"{hardware(device)}, torch {torch.__version__}",

@@ -11,13 +11,13 @@ BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#
 SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", BLACK]
 
 
-def weight_density(weights: Any, alpha: float, title: str, path: Path) -> None:
-    """Density of `weights` (1-D array) with their standard deviation and the clipping value drawn in."""
+def weight_density(weights: Any, alpha: float | None, title: str, path: Path) -> None:
+    """Density of `weights` (array) with their standard deviation and, if there is one, the clipping value drawn in."""
     import numpy as np
     from scipy.stats import gaussian_kde
 
     values = np.asarray(weights, dtype=float).ravel()
-    std, limit = values.std(), max(np.abs(values).max(), alpha) * 1.08
+    std, limit = values.std(), max(np.abs(values).max(), alpha or 0.0) * 1.08
     figure, axes = _figure()
     axes.hist(values, bins=60, density=True, color=BLUE, alpha=0.3, label="weights")
     if std > 0:
@@ -25,11 +25,10 @@ def weight_density(weights: Any, alpha: float, title: str, path: Path) -> None:
         axes.plot(grid, gaussian_kde(values)(grid), color=BLUE, linewidth=2, label="density estimate")
     for sign in (-1, 1):
         axes.axvline(sign * std, color=ORANGE, linestyle="--", label=f"std = {std:.4f}" if sign > 0 else None)
-        axes.axvline(
-            sign * alpha, color=RED, linewidth=2, label=f"clipped at alpha = {alpha:.4f}" if sign > 0 else None
-        )
-    axes.axvspan(-limit, -alpha, color=RED, alpha=0.08)
-    axes.axvspan(alpha, limit, color=RED, alpha=0.08)
+        if alpha is not None:
+            label = f"clipped at alpha = {alpha:.4f}" if sign > 0 else None
+            axes.axvline(sign * alpha, color=RED, linewidth=2, label=label)
+            axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density", title=title)
     axes.legend(framealpha=1, edgecolor="none", fontsize=9)
     _save(figure, path)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ptq_exp.config import Config, flatten
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation, drop_interval
 from ptq_exp.quantization.allocation import pareto
+from ptq_exp.quantization.apply import prepare
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.files import save_quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
@@ -119,16 +121,22 @@ def save_artifacts(
     plots.levels_used(table, title, folder / f"levels_{suffix}.png")
     figure = folder / "first_conv_density.png"
     if not figure.exists():
-        name, layer = next(iter(target_layers(float_model.model).items()))
-        weights = layer.weight.detach().cpu().numpy()
-        title = f"{config.model['name']}, first convolution ({name}): {weights.size} float weights"
-        plots.weight_density(weights, report.layers[0].alpha, title, figure)
+        _density_figure(figure, row["bits"], config, float_model, report)
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
         curve = pareto(report.sensitivity, sizes, config.quant)
         chosen = {layer.layer: layer.bits for layer in report.layers}
         plots.pareto(curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
         (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
+
+
+def _density_figure(path: Path, bits: int, config: Config, float_model: FloatModel, report: Report) -> None:
+    """The first convolution as it is quantized: after folding and equalization, where these are asked for."""
+    name, layer = next(iter(target_layers(prepare(float_model.model, config.quant)).items()))
+    weights = layer.weight.detach().cpu().numpy()
+    alpha = next((found.alpha for found in report.layers if found.layer == name), None)
+    title = f"{config.model['name']}, first convolution ({name}): {weights.size} weights, alpha at {bits} bits"
+    plots.weight_density(weights, alpha, title, path)
 
 
 def save_sensitivity(folder: Path, bits: int, rows: list[Row], baseline: Evaluation) -> None:
@@ -170,6 +178,9 @@ def log(
         output_dir=config.output_dir,
         overrides=config.overrides,
     )
+    if resolved.tracking.uri:  # it may hold a password
+        hidden = re.sub(r"://([^:/@]+):[^@]*@", r"://\1:***@", resolved.tracking.uri)
+        resolved = dataclasses.replace(resolved, tracking=dataclasses.replace(resolved.tracking, uri=hidden))
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     params = flatten(resolved) | {
         "data.used": dataset.name,

@@ -63,11 +63,11 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
     module, _, name = path.rpartition(".")
     try:
         target: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+        allowed = list(inspect.signature(target).parameters)[1:]
+    except (ImportError, AttributeError, ValueError, TypeError):
         raise UserError(
             f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say."
         ) from None
-    allowed = list(inspect.signature(target).parameters)[1:]
     for key in arguments:
         if key not in allowed:
             raise UserError(
@@ -100,6 +100,8 @@ def train(
         dataset.train_images, dataset.train_labels, batch_size, recipe.crop_padding, recipe.flip, config.seed
     )
     optimizer = instantiate("optimizer", config.optimizer, model.parameters())
+    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise UserError(f"optimizer._target_={config.optimizer['_target_']} needs a closure, which no epoch here has.")
     scheduler = instantiate("scheduler", config.scheduler, optimizer)
     if state is None:
         state = TrainingState()
@@ -119,7 +121,9 @@ def train(
         for epoch in range(state.epoch, epochs):
             rate = optimizer.param_groups[0]["lr"]
             loss, train_top1 = train_epoch(model, loader, epoch, normalize, optimizer, advance)
-            scheduler.step()
+            # The one scheduler that looks at the training: it gets the training loss.
+            plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(loss) if plateau else scheduler.step()
             top1 = evaluate(model, images, labels, normalize).top1
             if not math.isfinite(loss):
                 raise UserError(

@@ -1,19 +1,17 @@
 """Checkpoints of other projects: the same logits to the last bit, or a refusal that says why."""
 
-import contextlib
 import json
 import pickle
 import random
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loopback import Loopback
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -432,47 +430,10 @@ def test_a_whole_pickled_model_is_refused_with_the_remedy(tmp_path: Path) -> Non
 # -------------------------------------------------------------------------------------------------------- downloads
 
 
-class Loopback(ThreadingHTTPServer):
-    """A server on this machine that gives every request the same answer, or none at all where it is None."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.answer: bytes | None = b""
-        self.requests = 0
-        self.closing = threading.Event()
-        super().__init__(("127.0.0.1", 0), LoopbackHandler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/models/resnet20.pt?raw=true"
-
-    def stop(self) -> None:
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-
-
-class LoopbackHandler(BaseHTTPRequestHandler):
-    server: Loopback
-
-    def do_GET(self) -> None:
-        self.server.requests += 1
-        if self.server.answer is None:
-            self.server.closing.wait(60)
-            return
-        with contextlib.suppress(OSError):  # the client may hang up first
-            self.wfile.write(self.server.answer)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    loopback = Loopback()
+    loopback = Loopback("models/resnet20.pt?raw=true")
     yield loopback
     loopback.stop()
 

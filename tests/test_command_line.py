@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, Outcome
+from PIL import Image
 
 Cli = Callable[..., Outcome]
 
@@ -69,7 +70,7 @@ MISTAKES = [
     (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
     (["data=image_folder"], ["data.root is needed"]),
     (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "does not exist"]),
-    (["data=image_folder", "data.root=."], ["no classes", "train/<class>"]),
+    (["data=image_folder", "data.root=wide/test"], ["no classes", "train/<class>"]),
     (["data=cifar10", "data.download=false", "data.root=nowhere"], ["cifar10", "nowhere", "data.root"]),
     ([*TINY, "checkpoint=nowhere.pth"], ["checkpoint=nowhere.pth", "no such file", "checkpoint=auto"]),
     ([*TINY, "optimizer.momentun=0.9"], ["optimizer.momentun", "Did you mean 'optimizer.momentum'?"]),
@@ -78,6 +79,14 @@ MISTAKES = [
     ([*TINY, "optimizer.lr=-1"], ["optimizer", "learning rate"]),
     ([*TINY, "model.depth=21"], ["model.depth=21", "6n+2"]),
     ([*TINY, "model.shortcut=pat"], ["model.shortcut=pat", "Did you mean 'pad'?"]),
+    ([*TINY, "optimizer._target_=torch.optim"], ["optimizer._target_=torch.optim"]),
+    (
+        [*TINY, "model=vgg16", "model.depth=11", "data=image_folder", "data.root=wide", "data.resize=null"],
+        ["64x64", "data.resize=32"],
+    ),
+    (["quant.layer_bits={linear:8}"], ["+quant.layer_bits="]),
+    (["trainer.select=best_test", "data.validation_images=5"], ["best_validation"]),
+    (["data=auto", "data.download=false", "data.root=nowhere", "checkpoint=some.th"], ["data=image_folder"]),
     ([*TINY, "+model.widht=3"], ["model.widht", "depth"]),
     ([*TINY, "tracking.uri=nowhere://x"], ["tracking.uri=nowhere://x", "tracking=none"]),
     ([*TINY, "tracking.uri=http://127.0.0.1:9"], ["tracking.uri=http://127.0.0.1:9", "tracking=none"]),
@@ -85,7 +94,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=lambda value: " ".join(value)[:50])
-def test_a_mistake_gets_an_answer_and_no_traceback(cli: Cli, arguments: list[str], expected: list[str]) -> None:
+def test_a_mistake_gets_an_answer_and_no_traceback(
+    cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    for split in ("train", "test"):  # a folder of images of 64x64 pixels
+        (tmp_path / "wide" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "wide" / split / "cat" / "1.png")
     outcome = cli(*arguments)
     assert outcome.code == 1
     assert "Error: " in outcome.err

@@ -1,23 +1,21 @@
 """Data sets: exact pixels from every source, downloads all or nothing, a cache that heals, errors that help."""
 
-import contextlib
 import hashlib
 import io
 import os
 import pickle
 import shutil
 import tarfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loopback import Loopback
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
@@ -32,44 +30,9 @@ DIGITS_FINGERPRINT = "e0d2f8df67c16313a95788fc1192ed197a644a4cf2a0cceb177fa429d6
 CPU = torch.device("cpu")
 
 
-class Loopback(ThreadingHTTPServer):
-    """A server on this machine that gives every request the same answer, or none at all where it is None."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.answer: bytes | None = b""
-        self.closing = threading.Event()
-        super().__init__(("127.0.0.1", 0), LoopbackHandler)
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/archive.tar.gz"
-
-    def stop(self) -> None:
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-
-
-class LoopbackHandler(BaseHTTPRequestHandler):
-    server: Loopback
-
-    def do_GET(self) -> None:
-        if self.server.answer is None:
-            self.server.closing.wait(60)
-            return
-        with contextlib.suppress(OSError):  # the client may hang up first
-            self.wfile.write(self.server.answer)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Loopback]:
-    loopback = Loopback()
+    loopback = Loopback("archive.tar.gz")
     yield loopback
     loopback.stop()
 

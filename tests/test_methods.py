@@ -216,6 +216,19 @@ def test_the_image_and_the_residuals_are_quantized_where_asked() -> None:
     assert all(addition.first.signed for addition in additions)
 
 
+def test_the_policy_for_the_ends_leaves_the_other_activations_alone() -> None:
+    """The image is spared where its own layer stays float, and additions keep the bits that were asked for."""
+    model, x = network(), images()
+    base = QuantConfig(**LEARNED, act_bits=4, act_residual=True)
+    spared, _ = quantize(model, replace(base, first_and_last="float"), 4, x)
+    assert all(layer.activation for layer in quantized_layers(spared).values())
+    assert "conv1" not in quantized_layers(spared)
+    eight, _ = quantize(model, replace(base, first_and_last="eight"), 4, x)
+    joints = [m for m in eight.modules() if isinstance(m, QuantizedAddition)]
+    assert {m.first.bits for m in joints} | {m.second.bits for m in joints} == {4}
+    assert quantized_layers(eight)["linear"].activation.bits == 8  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("setting", [(8, 8), (4, 8), (4, 4), (3, 3), (2, 4)])
 def test_more_activation_bits_lose_less(setting: tuple[int, int]) -> None:
     model, x = network(), images()
@@ -454,6 +467,39 @@ def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> Non
     assert outcome.code == 0, outcome.err
     for rule in ("std", "max", "mse", "percentile"):
         assert any(f"quant.alpha_rule={rule} " in line and "w4 a4" in line for line in outcome.out.splitlines())
+
+
+def test_a_budget_of_its_own_is_one_plan(cli: Callable[..., Outcome]) -> None:
+    outcome = cli("quant=mixed", "quant.mean_bits=2.6", *TINY, *SHORT)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("mixed, 3 bits: top-1") == 1
+    assert "mixed, 2 bits" not in outcome.out
+
+
+def test_units_learned_under_another_normalization_are_not_reused(
+    cli: Callable[..., Outcome], tmp_path: Path, cache: Path
+) -> None:
+    torch.save(build_model("resnet", 10, depth=8).state_dict(), tmp_path / "model.pt")
+    same = ["quant=brecq", "quant.bits=3", f"checkpoint={tmp_path / 'model.pt'}", *TINY, *SHORT]
+    stores = []
+    for mean in ("0.1", "0.1", "0.4"):
+        before = set((cache / "reconstruction").glob("*"))
+        assert cli(*same, f"data.mean=[{mean},{mean},{mean}]", "data.std=[1,1,1]").code == 0
+        stores.append(len(set((cache / "reconstruction").glob("*")) - before))
+    assert stores == [1, 0, 1]
+
+
+def test_one_layer_at_a_time_is_a_table_and_a_figure(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = cli(
+        "quant.bits=3", "quant.sensitivity=true", "+quant.layer_bits={linear:8}", "quant.layers=all", *TINY, *SHORT
+    )
+    assert outcome.code == 0, outcome.err
+    (table,) = tmp_path.glob("outputs/*/*/artifacts/one_layer_w3.csv")
+    lines = table.read_text().splitlines()
+    assert lines[0] == "layer,bits,top1,top1_drop,loss,sqnr_db"
+    assert lines[-1].startswith("linear,8,")
+    assert len(lines) == 1 + 10
+    assert table.with_suffix(".png").exists()
 
 
 @pytest.mark.parametrize(

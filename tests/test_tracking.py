@@ -110,6 +110,24 @@ def test_other_swept_keys_give_one_curve_each(cli: Cli, store: str, runs: Runs) 
     assert len(found) == 7
 
 
+def test_a_sweep_of_lists_draws_every_curve_once(cli: Cli, store: str, runs: Runs) -> None:
+    assert cli(*TINY, "quant=notebook,signed", "quant.bits=[3,5]", f"tracking.uri={store}", "-m").code == 0
+    found = runs(store)
+    with_curve = [name for name, run in found.items() if "top1_vs_bits" in run.data.metrics]
+    assert sorted(with_curve) == ["w3,5 notebook resnet20 digits", "w3,5 signed resnet20 digits"]
+
+
+def test_a_password_in_the_uri_is_not_logged() -> None:
+    import re
+
+    from ptq_exp import results
+
+    source = Path(results.__file__).read_text()
+    pattern = re.search(r're.sub\(r"([^"]+)", r"([^"]+)"', source)
+    assert pattern is not None
+    assert re.sub(pattern[1], pattern[2], "postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+
+
 def test_activation_bits_are_in_the_name(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant.bits=4", "quant.act_bits=5", f"tracking.uri={store}").code == 0
     (name,) = runs(store)

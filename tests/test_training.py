@@ -206,6 +206,20 @@ def test_the_recipe_fills_what_is_open_and_scales_its_milestones(tmp_path: Path)
     assert resolve_recipe(given, data).scheduler["milestones"] == [12, 17]
 
 
+def test_a_scheduler_that_watches_the_loss(tmp_path: Path) -> None:
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "factor": 0.5, "patience": 0, "threshold": 1e9}
+    config, data = few_digits(tmp_path, epochs=3, scheduler=plateau, optimizer=Config().optimizer | {"lr": 0.1})
+    rates = [entry["lr"] for entry in load_or_train(config, data, CPU).history]
+    assert rates[0] == 0.1
+    assert rates[-1] < 0.1
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused(tmp_path: Path) -> None:
+    config, data = few_digits(tmp_path, optimizer={"_target_": "torch.optim.LBFGS", "lr": 0.1})
+    with pytest.raises(UserError, match="closure"):
+        load_or_train(config, data, CPU)
+
+
 def test_divergence_is_said(tmp_path: Path) -> None:
     config, data = few_digits(tmp_path, optimizer=Config().optimizer | {"lr": 1e12})
     with pytest.raises(UserError, match=r"diverged in epoch 1.*optimizer\.lr"):

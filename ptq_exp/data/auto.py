@@ -5,6 +5,7 @@ from dataclasses import replace
 from ptq_exp.config import Config
 from ptq_exp.data import cifar10, digits
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.errors import UserError
 
 
 def load(config: Config) -> Dataset:
@@ -12,4 +13,9 @@ def load(config: Config) -> Dataset:
     try:
         return cifar10.load(config)
     except cifar10.DataUnavailable as error:
+        if config.checkpoint not in ("auto", "train"):
+            raise UserError(
+                f"The digits do not stand in for CIFAR-10 where checkpoint={config.checkpoint} is given. Name the "
+                f"data set that it was trained on, data=image_folder or data=digits for example. {error}"
+            ) from error
         return replace(digits.load(config), note=f"data=auto uses the digits inside scikit-learn: {error}")

@@ -168,15 +168,19 @@ def _open(root: Path) -> Iterator[tuple[list[Member], Callable[[str], bytes]]]:
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
         yield [m for m in map(_as_member, names) if m], lambda name: (root / name).read_bytes()
     elif zipfile.is_zipfile(root):
-        with zipfile.ZipFile(root) as archive:
+        try:
+            archive = zipfile.ZipFile(root)
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.") from error
+        with archive:
             yield [m for m in map(_as_member, archive.namelist()) if m], archive.read
     elif tarfile.is_tarfile(root):
         # A compressed tar can only be read forwards: take every image's bytes in one pass.
         contents: dict[str, bytes] = {}
         try:
-            with tarfile.open(root) as archive:
-                for info in archive:
-                    if info.isfile() and _as_member(info.name) and (file := archive.extractfile(info)):
+            with tarfile.open(root) as tar:
+                for info in tar:
+                    if info.isfile() and _as_member(info.name) and (file := tar.extractfile(info)):
                         contents[info.name] = file.read()
         except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.") from error

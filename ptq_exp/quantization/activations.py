@@ -126,18 +126,18 @@ def quantize_activations(
     rule: str,
     percentile: float,
     alpha: float | None,
-    input_image: bool,
-    residual: bool,
+    spared: str | None,
+    residual_bits: int | None,
 ) -> None:
     """Put a quantizer before every layer of `layers` (and residual addition), in place.
 
-    `bits` names the layers that get one and their width. The first layer's input, the image, is spared unless
-    `input_image`. Ranges come from `reference`, the float network, on `images`; a number for `alpha` overrides
-    them. Tensors with negative values get a signed grid.
+    `bits` names the layers that get one and their width; `spared` is the layer that sees the image, if its input
+    is to stay float. `residual_bits` is the width of the operands of residual additions, or None. Ranges come from
+    `reference`, the float network, on `images`; a number for `alpha` overrides them. Tensors with negative values get
+    a signed grid.
     """
-    first = next(iter(layers))
-    names = [name for name in layers if name in bits and (input_image or name != first)]
-    joints = additions(reference) if residual else []
+    names = [name for name in layers if name in bits and name != spared]
+    joints = additions(reference) if residual_bits is not None else []
     seen = observe(reference, names + joints, images)
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
@@ -149,7 +149,6 @@ def quantize_activations(
 
     for name in names:
         layers[name].activation = make(seen[name][0], bits[name])
-    width = max(bits.values()) if bits else 8
     for name in joints:
-        first_operand, second_operand = (make(observation, width) for observation in seen[name])
+        first_operand, second_operand = (make(observation, residual_bits or 0) for observation in seen[name])
         model.set_submodule(name, QuantizedAddition(model.get_submodule(name), first_operand, second_operand))

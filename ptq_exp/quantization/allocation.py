@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
+from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.rounding import round_weights, target_layers
@@ -21,9 +22,11 @@ IMAGES = 512  # of the calibration images, for the sensitivities
 Sensitivities = dict[str, dict[int, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
 
 
-def one_layer_at_a_time(reference: nn.Module, config: QuantConfig, bits: int) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer's name with a copy of the float `reference` in which only this layer's weights are quantized."""
-    plan = dict.fromkeys(target_layers(reference, config.layers), bits)
+def one_layer_at_a_time(
+    reference: nn.Module, config: QuantConfig, plan: dict[str, int]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
+    quantized."""
     everything = copy.deepcopy(reference)
     round_weights(everything, config, plan)
     for name, layer in quantized_layers(everything).items():
@@ -43,7 +46,7 @@ def sensitivities(reference: nn.Module, config: QuantConfig, images: Tensor) -> 
     wanted = torch.cat([reference(batch) for batch in images.split(BATCH)]).log_softmax(1)
     found: Sensitivities = {name: {} for name in target_layers(reference, config.layers)}
     for bits in config.mixed_candidates:
-        for name, network in one_layer_at_a_time(reference, config, bits):
+        for name, network in one_layer_at_a_time(reference, config, dict.fromkeys(found, bits)):
             got = torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
             found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
     return found
@@ -103,7 +106,10 @@ def plan_mixed(
         state = reference.state_dict()
         rest = 32 * (sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - total)
         scales = 64 * sum(layer.weight.shape[0] if config.granularity == "channel" else 1 for layer in layers.values())
-        budget = 8.0 * config.size_budget - rest - scales
+        # What quantization adds in float32: activation ranges, and biases where there were none.
+        ranges = 32 * (len(layers) + 2 * len(additions(reference))) if config.act_bits is not None else 0
+        channels = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
+        budget = 8.0 * config.size_budget - rest - scales - ranges - 32 * channels * config.bias_correction
     else:
         budget = (config.mean_bits or bits) * total
     found = sensitivities(reference, replace(config, act_bits=None), images)

@@ -40,13 +40,15 @@ def quantize(
     round_weights(network, config, plan)
     layers = quantized_layers(network)
     if config.act_bits is not None:
-        widths = {name: _activation_bits(name, list(layers), config) for name in layers}
+        everything = list(target_layers(reference, config.layers))
+        widths = {name: _activation_bits(name, everything, config) for name in layers}
         quantize_activations(
             network, reference, layers, widths, calibration, rule=config.act_rule, percentile=config.act_percentile,
-            alpha=config.act_alpha, input_image=config.act_input_image, residual=config.act_residual,
+            alpha=config.act_alpha, spared=None if config.act_input_image else everything[0],
+            residual_bits=config.act_bits if config.act_residual else None,
         )  # fmt: skip
     weights = {name: layer.weight.detach() for name, layer in target_layers(reference, config.layers).items()}
-    learn_rounding(network, reference, weights, config, bits, calibration, seed, progress, store)
+    learn_rounding(network, reference, weights, config, plan, calibration, seed, progress, store)
     if config.bias_correction:
         correct_biases(network, reference, calibration)
     if config.batch_norm_reestimation:

@@ -88,7 +88,8 @@ def _outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[str, 
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, __, output: found.update({name: output})
+        # A copy: a ReLU that works in place comes next.
+        return lambda _, __, output: found.update({name: output.clone()})
 
     handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     network(images)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
+RECONSTRUCTION_VERSION = 1  # raised when learned rounding changes, so that no older unit is taken from the store
 Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
@@ -30,7 +32,7 @@ def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d 
 
 
 def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int]:
-    """The bit width of every layer that is quantized: patterns first, then the policy for first and last layer.
+    """The bit width of every layer that is quantized: a pattern overrules the policy for first and last layer.
 
     Raises `UserError` for a pattern in `quant.layer_bits` that no layer's name matches.
     """
@@ -38,8 +40,10 @@ def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int
     plan = dict.fromkeys(names, bits)
     if config.first_and_last == "eight":
         plan |= {names[0]: EIGHT, names[-1]: EIGHT}
+    chosen: set[str] = set()
     for pattern, width in config.layer_bits.items():
         matched = fnmatch.filter(names, pattern)
+        chosen |= set(matched)
         if not matched:
             raise UserError(
                 f"quant.layer_bits: '{pattern}' matches no layer.{did_you_mean(pattern, names)} "
@@ -47,7 +51,7 @@ def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int
             )
         plan |= dict.fromkeys(matched, width)
     if config.first_and_last == "float":
-        for name in {names[0], names[-1]} - set(config.layer_bits):
+        for name in {names[0], names[-1]} - chosen:
             del plan[name]
     return plan
 
@@ -88,7 +92,7 @@ def learn_rounding(
     reference: nn.Module,
     weights: dict[str, Tensor],
     config: QuantConfig,
-    bits: int,
+    plan: dict[str, int],
     images: Tensor,
     seed: int,
     progress: Progress | None,
@@ -96,10 +100,11 @@ def learn_rounding(
 ) -> None:
     """AdaRound, block reconstruction and distillation, as configured, in place.
 
-    Nothing is learned above `reconstruction.up_to_bits`. A unit found in the folder `store` is taken from there.
+    Nothing is learned where all of `plan` and the activations have more than `reconstruction.up_to_bits`. A unit
+    found in the folder `store` is taken from there.
     """
     how = config.reconstruction
-    if min(bits, config.act_bits or bits) > how.up_to_bits:
+    if min([*plan.values(), config.act_bits or how.up_to_bits + 1]) > how.up_to_bits:
         return
     settings = reconstruction.Settings(
         how.steps, how.batch_size, how.lr, how.act_lr, how.penalty, how.drop if config.act_bits is not None else 0.0
@@ -114,18 +119,21 @@ def learn_rounding(
             reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
         if file:
             _keep(network.get_submodule(name), file)
-    if how.distill_steps:
+    whole = store / "distilled.safetensors" if store else None
+    if how.distill_steps and not (whole and _restore(network, whole)):
         torch.manual_seed(seed * 1000 + 999)
         with _shown(progress, "Distilling the network", how.distill_steps) as advance:
             reconstruction.distill(
                 network, reference, images, how.distill_steps, how.distill_batch_size, how.distill_lr,
                 random_crop_and_flip, advance,
             )  # fmt: skip
+        if whole:
+            _keep(network, whole)
 
 
 def _keep(unit: nn.Module, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
     save_file({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial)
     partial.replace(file)
 

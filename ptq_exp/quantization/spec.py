@@ -60,7 +60,11 @@ class QuantConfig:
     sensitivity: bool = False
 
     def bit_widths(self) -> list[int]:
-        """The bit widths of this job, in the order given."""
+        """The bit widths of this job, in the order given; one plan where mixed precision has a budget of its own."""
+        if self.mean_bits is not None:
+            return [max(1, round(self.mean_bits))]
+        if self.size_budget is not None and isinstance(self.bits, list | tuple):
+            return list(self.bits[:1])
         return list(self.bits) if isinstance(self.bits, list | tuple) else [self.bits]
 
     def validate(self) -> None:
