@@ -13,7 +13,10 @@ BITS = (2, 3, 4, 5, 6, 8)
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     ("archive", "key", "tolerance"),
-    [("cifar10-lossless-6k.zip", "lossless_top1", 0.1), ("cifar10-jpeg.tar.gz", "jpeg_top1", 0.05)],
+    [
+        ("cifar10-lossless-6k.zip", "lossless_top1", 0.1),
+        pytest.param("cifar10-jpeg.tar.gz", "jpeg_top1", 0.05, marks=pytest.mark.slow),  # 60,000 images to decode
+    ],
 )
 def test_golden_values(cli: Callable[..., Outcome], archive: str, key: str, tolerance: float) -> None:
     """One command, as the README has it; the terminal shows float and every bit width."""

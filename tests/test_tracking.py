@@ -177,17 +177,17 @@ def test_two_sweeps_at_once_on_a_fresh_store_lose_nothing(
     uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
     sweeps = [
         process(*TINY, f"quant.bits={bits}", f"tracking.uri={uri}", f"cache_dir={tmp_path / 'cache'}", "-m")
-        for bits in ("2,3,4", "5,6,7")
+        for bits in ("2,3", "5,6")
     ]
     outputs = [sweep.communicate(timeout=240)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
     found = runs(uri)
     assert set(found) == {
-        "sweep quant.bits=2,3,4", "sweep quant.bits=5,6,7",
-        *(f"w{bits} notebook resnet20 digits" for bits in range(2, 8)),
+        "sweep quant.bits=2,3", "sweep quant.bits=5,6",
+        *(f"w{bits} notebook resnet20 digits" for bits in (2, 3, 5, 6)),
     }  # fmt: skip
     assert {run.info.status for run in found.values()} == {"FINISHED"}
-    for sweep, widths in (("2,3,4", {2, 3, 4}), ("5,6,7", {5, 6, 7})):
+    for sweep, widths in (("2,3", {2, 3}), ("5,6", {5, 6})):
         parent = found[f"sweep quant.bits={sweep}"]
         assert set(series(uri, parent, "top1_vs_bits")) == widths
         for bits in widths:

@@ -134,7 +134,7 @@ def test_an_interrupted_training_ends_bit_identical(tmp_path: Path, monkeypatch:
 
 def test_a_killed_training_process_is_taken_up_again(process: Callable[..., Any], tmp_path: Path) -> None:
     """SIGKILL in the middle; the second run goes on, and ends with the weights of an undisturbed one."""
-    arguments = ["data=digits", "data.train_limit=320", "data.test_limit=40", "trainer.epochs=5", "tracking=none"]
+    arguments = ["data=digits", "data.train_limit=192", "data.test_limit=40", "trainer.epochs=5", "tracking=none"]
     killed = process(*arguments, f"cache_dir={tmp_path / 'killed'}")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("float/*/training-state.pt")):
