@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.spec import QuantConfig
 from ptq_exp.summary import Row, markdown_table
-from ptq_exp.tracking import Run
+from ptq_exp.tracking import Run, without_password
 
 RESULTS_FILE = "results.json"
 NOT_METRICS = {"bits", "act_bits", "diagnosis"}
@@ -178,9 +177,9 @@ def log(
         output_dir=config.output_dir,
         overrides=config.overrides,
     )
-    if resolved.tracking.uri:  # it may hold a password
-        hidden = re.sub(r"://([^:/@]+):[^@]*@", r"://\1:***@", resolved.tracking.uri)
-        resolved = dataclasses.replace(resolved, tracking=dataclasses.replace(resolved.tracking, uri=hidden))
+    if resolved.tracking.uri:
+        shown = dataclasses.replace(resolved.tracking, uri=without_password(resolved.tracking.uri))
+        resolved = dataclasses.replace(resolved, tracking=shown)
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     params = flatten(resolved) | {
         "data.used": dataset.name,

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -99,6 +100,11 @@ class Run:
 def default_uri() -> str:
     """The store that is used where neither `tracking.uri` nor the environment names one."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and logged."""
+    return re.sub(r"://([^:/@]+):[^@]*@", r"://\1:***@", uri)
 
 
 def start(config: TrackingConfig, name: str, parent: str | None = None) -> Run:
