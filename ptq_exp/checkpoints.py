@@ -60,7 +60,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
         "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],
         "optimizer": config.optimizer,
         "scheduler": config.scheduler,
-        "trainer": [config.trainer.epochs, config.trainer.batch_size],
+        "trainer": [config.trainer.epochs, config.trainer.batch_size, config.trainer.precision],
         "seed": config.seed,
     }
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)

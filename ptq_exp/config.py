@@ -39,6 +39,7 @@ class TrainerConfig:
 
     epochs: int | None = None
     batch_size: int | None = None
+    precision: str = "fp32"
     select: str = "last"
 
 
@@ -99,6 +100,7 @@ def from_hydra(cfg: Any) -> Config:
 def validate(config: Config) -> None:
     """Raise `UserError` for the first impossible value; nothing has been computed by then."""
     config.quant.validate()
+    check_choice("trainer.precision", config.trainer.precision, ["fp32", "tf32", "bf16"])
     check_choice("trainer.select", config.trainer.select, ["last", "best_test", "best_validation"])
     if config.trainer.select == "best_validation" and config.data.validation_images == 0:
         raise UserError("trainer.select=best_validation needs images to choose on: set data.validation_images=1000.")

@@ -1,5 +1,7 @@
 """Accuracy of a network on images that live on its device."""
 
+import contextlib
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.data.loader import Normalizer
+from ptq_exp.errors import UserError
+from ptq_exp.quantization.corrections import fold_batch_norm
 
 # Images a batch. On a CPU small batches win, since the activations of 64 images stay in its caches.
 BATCH_SIZE = {"cpu": 64, "cuda": 2000}
@@ -70,14 +74,26 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that computes the same with fewer passes over memory: no batch norm of its own where
+    a convolution can take it over, channels last."""
+    network = copy.deepcopy(model).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        with contextlib.suppress(UserError):  # a network that cannot be traced is evaluated as it is
+            fold_batch_norm(network)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normalizer) -> Evaluation:
     """Run `model` in evaluation mode on uint8 `images` (N, 3, H, W) with `labels` (N,), all on one device.
 
-    Counts are kept on the device and read once, at the end. The model's mode is restored.
+    Counts are kept on the device and read once, at the end. The model is left as it is.
     """
-    started, was_training = time.perf_counter(), model.training
-    model.eval()
+    started = time.perf_counter()
+    model = for_inference(model)
     batch = BATCH_SIZE.get(images.device.type, 256)
     predictions, totals = [], torch.zeros(3, dtype=torch.float64, device=images.device)
     for chunk, target in zip(images.split(batch), labels.split(batch), strict=True):
@@ -87,7 +103,6 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normal
         predictions.append(order[:, 0])
         loss = F.cross_entropy(logits, target, reduction="sum")
         totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
-    model.train(was_training)
     correct, correct_top5, loss_sum = totals.tolist()
     return Evaluation(
         predictions=torch.cat(predictions).cpu(),

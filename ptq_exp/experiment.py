@@ -120,7 +120,7 @@ def pick_device(name: str) -> torch.device:
             f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
         )
     device = torch.device(name)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)  # streams and graphs are made on the current device
     return device
 

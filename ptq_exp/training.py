@@ -19,6 +19,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.errors import UserError, did_you_mean
 from ptq_exp.evaluation import evaluate
+from ptq_exp.training_step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
 
@@ -105,7 +106,8 @@ def train(
     scheduler = instantiate("scheduler", config.scheduler, optimizer)
     if state is None:
         state = TrainingState()
-        _warn_if_long(model, loader, normalize, epochs)
+        if loader.labels.device.type == "cpu":
+            _warn_if_long(model, loader, normalize, epochs)
     else:
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
@@ -115,12 +117,13 @@ def train(
     monitor = "test" if dataset.validation_images is None else "validation"
     images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
     labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
+    step = TrainingStep(model, normalize, optimizer, config.trainer.precision)
     text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
     with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
         advance(state.epoch * len(loader))
         for epoch in range(state.epoch, epochs):
             rate = optimizer.param_groups[0]["lr"]
-            loss, train_top1 = train_epoch(model, loader, epoch, normalize, optimizer, advance)
+            loss, train_top1 = train_epoch(step, loader, epoch, advance)
             # The one scheduler that looks at the training: it gets the training loss.
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(loss) if plateau else scheduler.step()
@@ -146,29 +149,21 @@ def train(
 
 
 def train_epoch(
-    model: nn.Module,
-    loader: TrainingLoader,
-    epoch: int,
-    normalize: Normalizer,
-    optimizer: torch.optim.Optimizer,
-    advance: Callable[..., None],
+    step: TrainingStep, loader: TrainingLoader, epoch: int, advance: Callable[..., None]
 ) -> tuple[float, float]:
     """One pass over the training images: their mean loss and top-1 (percent), measured while training."""
-    model.train()
-    totals = torch.zeros(2, device=loader.labels.device)
-    shown = time.monotonic()
-    for step, (images, labels) in enumerate(loader.epoch(epoch)):
-        logits = model(normalize(images))
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        totals += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+    step.model.train()
+    step.totals.zero_()
+    shown, seen = time.monotonic(), 0
+    for images, labels in loader.epoch(epoch):
+        step(images, labels)
         advance()
-        if time.monotonic() - shown > 1:  # reading the loss waits for the device: once a second is enough
+        seen += len(labels)
+        # An epoch takes a minute on a CPU and less than a second on CUDA, where reading the loss would stall it.
+        if step.device.type == "cpu" and time.monotonic() - shown > 1:
             shown = time.monotonic()
-            advance(0, loss=f"loss {totals[0].item() / min((step + 1) * loader.batch_size, len(loader.labels)):.3f}")
-    loss_sum, correct = totals.tolist()
+            advance(0, loss=f"loss {step.totals[0].item() / seen:.3f}")
+    loss_sum, correct = step.totals.tolist()
     return loss_sum / len(loader.labels), 100 * correct / len(loader.labels)
 
 
@@ -195,16 +190,14 @@ def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalize
         started = time.perf_counter()
         F.cross_entropy(trial(normalize(images)), labels).backward()
         optimizer.step()
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
         times.append(time.perf_counter() - started)
     seconds = sorted(times)[len(times) // 2] * len(loader) * epochs
     if seconds > LONG_TRAINING_SECONDS:
         log.warning(
-            "Training will take about %s on this %s (%d epochs of %d images). Quicker ways: "
+            "Training will take about %s on this CPU (%d epochs of %d images). Quicker ways: "
             "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
             "The training can be interrupted and taken up again by the same command.",
-            _duration(seconds), loader.labels.device.type, epochs, len(loader.labels),
+            _duration(seconds), epochs, len(loader.labels),
             max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """On a CUDA device: the same answers as on the CPU. Needs neither Hydra nor MLflow."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 from ptq_exp.checkpoints import load_or_train
 from ptq_exp.config import Config, DataConfig, TrackingConfig
 from ptq_exp.data import load_dataset
+from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.evaluation import evaluate
 from ptq_exp.experiment import pick_device, run
+from ptq_exp.models import build_model
 from ptq_exp.quantization.apply import quantize
+from ptq_exp.training_step import TrainingStep
 
 pytestmark = [
     pytest.mark.cuda,
@@ -58,3 +62,35 @@ def test_evaluation_and_quantization_agree_with_the_cpu(tmp_path: Path) -> None:
     for row, other in zip(results["cuda"][2].layers, results["cpu"][2].layers, strict=True):
         assert (row.levels_used, row.levels_available) == (other.levels_used, other.levels_available)
         assert row.alpha == pytest.approx(other.alpha, rel=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.1), ("bf16", 0.2)])
+def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, tolerance: float) -> None:
+    """Twenty-one steps, the last on a smaller batch: the losses are those of an eager textbook loop. Fewer bits start a
+    difference that training magnifies from step to step, hence their tolerance."""
+    device = pick_device("cuda")
+    data = load_dataset(Config(data=DataConfig(name="digits", train_limit=20 * 64 + 32)), device)
+    normalize = Normalizer(data.mean, data.std, device)
+    torch.manual_seed(0)
+    model = build_model("resnet", 10).to(device).to(memory_format=torch.channels_last)
+    reference = copy.deepcopy(model)
+    loader = TrainingLoader(data.train_images, data.train_labels, 64, 4, True, seed=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    step = TrainingStep(model, normalize, optimizer, precision)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
+    found, wanted = [], []
+    for images, labels in loader.epoch(0):
+        step.totals.zero_()
+        step(images, labels)
+        found.append(step.totals[0].item() / len(labels))
+        loss = torch.nn.functional.cross_entropy(reference(normalize(images)), labels)
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        wanted.append(loss.item())
+    assert len(found) == 21
+    assert found == pytest.approx(wanted, rel=tolerance)
+    assert wanted[-1] < 0.8 * wanted[0]
+    for (name, one), other in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
+        if name.endswith("num_batches_tracked"):
+            assert one == other == 21

@@ -36,8 +36,8 @@ from ptq_exp.quantization.grids import (
     weight_grid,
 )  # fmt: skip
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.ranges import ALPHA_RULES, RangeContext
-from ptq_exp.quantization.reconstruction import SoftRounding
 from ptq_exp.quantization.rounding import plan_bits, units
 from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
 
@@ -300,10 +300,15 @@ def test_soft_rounding_starts_at_the_float_weights_and_ends_on_the_grid() -> Non
     grid = UniformGrid(0, 15)
     scale, zero_point = parameters(grid, "asymmetric", weight.flatten(1).amin(1), weight.flatten(1).amax(1))
     layer = QuantizedLayer(conv, grid, scale, zero_point, 4)
-    soft = SoftRounding(layer, weight)
+    soft = SoftRounding([layer], [weight])
+    soft(torch.tensor(2.0))
+    assert layer.soft is not None
     low, high = (grid.dequantize(torch.tensor(end), layer.scale, layer.zero_point) for end in (0.0, 15.0))
-    assert torch.allclose(soft(), weight.clamp(low, high), atol=2e-3 * float(scale.max()) + 1e-6)
-    assert torch.equal(soft.codes(), layer.grid.quantize(weight, layer.scale, layer.zero_point))
+    assert torch.allclose(layer.soft, weight.clamp(low, high), atol=2e-3 * float(scale.max()) + 1e-6)
+    nearest = layer.codes.clone()
+    soft.finish()
+    assert layer.soft is None
+    assert torch.equal(layer.codes, nearest)
 
 
 def test_units_cover_every_layer_once() -> None:

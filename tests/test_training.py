@@ -23,6 +23,7 @@ from ptq_exp.errors import UserError
 from ptq_exp.evaluation import Evaluation, drop_interval, evaluate, wilson_interval
 from ptq_exp.models import build_model
 from ptq_exp.training import TrainingState, instantiate, resolve_recipe, train, train_epoch
+from ptq_exp.training_step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -236,7 +237,8 @@ def test_the_loop_equals_a_plain_reference_loop() -> None:
     single = Normalizer(data.mean, data.std, CPU)
     loader = TrainingLoader(data.train_images, data.train_labels, 32, 4, False, seed=5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
-    loss, _ = train_epoch(model, loader, 0, lambda x: single(x).double(), optimizer, lambda *_, **__: None)
+    step = TrainingStep(model, lambda x: single(x).double(), optimizer, "fp32")
+    loss, _ = train_epoch(step, loader, 0, lambda *_, **__: None)
     velocity = [torch.zeros_like(p) for p in reference.parameters()]
     losses = []
     for images, labels in loader.epoch(0):

@@ -1,7 +1,5 @@
 """The modules that a quantized network is made of."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,8 +29,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.alpha / self.grid.high if self.grid.high else self.alpha
-        if not torch.is_grad_enabled():
-            return self.grid.fake_quantize(x, scale)
+        if not torch.is_grad_enabled():  # in place after the division: new memory costs more than the arithmetic
+            return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
         quantized = torch.clamp(round_through(x / scale), self.grid.low, self.grid.high) * scale
         return torch.where(torch.rand_like(x) < self.drop, x, quantized) if self.drop else quantized
 
@@ -53,7 +51,7 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
-        self.soft: Callable[[], Tensor] | None = None
+        self.soft: Tensor | None = None
         weight = layer.weight.detach()
         self.register_buffer("scale", _per_group(scale, weight))
         self.register_buffer("zero_point", _per_group(zero_point, weight))
@@ -71,8 +69,8 @@ class QuantizedLayer(nn.Module):
         if self.soft is None:
             return self.layer(x)
         if isinstance(self.layer, nn.Linear):
-            return F.linear(x, self.soft(), self.layer.bias)
-        return self.layer._conv_forward(x, self.soft(), self.layer.bias)
+            return F.linear(x, self.soft, self.layer.bias)
+        return self.layer._conv_forward(x, self.soft, self.layer.bias)
 
 
 def _per_group(values: Tensor, weight: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.quantization.grids import UniformGrid
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, round_through
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+from ptq_exp.quantization.learned_weights import LearnedWeights, SoftRounding
 
 BATCH = 256  # images at a time where only memory depends on it
-ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid is stretched to (-0.1, 1.1), so that it reaches 0 and 1
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
+AHEAD = 50  # distillation: batches that the float network answers at once
 SLOWER = 0.1  # distillation: scales, biases and clipping values against the weights, which count in levels
 
 
@@ -34,52 +34,6 @@ class Settings:
     act_lr: float  # Adam's, of log alpha; 0 keeps the calibrated values
     penalty: float  # weight of the rounding penalty
     drop: float  # share of activations that pass unquantized (QDrop); 0 without
-
-
-class SoftRounding(nn.Module):
-    """Weights between their two neighbouring levels: floor(w / scale) + h(v), h the rectified sigmoid.
-
-    Nagel et al. 2020, "Up or Down? Adaptive Rounding", equations 22 to 24.
-    """
-
-    def __init__(self, layer: QuantizedLayer, weight: Tensor):
-        super().__init__()
-        assert isinstance(layer.grid, UniformGrid)
-        self.grid, self.scale, self.zero_point = layer.grid, layer.scale, layer.zero_point
-        position = weight / self.scale
-        self.floor = torch.floor(position)
-        rest = (position - self.floor).clamp(1e-4, 1 - 1e-4)
-        self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1))
-
-    def share(self) -> Tensor:
-        """h(v): 0 where a weight is rounded down, 1 where up."""
-        return torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
-
-    def forward(self) -> Tensor:
-        codes = torch.clamp(self.floor + self.share() + self.zero_point, self.grid.low, self.grid.high)
-        return (codes - self.zero_point) * self.scale
-
-    def penalty(self, beta: Tensor) -> Tensor:
-        """How undecided the weights are: sum of 1 - |2h - 1|^beta."""
-        return (1 - (2 * self.share() - 1).abs().pow(beta)).sum()
-
-    def codes(self) -> Tensor:
-        """The decided codes."""
-        return torch.clamp(self.floor + (self.share() >= 0.5) + self.zero_point, self.grid.low, self.grid.high)
-
-
-class LearnedWeight(nn.Module):
-    """Weights, in units of their scale, and the scales, free to move under the rounding (Esser et al. 2020)."""
-
-    def __init__(self, layer: QuantizedLayer, weight: Tensor):
-        super().__init__()
-        self.grid, self.zero_point = layer.grid, layer.zero_point
-        self.position = nn.Parameter(weight / layer.scale)
-        self.log_scale = nn.Parameter(layer.scale.log())
-
-    def forward(self) -> Tensor:
-        codes = torch.clamp(round_through(self.position) + self.zero_point, self.grid.low, self.grid.high)
-        return (codes - self.zero_point) * self.log_scale.exp()
 
 
 def collect(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,12 +83,10 @@ def reconstruct_unit(
     float_input, target = collect(reference, name, images)
     power = target.square().mean().clamp(min=1e-12)
 
-    soft = [SoftRounding(layer, weights[layer_name]) for layer_name, layer in layers.items()]
-    for layer, learned in zip(layers.values(), soft, strict=True):
-        layer.soft = learned
+    soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
     _set_drop(quantizers, settings.drop)
     logs = _learn_alphas(quantizers, settings.act_lr)
-    groups: list[dict[str, Any]] = [{"params": [s.v for s in soft], "lr": settings.lr}]
+    groups: list[dict[str, Any]] = [{"params": [soft.v], "lr": settings.lr}]
     if logs:
         groups.append({"params": logs, "lr": settings.act_lr})
     beta = torch.tensor(BETA_START, device=images.device)
@@ -147,10 +99,12 @@ def reconstruct_unit(
             x = torch.where(torch.rand_like(x) < settings.drop, float_input[chosen], x)
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
+        undecided = soft(beta)
         error = (unit(x) - target[chosen]).square().mean() / power
-        return error + strength * sum(s.penalty(beta) for s in soft)
+        return error + strength * undecided
 
-    def schedule(share: float) -> None:
+    def schedule(number: int) -> None:
+        share = number / settings.steps
         done = max(0.0, share - WARM_UP) / (1 - WARM_UP)
         beta.fill_(BETA_END + (BETA_START - BETA_END) * (1 - done))
         strength.fill_(settings.penalty if share >= WARM_UP else 0.0)
@@ -158,9 +112,7 @@ def reconstruct_unit(
     minimize(loss, groups, settings.steps, schedule, advance)
     _set_drop(quantizers, 0.0)
     _freeze_alphas(quantizers, logs)
-    for layer, learned in zip(layers.values(), soft, strict=True):
-        layer.soft = None
-        layer.set_codes(learned.codes().detach())
+    soft.finish()
 
 
 def _with_prefix(unit: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
@@ -192,17 +144,17 @@ def minimize(
     loss: Callable[[], Tensor],
     groups: list[dict[str, Any]],
     steps: int,
-    schedule: Callable[[float], None],
+    schedule: Callable[[int], None],
     advance: Callable[[], None],
 ) -> None:
-    """Adam on `groups` for `steps` steps; `schedule` is called with the share of the steps done before each.
+    """Adam on `groups` for `steps` steps; `schedule` is called with a step's number before it.
 
     On CUDA the step is captured once as a graph and replayed: its kernels are far too small to be launched one by
     one. `loss` and `schedule` must therefore keep what changes in tensors on the device.
     """
     parameters = [p for group in groups for p in group["params"]]
     cuda = parameters[0].is_cuda
-    optimizer = torch.optim.Adam(groups, capturable=cuda)
+    optimizer = torch.optim.Adam(groups, capturable=cuda, fused=cuda)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -211,14 +163,14 @@ def minimize(
 
     if not cuda:
         for number in range(steps):
-            schedule(number / steps)
+            schedule(number)
             step()
             advance()
         return
     before = [p.detach().clone() for p in parameters]
     stream = torch.cuda.Stream()
+    schedule(0)
     stream.wait_stream(torch.cuda.current_stream())
-    schedule(0.0)
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
@@ -235,7 +187,7 @@ def minimize(
             for value in state.values():
                 value.zero_()
     for number in range(steps):
-        schedule(number / steps)
+        schedule(number)
         graph.replay()
         advance()
 
@@ -255,32 +207,43 @@ def distill(
     The loss is the Kullback-Leibler divergence of the logits (Hinton et al. 2015) on augmented calibration images;
     no label is looked at. The rate falls to zero along half a cosine.
     """
-    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
-    soft = [LearnedWeight(layer, layer.layer.weight.detach()) for layer in layers]
-    for layer, learned in zip(layers, soft, strict=True):
-        layer.soft = learned
     logs = _learn_alphas(quantizers, lr)
-    biases = [layer.layer.bias for layer in layers if layer.layer.bias is not None]
+    biases = [layer.layer.bias for layer in learned.layers if layer.layer.bias is not None]
     for bias in biases:
         bias.requires_grad_(True)
     groups: list[dict[str, Any]] = [
-        {"params": [learned.position for learned in soft], "base": lr},
-        {"params": [learned.log_scale for learned in soft] + biases + logs, "base": lr * SLOWER},
+        {"params": [learned.position], "base": lr},
+        {"params": [learned.log_scale, *biases, *logs], "base": lr * SLOWER},
     ]
     for group in groups:
         group["lr"] = torch.tensor(group["base"], device=images.device)
+    batches = torch.empty(min(steps, AHEAD), batch_size, *images.shape[1:], device=images.device)
+    with torch.no_grad():
+        wanted = reference(images[:1])[None].repeat(len(batches), batch_size, 1)
+    turn = torch.zeros(1, dtype=torch.long, device=images.device)
+
+    @torch.no_grad()
+    def draw_batches() -> None:
+        chosen = torch.randint(len(images), (len(batches) * batch_size,), device=images.device)
+        batches.copy_(augment(images[chosen]).view_as(batches))
+        answers = [reference(part).log_softmax(1) for part in batches.flatten(0, 1).split(BATCH)]
+        wanted.copy_(torch.cat(answers).view_as(wanted))
 
     def loss() -> Tensor:
-        x = augment(images[torch.randint(len(images), (batch_size,), device=images.device)])
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
-        with torch.no_grad():
-            wanted = reference(x)
-        return F.kl_div(model(x).log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+        learned()
+        logits = model(batches.index_select(0, turn)[0])
+        answer = wanted.index_select(0, turn)[0]
+        return F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
 
-    def schedule(share: float) -> None:
-        factor = 0.5 * (1 + math.cos(math.pi * share))
+    def schedule(number: int) -> None:
+        if number % len(batches) == 0:
+            draw_batches()
+        turn.fill_(number % len(batches))
+        factor = 0.5 * (1 + math.cos(math.pi * number / steps))
         for group in groups:
             group["lr"].fill_(group["base"] * factor)
 
@@ -288,8 +251,4 @@ def distill(
     _freeze_alphas(quantizers, logs)
     for bias in biases:
         bias.requires_grad_(False)
-    for layer, learned in zip(layers, soft, strict=True):
-        layer.soft = None
-        layer.scale.copy_(learned.log_scale.detach().exp())
-        codes = torch.round(learned.position.detach()) + layer.zero_point
-        layer.set_codes(codes.clamp(layer.grid.low, layer.grid.high))
+    learned.finish()

@@ -1,0 +1,168 @@
+"""Fair timing: cases take turns in one process, medians and ratios are reported, and results become one page.
+
+Absolute times of a shared machine mean little, so every benchmark runs what it is compared to beside it.
+"""
+
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import torch
+
+from ptq_exp.config import PROJECT_ROOT
+
+RESULTS = PROJECT_ROOT / "bench" / "results"
+PAGE = PROJECT_ROOT / "docs" / "performance.md"
+PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
+
+
+def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every case in each of `rounds` rounds, after one round that does not count.
+
+    Every second round goes backwards, so that no case always follows the same one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name in list(cases) if number % 2 else list(cases)[::-1]:
+            _wait(device)
+            started = time.perf_counter()
+            cases[name]()
+            _wait(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def rows_of(seconds: dict[str, list[float]], baseline: str, per: float = 1.0) -> list[dict[str, Any]]:
+    """One row a case: median, lowest and highest (seconds / `per`) and the time relative to `baseline`'s median."""
+    reference = statistics.median(seconds[baseline])
+    return [
+        {
+            "case": name,
+            "seconds": statistics.median(times) / per,
+            "lowest": min(times) / per,
+            "highest": max(times) / per,
+            "ratio": statistics.median(times) / reference,
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def machine_rates(device: torch.device) -> dict[str, float]:
+    """What this very machine does in float32: FLOP/s, the better of a large matrix product and a wide convolution, and
+    bytes/s of a large copy."""
+    cuda = device.type == "cuda"
+    size, batch = (8192, 4096) if cuda else (2048, 64)
+    a, b, c = (torch.randn(size, size, device=device) for _ in range(3))
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 64, 16, 16, device=device).to(memory_format=torch.channels_last)
+    source, target = (torch.zeros(2**28 if cuda else 2**25, device=device) for _ in range(2))
+    with torch.inference_mode():
+        seconds = take_turns(
+            {"product": lambda: torch.mm(a, b, out=c), "layer": lambda: layer(x), "copy": lambda: target.copy_(source)},
+            7, device,
+        )  # fmt: skip
+    flops = {"product": 2 * size**3, "layer": 2 * 64 * 64 * 9 * x[:, 0].numel()}
+    return {
+        "flops_per_second": max(count / min(seconds[name]) for name, count in flops.items()),
+        "bytes_per_second": 2 * 4 * source.numel() / min(seconds["copy"]),
+    }
+
+
+def resnet20_cost(images: int) -> dict[str, float]:
+    """FLOPs of one forward pass of ResNet-20 over `images` images, and the bytes of its activations, float32.
+
+    40.8 million multiply-adds an image; 188,000 convolution outputs, each written and read once where no cache holds
+    them.
+    """
+    return {"flops": 2 * 40.8e6 * images, "bytes": 2 * 4 * 188e3 * images}
+
+
+def floor_seconds(cost: dict[str, float], rates: dict[str, float]) -> float:
+    """No implementation can be quicker: the longer of computing and of moving, at this machine's own rates."""
+    return max(cost["flops"] / rates["flops_per_second"], cost["bytes"] / rates["bytes_per_second"])
+
+
+def save(name: str, device: torch.device, arguments: str, content: dict[str, Any]) -> None:
+    """Write bench/results/<name>-<hardware>.json, print its table, and rebuild docs/performance.md."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    about = {
+        "benchmark": name,
+        "command": f"python -m bench.{name} {arguments}".strip(),
+        "date": date.today().isoformat(),
+        "hardware": hardware if device.type == "cuda" else f"{hardware} ({platform.machine()}, {platform.system()})",
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    (RESULTS / f"{name}-{slug}.json").write_text(json.dumps(about | content, indent=1) + "\n")
+    print(section(about | content))
+    write_page()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def section(result: dict[str, Any]) -> str:
+    """The part of docs/performance.md that one result file gives."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"`{result['command']}`, {result['date']}, {result['hardware']}, {versions}.",
+        "",
+        f"| case | {result['unit']} | lowest to highest | {result['ratio_of']} |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        digits = 2 if row["seconds"] >= 10 else 4
+        numbers = [f"{row[key]:.{digits}f}" for key in ("seconds", "lowest", "highest")]
+        lines.append(f"| {row['case']} | {numbers[0]} | {numbers[1]} to {numbers[2]} | {row['ratio']:.3f} |")
+    return "\n".join([*lines, "", *(f"* {note}" for note in result.get("notes", []))]).rstrip()
+
+
+def write_page() -> None:
+    """docs/performance.md, from every result file there is: a section a benchmark, a part a machine."""
+    titles = {
+        "training": "Training",
+        "evaluation": "Evaluation",
+        "sweep": "A sweep",
+        "reconstruction": "Learned rounding",
+        "startup": "Start-up",
+        "scaling": "Several workers",
+    }
+    page = [
+        "# Performance",
+        "",
+        "Written by the benchmarks from `bench/results/*.json`. All cases of a table took turns in one run: compare "
+        "them with each other, not with another machine's.",
+    ]
+    for name, title in titles.items():
+        files = sorted(RESULTS.glob(f"{name}-*.json"))
+        if files:
+            page += ["", f"## {title}"]
+        for file in files:
+            page += ["", section(json.loads(file.read_text()))]
+    PAGE.write_text("\n".join(page) + "\n")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    write_page()
+    sys.stdout.write(f"{PAGE}\n")

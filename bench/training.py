@@ -1,0 +1,107 @@
+"""Training: the notebook's loop against ours, on the same model and images: `python -m bench.training`.
+
+Images per second over whole epochs. The images are CIFAR-10's shape; their content does not change the time.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench import notebook
+from bench.harness import floor_seconds, machine_rates, resnet20_cost, rows_of, save, take_turns
+from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.experiment import pick_device
+from ptq_exp.models import build_model
+from ptq_exp.training import train_epoch
+from ptq_exp.training_step import TrainingStep
+
+BATCH = 160
+
+
+def main() -> None:
+    """Time one epoch of every loop in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--images", type=int, default=None, help="in an epoch; 50,000 on CUDA, 1,600 on a CPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    count = arguments.images or (50_000 if device.type == "cuda" else 1600)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    baseline = "the notebook's loop"
+    cases = {baseline: _notebook(images, labels, device)}
+    images, labels = images.to(device), labels.to(device)
+    cases["plain loop, images on the device"] = _plain(images, labels, device)
+    for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32",):
+        cases[f"ours, {precision}"] = _ours(images, labels, device, precision)
+    seconds = take_turns(cases, arguments.rounds, device)
+    rows = rows_of(seconds, baseline)
+    for row in rows:
+        row["images_per_second"] = count / row["seconds"]
+    cost = {key: 3 * value for key, value in resnet20_cost(count).items()}  # backward costs twice the forward pass
+    floor = floor_seconds(cost, machine_rates(device))
+    speeds = ", ".join(f"{row['case']} {row['images_per_second']:,.0f}" for row in rows)
+    quickest = min(row["seconds"] for row in rows)
+    notes = [
+        f"Images per second: {speeds}.",
+        f"Ours is {rows[0]['seconds'] / rows[2]['seconds']:.1f} times the notebook's loop (fp32), "
+        f"{rows[0]['seconds'] / quickest:.1f} times at its quickest.",
+        f"The notebook's loop lets cuDNN use TF32, as PyTorch does by default; 180 epochs of {count:,} images would "
+        f"take {180 * rows[0]['seconds'] / 60:.1f} minutes there, {180 * rows[2]['seconds'] / 60:.1f} here in fp32.",
+        f"Floor of an epoch at this machine's float32 rates: {floor:.3f} s; "
+        f"fp32 takes {rows[2]['seconds'] / floor:.1f} times that.",
+    ]
+    content = {"unit": f"seconds an epoch of {count:,} images", "ratio_of": "of the notebook's time"}
+    given = f"--images {arguments.images}" if arguments.images else ""
+    save("training", device, given, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
+
+
+def _model(device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = build_model("resnet", 10, depth=20, shortcut="conv").to(device)
+    return model, torch.optim.SGD(model.parameters(), lr=0.022, momentum=0.9, weight_decay=9e-5)
+
+
+def _notebook(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> Callable[[], object]:
+    model, optimizer = _model(device)
+    batches = notebook.loader(images, labels, train=True)
+
+    def epoch() -> None:
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False  # PyTorch's defaults
+        try:
+            notebook.train_epoch(model, batches, optimizer, device)
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+
+    return epoch
+
+
+def _plain(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> Callable[[], object]:
+    model, optimizer = _model(device)
+    normalize = Normalizer(notebook.MEAN, notebook.STD, device)
+    batches = TrainingLoader(images, labels, BATCH, 4, True, seed=0)
+
+    def epoch() -> None:
+        model.train()
+        for x, y in batches.epoch(0):
+            optimizer.zero_grad()
+            F.cross_entropy(model(normalize(x).contiguous()), y).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def _ours(images: torch.Tensor, labels: torch.Tensor, device: torch.device, precision: str) -> Callable[[], object]:
+    model, optimizer = _model(device)
+    model.to(memory_format=torch.channels_last)
+    step = TrainingStep(model, Normalizer(notebook.MEAN, notebook.STD, device), optimizer, precision)
+    batches = TrainingLoader(images, labels, BATCH, 4, True, seed=0)
+    return lambda: train_epoch(step, batches, 0, lambda *_, **__: None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Weights that are being learned: between two levels (rounding up or down), or free under the rounding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.quantization.grids import UniformGrid
+from ptq_exp.quantization.layers import QuantizedLayer, round_through
+
+ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid is stretched to (-0.1, 1.1), so that it reaches 0 and 1
+
+
+class PackedWeights(nn.Module):
+    """The weights of several layers as one matrix, one row a scale, padded to the longest row.
+
+    On a GPU every operation on a layer this small costs its launch alone; on the matrix it serves all layers at once.
+    """
+
+    def __init__(self, layers: list[QuantizedLayer]):
+        super().__init__()
+        assert all(isinstance(layer.grid, UniformGrid) for layer in layers)
+        self.layers = layers
+        self.rows = [layer.scale.numel() for layer in layers]
+        self.columns = [layer.codes.numel() // layer.scale.numel() for layer in layers]
+        self.low = self._per_row([layer.grid.low for layer in layers])
+        self.high = self._per_row([layer.grid.high for layer in layers])
+        self.scale = torch.cat([layer.scale.reshape(-1, 1) for layer in layers])
+        self.zero_point = torch.cat([layer.zero_point.reshape(-1, 1) for layer in layers])
+
+    def _per_row(self, values: list[int]) -> Tensor:
+        device = self.layers[0].scale.device
+        repeated = [torch.full((rows, 1), float(v)) for rows, v in zip(self.rows, values, strict=True)]
+        return torch.cat(repeated).to(device)
+
+    def pack(self, tensors: list[Tensor]) -> Tensor:
+        """One tensor of each layer's weights' shape as a matrix; the padding is zero."""
+        width = max(self.columns)
+        shaped = [t.reshape(rows, -1) for t, rows in zip(tensors, self.rows, strict=True)]
+        return torch.cat([F.pad(t, (0, width - t.shape[1])) for t in shaped])
+
+    def unpack(self, matrix: Tensor) -> list[Tensor]:
+        """The inverse of `pack`."""
+        parts = zip(matrix.split(self.rows), self.columns, self.layers, strict=True)
+        return [part[:, :columns].reshape(layer.codes.shape) for part, columns, layer in parts]
+
+    def use(self, codes: Tensor, scale: Tensor) -> None:
+        """Let the layers compute with (codes - zero_point) * scale, differentiably."""
+        for layer, weight in zip(self.layers, self.unpack((codes - self.zero_point) * scale), strict=True):
+            layer.soft = weight
+
+    def settle(self, codes: Tensor) -> None:
+        """Store the final `codes` in the layers."""
+        for layer, own in zip(self.layers, self.unpack(codes.detach()), strict=True):
+            layer.soft = None
+            layer.set_codes(own)
+
+
+class SoftRounding(PackedWeights):
+    """Weights between their two neighbouring levels: floor(w / scale) + h(v), h the rectified sigmoid.
+
+    Nagel et al. 2020, "Up or Down? Adaptive Rounding", equations 22 to 24.
+    """
+
+    def __init__(self, layers: list[QuantizedLayer], weights: list[Tensor]):
+        super().__init__(layers)
+        position = self.pack(weights) / self.scale
+        self.floor = torch.floor(position)
+        rest = (position - self.floor).clamp(1e-4, 1 - 1e-4)
+        self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1))
+
+    def share(self) -> Tensor:
+        """h(v): 0 where a weight is rounded down, 1 where up."""
+        return torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+    def forward(self, beta: Tensor) -> Tensor:
+        """Use the weights as they are now; returns how undecided they are: the sum of 1 - |2h - 1|^beta."""
+        share = self.share()
+        self.use(torch.clamp(self.floor + share + self.zero_point, self.low, self.high), self.scale)
+        return (1 - (2 * share - 1).abs().pow(beta)).sum()
+
+    def finish(self) -> None:
+        """Decide: up where h is at least one half."""
+        self.settle(torch.clamp(self.floor + (self.share() >= 0.5) + self.zero_point, self.low, self.high))
+
+
+class LearnedWeights(PackedWeights):
+    """Weights, in units of their scale, and the scales, free to move under the rounding (Esser et al. 2020)."""
+
+    def __init__(self, layers: list[QuantizedLayer]):
+        super().__init__(layers)
+        self.position = nn.Parameter(self.pack([layer.layer.weight.detach() for layer in layers]) / self.scale)
+        self.log_scale = nn.Parameter(self.scale.log())
+
+    def forward(self) -> None:
+        """Use the weights as they are now."""
+        codes = torch.clamp(round_through(self.position) + self.zero_point, self.low, self.high)
+        self.use(codes, self.log_scale.exp())
+
+    def finish(self) -> None:
+        """Keep scales and rounded weights."""
+        for layer, scale in zip(self.layers, self.log_scale.detach().exp().split(self.rows), strict=True):
+            layer.scale.copy_(scale.view_as(layer.scale))
+        self.settle(torch.clamp(torch.round(self.position) + self.zero_point, self.low, self.high))
