@@ -1,12 +1,10 @@
 """One step of training: on CUDA a captured graph, so that the card never waits for Python."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptq_exp.arithmetic import tf32
 from ptq_exp.data.loader import Normalizer
 
 WARM_UP = 3  # eager passes before the capture: libraries allocate their workspaces in the first ones
@@ -45,7 +43,7 @@ class TrainingStep:
     def _passes(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         half = self.precision == "bf16"
-        with _tf32(self.precision == "tf32"):
+        with tf32(self.precision == "tf32"):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
                 logits = self.model(self.normalize(images))
             loss = F.cross_entropy(logits.float() if half else logits, labels)
@@ -70,14 +68,3 @@ class TrainingStep:
         self.gradients = [parameter.grad for parameter in self.parameters]
         for buffer, value in zip(touched, before, strict=True):
             buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
-    """Allow TF32 inside, leave the settings as they were."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

@@ -450,6 +450,17 @@ def test_sensitivity_falls_with_the_bits() -> None:
         assert by_bits[2] > by_bits[4] > by_bits[8] >= -1e-6
 
 
+def test_sensitivities_count_what_distillation_makes_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptq_exp.quantization.allocation.LEARNING_STEPS", 12)
+    model, x = network(), images(64)
+    nearest = QuantConfig(**LEARNED, mixed=True, mixed_candidates=[1, 8])
+    learned = replace(nearest, reconstruction=ReconstructionConfig(distill_steps=1, distill_batch_size=16))
+    reference = prepare(model, nearest)
+    at_once, later = (sensitivities(reference, config, x) for config in (nearest, learned))
+    assert sum(row[1] for row in later.values()) < 0.7 * sum(row[1] for row in at_once.values())
+    assert all(later[name][8] == at_once[name][8] for name in later)
+
+
 # From the command line -------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,11 +13,13 @@ from ptq_exp.errors import UserError
 from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.rounding import round_weights, target_layers
+from ptq_exp.quantization.reconstruction import distill
+from ptq_exp.quantization.rounding import EIGHT, Progress, random_crop_and_flip, round_weights, shown, target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
 BATCH = 256
 IMAGES = 512  # of the calibration images, for the sensitivities
+LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for one sensitivity, up to so many bits
 
 Sensitivities = dict[str, dict[int, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
 
@@ -36,20 +38,52 @@ def one_layer_at_a_time(
 
 
 @torch.no_grad()
-def sensitivities(reference: nn.Module, config: QuantConfig, images: Tensor) -> Sensitivities:
-    """For every layer and candidate width, how far the logits move when only this layer's weights are rounded.
+def sensitivities(
+    reference: nn.Module, config: QuantConfig, images: Tensor, progress: Progress | None = None
+) -> Sensitivities:
+    """For every layer and candidate width, how far the logits move when only this layer's weights are quantized.
 
     The measure is the Kullback-Leibler divergence from the float network's prediction on normalized `images`, so
-    no label is needed.
+    no label is needed. Where the network is distilled later, up to three bits are measured after a short distillation, with
+    all other layers at eight bits: what rounding to nearest destroys there says little about what the rest of
+    the network can make up for.
     """
-    images = images[:IMAGES]
-    wanted = torch.cat([reference(batch) for batch in images.split(BATCH)]).log_softmax(1)
-    found: Sensitivities = {name: {} for name in target_layers(reference, config.layers)}
-    for bits in config.mixed_candidates:
-        for name, network in one_layer_at_a_time(reference, config, dict.fromkeys(found, bits)):
-            got = torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
-            found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
+    probe = images[:IMAGES]
+    wanted = _log_probabilities(reference, probe)
+    names = list(target_layers(reference, config.layers))
+    found: Sensitivities = {name: {} for name in names}
+    learned = config.reconstruction.distill_steps > 0
+    steps = len(names) * len(config.mixed_candidates)
+    with shown(progress, "Measuring sensitivities", steps) as advance:
+        for bits in config.mixed_candidates:
+            adapt = learned and bits <= LEARNED_UP_TO
+            plan = dict.fromkeys(names, bits)
+            measured = (
+                _adapted(reference, config, plan, images) if adapt else one_layer_at_a_time(reference, config, plan)
+            )
+            for name, network in measured:
+                got = _log_probabilities(network, probe)
+                found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
+                advance()
     return found
+
+
+def _adapted(
+    reference: nn.Module, config: QuantConfig, plan: dict[str, int], images: Tensor
+) -> Iterator[tuple[str, nn.Module]]:
+    how = config.reconstruction
+    for name, bits in plan.items():
+        network = copy.deepcopy(reference)
+        round_weights(network, config, dict.fromkeys(plan, EIGHT) | {name: bits})
+        with torch.enable_grad():
+            distill(
+                network, reference, images, LEARNING_STEPS, how.distill_batch_size, how.distill_lr, random_crop_and_flip
+            )
+        yield name, network
+
+
+def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
 
 
 def allocate(found: Sensitivities, weights: dict[str, int], budget: float, config: QuantConfig) -> dict[str, int]:
@@ -96,7 +130,7 @@ def pareto(
 
 
 def plan_mixed(
-    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor
+    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, progress: Progress | None = None
 ) -> tuple[dict[str, int], Sensitivities]:
     """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or `bits` on average."""
     layers = target_layers(reference, config.layers)
@@ -112,5 +146,5 @@ def plan_mixed(
         budget = 8.0 * config.size_budget - rest - scales - ranges - 32 * channels * config.bias_correction
     else:
         budget = (config.mean_bits or bits) * total
-    found = sensitivities(reference, replace(config, act_bits=None), images)
+    found = sensitivities(reference, replace(config, act_bits=None), images, progress)
     return allocate(found, weights, budget + 1e-6, config), found

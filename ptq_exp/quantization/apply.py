@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
@@ -33,7 +34,8 @@ def quantize(
     """
     reference = prepare(model, config)
     if config.mixed:
-        plan, sensitivity = plan_mixed(reference, config, bits, calibration)
+        torch.manual_seed(seed)
+        plan, sensitivity = plan_mixed(reference, config, bits, calibration, progress)
     else:
         plan, sensitivity = plan_bits(reference, config, bits), None
     network = copy.deepcopy(reference)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptq_exp.arithmetic import tf32
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.learned_weights import LearnedWeights, SoftRounding
 
@@ -21,7 +22,6 @@ BATCH = 256  # images at a time where only memory depends on it
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
 AHEAD = 50  # distillation: batches that the float network answers at once
-SLOWER = 0.1  # distillation: scales, biases and clipping values against the weights, which count in levels
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def minimize(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with tf32(True):  # what is learned this way is noisy anyhow, and convolutions take half the time
+            loss().backward()
         optimizer.step()
 
     if not cuda:
@@ -176,10 +177,8 @@ def minimize(
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    optimizer.zero_grad(set_to_none=True)
     with torch.cuda.graph(graph):
-        loss().backward()
-        optimizer.step()
+        step()
     with torch.no_grad():  # the warm-up steps did not happen
         for p, value in zip(parameters, before, strict=True):
             p.copy_(value)
@@ -205,7 +204,8 @@ def distill(
     """Let the whole quantized network answer like the float one: weights, scales, biases and clipping values, in place.
 
     The loss is the Kullback-Leibler divergence of the logits (Hinton et al. 2015) on augmented calibration images;
-    no label is looked at. The rate falls to zero along half a cosine.
+    no label is looked at. The rate falls to zero along half a cosine; it is in levels for weights, and relative for
+    scales and clipping values, which are learned as logarithms.
     """
     learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
@@ -213,12 +213,7 @@ def distill(
     biases = [layer.layer.bias for layer in learned.layers if layer.layer.bias is not None]
     for bias in biases:
         bias.requires_grad_(True)
-    groups: list[dict[str, Any]] = [
-        {"params": [learned.position], "base": lr},
-        {"params": [learned.log_scale, *biases, *logs], "base": lr * SLOWER},
-    ]
-    for group in groups:
-        group["lr"] = torch.tensor(group["base"], device=images.device)
+    rate = torch.tensor(lr, device=images.device)
     batches = torch.empty(min(steps, AHEAD), batch_size, *images.shape[1:], device=images.device)
     with torch.no_grad():
         wanted = reference(images[:1])[None].repeat(len(batches), batch_size, 1)
@@ -243,11 +238,10 @@ def distill(
         if number % len(batches) == 0:
             draw_batches()
         turn.fill_(number % len(batches))
-        factor = 0.5 * (1 + math.cos(math.pi * number / steps))
-        for group in groups:
-            group["lr"].fill_(group["base"] * factor)
+        rate.fill_(0.5 * lr * (1 + math.cos(math.pi * number / steps)))
 
-    minimize(loss, groups, steps, schedule, advance)
+    parameters = [learned.position, learned.log_scale, *biases, *logs]
+    minimize(loss, [{"params": parameters, "lr": rate}], steps, schedule, advance)
     _freeze_alphas(quantizers, logs)
     for bias in biases:
         bias.requires_grad_(False)

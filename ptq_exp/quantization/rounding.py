@@ -21,7 +21,7 @@ from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
-RECONSTRUCTION_VERSION = 1  # raised when learned rounding changes, so that no older unit is taken from the store
+RECONSTRUCTION_VERSION = 2  # raised when learned rounding changes, so that no older unit is taken from the store
 Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
@@ -100,11 +100,12 @@ def learn_rounding(
 ) -> None:
     """AdaRound, block reconstruction and distillation, as configured, in place.
 
-    Nothing is learned where all of `plan` and the activations have more than `reconstruction.up_to_bits`. A unit
-    found in the folder `store` is taken from there.
+    Nothing is learned where all weights have more than `reconstruction.up_to_bits` and the activations more than
+    `reconstruction.act_up_to_bits`. A unit found in the folder `store` is taken from there.
     """
     how = config.reconstruction
-    if min([*plan.values(), config.act_bits or how.up_to_bits + 1]) > how.up_to_bits:
+    coarse_activations = config.act_bits is not None and config.act_bits <= how.act_up_to_bits
+    if min(plan.values()) > how.up_to_bits and not coarse_activations:
         return
     settings = reconstruction.Settings(
         how.steps, how.batch_size, how.lr, how.act_lr, how.penalty, how.drop if config.act_bits is not None else 0.0
@@ -115,14 +116,14 @@ def learn_rounding(
         file = store / f"{number:03d}.safetensors" if store else None
         if file and _restore(network.get_submodule(name), file):
             continue
-        with _shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
+        with shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
             reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
         if file:
             _keep(network.get_submodule(name), file)
     whole = store / "distilled.safetensors" if store else None
     if how.distill_steps and not (whole and _restore(network, whole)):
         torch.manual_seed(seed * 1000 + 999)
-        with _shown(progress, "Distilling the network", how.distill_steps) as advance:
+        with shown(progress, "Distilling the network", how.distill_steps) as advance:
             reconstruction.distill(
                 network, reference, images, how.distill_steps, how.distill_batch_size, how.distill_lr,
                 random_crop_and_flip, advance,
@@ -147,7 +148,8 @@ def _restore(unit: nn.Module, file: Path) -> bool:
     return True
 
 
-def _shown(progress: Progress | None, description: str, steps: int) -> Any:
+def shown(progress: Progress | None, description: str, steps: int) -> Any:
+    """A context manager that yields `advance()`: of a progress bar, or one that does nothing."""
     return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)
 
 

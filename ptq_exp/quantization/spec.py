@@ -13,10 +13,11 @@ class ReconstructionConfig:
     """How rounding is learned where `quant.rounding` asks for it."""
 
     up_to_bits: int = 6
+    act_up_to_bits: int = 8
     steps: int = 1000
     batch_size: int = 32
     lr: float = 0.01
-    act_lr: float = 0.003
+    act_lr: float = 0.01
     penalty: float = 0.001
     drop: float = 0.5
     distill_steps: int = 0
