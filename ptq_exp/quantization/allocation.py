@@ -44,7 +44,7 @@ def sensitivities(
     """For every layer and candidate width, how far the logits move when only this layer's weights are quantized.
 
     The measure is the Kullback-Leibler divergence from the float network's prediction on normalized `images`, so
-    no label is needed. Where the network is distilled later, up to three bits are measured after a short distillation, with
+    no label is needed. Where the network is distilled later, up to three bits are measured after a short one, with
     all other layers at eight bits: what rounding to nearest destroys there says little about what the rest of
     the network can make up for.
     """
