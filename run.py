@@ -12,8 +12,10 @@ from ptq_exp.config import Config
 from ptq_exp.errors import explain
 
 CONF = Path(__file__).resolve().parent / "conf"
-# The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra.
-ConfigStore.instance().store(name="schema", node=Config(model={}, optimizer={}, scheduler={}))
+# The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
+# goes without: Hydra copies the whole store for every group that it lists, which takes most of its time.
+SCHEMA = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
+ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -25,7 +25,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Create the store and the parent run; tell the jobs, whichever process they run in, by the environment."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
-        from ptq_exp import tracking
+        from ptq_exp import background, tracking
         from ptq_exp.config import TrackingConfig
         from ptq_exp.errors import UserError
         from ptq_exp.experiment import SWEEP_VARIABLE
@@ -43,6 +43,7 @@ class SweepCallback(Callback):
             os.environ[tracking.PARENT_VARIABLE] = self.parent.run_id
         self.finished = False
         self.process = os.getpid()
+        background.start()
         atexit.register(self.finish, aborted=True)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
@@ -55,7 +56,7 @@ class SweepCallback(Callback):
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
-        from ptq_exp import tracking
+        from ptq_exp import background, tracking
         from ptq_exp.console import console
         from ptq_exp.experiment import SWEEP_VARIABLE
         from ptq_exp.results import read_jobs
@@ -63,6 +64,11 @@ class SweepCallback(Callback):
 
         for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
+        failure = None
+        try:
+            background.finish()
+        except Exception as error:  # said below, after what can be shown has been shown
+            failure, aborted = error, True
         jobs = read_jobs(self.folder)
         if jobs:
             series, title = as_series(jobs), self.name
@@ -70,6 +76,9 @@ class SweepCallback(Callback):
             self._log(series, title, curves=all(len(job["rows"]) == 1 for job in jobs))
         self.parent.end("FAILED" if aborted else "FINISHED")
         console.print(self.parent.how_to_open() or f"Results: {self.folder}")
+        if failure is not None:
+            print(f"Error: not everything could be logged: {failure}", file=sys.stderr)
+            raise SystemExit(1) from failure
 
     def _log(self, series: dict[str, list[dict[str, Any]]], title: str, curves: bool) -> None:
         from ptq_exp import plots, tracking

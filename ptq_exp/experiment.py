@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp import results, tracking
+from ptq_exp.background import later
 from ptq_exp.checkpoints import FloatModel, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
 from ptq_exp.console import console, log, progress
@@ -23,6 +24,7 @@ from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.summary import Row, terminal_table
@@ -40,6 +42,7 @@ class Prepared:
     float_model: FloatModel
     baseline: Evaluation
     network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
+    calibrations: dict[int, tuple[Tensor, Memo]] = field(default_factory=dict)  # by number of images
 
 
 def run(cfg: Any) -> dict[str, float]:
@@ -50,17 +53,19 @@ def run(cfg: Any) -> dict[str, float]:
     config = from_hydra(cfg)
     device = pick_device(config.device)
     folder = Path(config.output_dir)
-    with tracking.job_run(config.tracking, run_name(config, config.data.name)) as job:
+    name = run_name(config, config.data.name)
+    log.info("%s: results go to %s.", name, os.path.relpath(folder))
+    with tracking.job_run(config.tracking, name) as job:
         shared = prepare(config, device)
         dataset, float_model = shared.dataset, shared.float_model
         job.rename(run_name(config, dataset.name))
-        calibration = calibration_images(shared, config)
+        calibration, memo = calibrate(shared, config)
         rows = []
         for bits in config.quant.bit_widths():
             started = time.perf_counter()
             quantized, report = quantize(
                 float_model.model, config.quant, bits, calibration, config.seed, show_progress,
-                reconstruction_store(config, shared, bits, device),
+                reconstruction_store(config, shared, bits, device), memo,
             )  # fmt: skip
             seconds = time.perf_counter() - started
             result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
@@ -140,11 +145,16 @@ def run_name(config: Config, dataset_name: str) -> str:
     return " ".join([f"w{widths}{activations}", config.quant.name, str(config.model["name"]), dataset_name, *changed])
 
 
-def calibration_images(shared: Prepared, config: Config) -> Tensor:
-    """Normalized training images (N, 3, H, W), drawn by the seed; their labels are not looked at."""
-    images = shared.dataset.train_images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
-    return shared.float_model.normalize(images[order[: config.quant.calibration_images].to(images.device)])
+def calibrate(shared: Prepared, config: Config) -> tuple[Tensor, Memo]:
+    """Normalized training images (N, 3, H, W), drawn by the seed, their labels not looked at; and what jobs with the
+    same images share."""
+    count = config.quant.calibration_images
+    if count not in shared.calibrations:
+        images = shared.dataset.train_images
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+        shared.calibrations.clear()  # one draw at a time: it can be large
+        shared.calibrations[count] = shared.float_model.normalize(images[order[:count].to(images.device)]), Memo()
+    return shared.calibrations[count]
 
 
 def show_progress(description: str, steps: int) -> Any:
@@ -193,7 +203,7 @@ def log_job(
         "data_fingerprint": shared.fingerprint,
         "hardware": f"{hardware(device)}, torch {torch.__version__}",
     }
-    results.log(job, folder / "artifacts", rows, config, float_model, dataset, title, tags)
+    later(results.log, job, folder / "artifacts", rows, config, float_model, dataset, title, tags)
     results.write(folder, rows, config.overrides, title, job.run_id)
     if SWEEP_VARIABLE not in os.environ:
         console.print(terminal_table({"": rows}, title))

@@ -113,4 +113,4 @@ def _figure(height: float = 4.5) -> tuple["Figure", Any]:
 
 def _save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, pil_kwargs={"compress_level": 1})  # the best compression takes as long as drawing

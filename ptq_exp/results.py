@@ -11,8 +11,9 @@ import yaml
 from torch import Tensor, nn
 
 from ptq_exp import plots
+from ptq_exp.background import later
 from ptq_exp.checkpoints import FloatModel, write_atomically
-from ptq_exp.config import Config, flatten
+from ptq_exp.config import Config, digest, flatten
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation, drop_interval
 from ptq_exp.quantization.allocation import pareto
@@ -117,25 +118,32 @@ def save_artifacts(
     }
     save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
     title = f"{config.model['name']}, quant={config.quant.name}, {row['bits']} bits"
-    plots.levels_used(table, title, folder / f"levels_{suffix}.png")
-    figure = folder / "first_conv_density.png"
-    if not figure.exists():
-        _density_figure(figure, row["bits"], config, float_model, report)
+    later(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
+    if row["bits"] == config.quant.bit_widths()[0]:
+        later(_density_figure, folder / "first_conv_density.png", config, float_model, report)
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
         curve = pareto(report.sensitivity, sizes, config.quant)
         chosen = {layer.layer: layer.bits for layer in report.layers}
-        plots.pareto(curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
+        later(plots.pareto, curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
         (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
 
 
-def _density_figure(path: Path, bits: int, config: Config, float_model: FloatModel, report: Report) -> None:
+def _density_figure(path: Path, config: Config, float_model: FloatModel, report: Report) -> None:
     """The first convolution as it is quantized: after folding and equalization, where these are asked for."""
     name, layer = next(iter(target_layers(prepare(float_model.model, config.quant)).items()))
     weights = layer.weight.detach().cpu().numpy()
     alpha = next((found.alpha for found in report.layers if found.layer == name), None)
-    title = f"{config.model['name']}, first convolution ({name}): {weights.size} weights, alpha at {bits} bits"
-    plots.weight_density(weights, alpha, title, path)
+    title = f"{config.model['name']}, first convolution ({name}): {weights.size} weights"
+    drawn = digest(weights.tobytes().hex(), alpha, title)
+    if drawn not in _drawn:  # the jobs of a sweep over bit widths often share it
+        plots.weight_density(weights, alpha, title, path)
+        _drawn.clear()
+        _drawn[drawn] = path.read_bytes()
+    path.write_bytes(_drawn[drawn])
+
+
+_drawn: dict[str, bytes] = {}  # the last density figure, by what it shows
 
 
 def save_sensitivity(folder: Path, bits: int, rows: list[Row], baseline: Evaluation) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 
+from ptq_exp.background import later
 from ptq_exp.config import PROJECT_ROOT, TrackingConfig
 from ptq_exp.errors import UserError
 
@@ -78,12 +79,12 @@ class Run:
     def rename(self, name: str) -> None:
         """Give the run the name that the MLflow pages show."""
         if self.client is not None:
-            self.client.update_run(self.run_id, name=name)
+            later(self.client.update_run, self.run_id, None, name)
 
     def end(self, status: str = "FINISHED") -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         if self.client is not None:
-            self.client.set_terminated(self.run_id, status)
+            later(self.client.set_terminated, self.run_id, status, int(1000 * time.time()))
 
     def how_to_open(self) -> str:
         """What to do, in one or two lines, to see this run in MLflow's pages."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.grids import UniformGrid, activation_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
+from ptq_exp.quantization.memo import Memo
 
 BINS = 4096
 BATCH = 256
@@ -122,6 +123,7 @@ def quantize_activations(
     layers: dict[str, QuantizedLayer],
     bits: dict[str, int],
     images: Tensor,
+    memo: Memo,
     *,
     rule: str,
     percentile: float,
@@ -138,7 +140,8 @@ def quantize_activations(
     """
     names = [name for name in layers if name in bits and name != spared]
     joints = additions(reference) if residual_bits is not None else []
-    seen = observe(reference, names + joints, images)
+    wanted = names + joints
+    seen = memo.once(("observations", id(reference), *wanted), lambda: observe(reference, wanted, images))
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
         signed = observation.low < 0

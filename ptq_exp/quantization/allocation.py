@@ -13,6 +13,7 @@ from ptq_exp.errors import UserError
 from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.reconstruction import distill
 from ptq_exp.quantization.rounding import EIGHT, Progress, random_crop_and_flip, round_weights, shown, target_layers
 from ptq_exp.quantization.spec import QuantConfig
@@ -130,7 +131,7 @@ def pareto(
 
 
 def plan_mixed(
-    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, progress: Progress | None = None
+    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, memo: Memo, progress: Progress | None = None
 ) -> tuple[dict[str, int], Sensitivities]:
     """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or `bits` on average."""
     layers = target_layers(reference, config.layers)
@@ -146,5 +147,7 @@ def plan_mixed(
         budget = 8.0 * config.size_budget - rest - scales - ranges - 32 * channels * config.bias_correction
     else:
         budget = (config.mean_bits or bits) * total
-    found = sensitivities(reference, replace(config, act_bits=None), images, progress)
+    # They depend on the method, not on the budget.
+    method = replace(config, act_bits=None, bits=0, mean_bits=None, size_budget=None, name="")
+    found = memo.once(("sensitivities", repr(method)), lambda: sensitivities(reference, method, images, progress))
     return allocate(found, weights, budget + 1e-6, config), found

@@ -12,7 +12,8 @@ from ptq_exp.quantization.allocation import plan_mixed
 from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batch_norm, reestimate_batch_norm
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.report import Report, layer_report, make_report, output_sqnrs
+from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.report import Report, layer_outputs, layer_report, make_report, sqnr_db
 from ptq_exp.quantization.rounding import EIGHT, Progress, learn_rounding, plan_bits, round_weights, target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
@@ -25,17 +26,21 @@ def quantize(
     seed: int = 0,
     progress: Progress | None = None,
     store: Path | None = None,
+    memo: Memo | None = None,
 ) -> tuple[nn.Module, Report]:
     """A quantized copy of the float `model` at `bits` bits, and the report on its layers.
 
     `calibration` holds normalized images (N, 3, H, W) on the model's device; `seed` decides the draws of learned
     rounding. A folder `store` keeps every reconstructed unit, so that an interrupted reconstruction goes on there.
+    `memo` carries what calls with the same model, calibration images and seed have in common from one to the next.
     The float model is left as it is. Raises `UserError` where there is nothing to quantize.
     """
-    reference = prepare(model, config)
+    memo = Memo() if memo is None else memo
+    kind = (config.fold_batch_norm, config.equalize, config.layers)
+    reference = memo.once(("reference", *kind), lambda: prepare(model, config))
     if config.mixed:
         torch.manual_seed(seed)
-        plan, sensitivity = plan_mixed(reference, config, bits, calibration, progress)
+        plan, sensitivity = plan_mixed(reference, config, bits, calibration, memo, progress)
     else:
         plan, sensitivity = plan_bits(reference, config, bits), None
     network = copy.deepcopy(reference)
@@ -45,8 +50,9 @@ def quantize(
         everything = list(target_layers(reference, config.layers))
         widths = {name: _activation_bits(name, everything, config) for name in layers}
         quantize_activations(
-            network, reference, layers, widths, calibration, rule=config.act_rule, percentile=config.act_percentile,
-            alpha=config.act_alpha, spared=None if config.act_input_image else everything[0],
+            network, reference, layers, widths, calibration, memo, rule=config.act_rule,
+            percentile=config.act_percentile, alpha=config.act_alpha,
+            spared=None if config.act_input_image else everything[0],
             residual_bits=config.act_bits if config.act_residual else None,
         )  # fmt: skip
     weights = {name: layer.weight.detach() for name, layer in target_layers(reference, config.layers).items()}
@@ -55,7 +61,9 @@ def quantize(
         correct_biases(network, reference, calibration)
     if config.batch_norm_reestimation:
         reestimate_batch_norm(network, calibration)
-    outputs = output_sqnrs(network, reference, list(plan), calibration)
+    wanted = memo.once(("outputs", *kind), lambda: layer_outputs(reference, list(weights), calibration))
+    found = layer_outputs(network, list(plan), calibration)
+    outputs = {name: sqnr_db(wanted[name], found[name]) for name in plan}
     rows = [
         layer_report(name, layer, weights[name], stored_bits(layer.bits, config.sign_bit, config.grid), outputs[name])
         for name, layer in quantized_layers(network).items()

@@ -1,0 +1,82 @@
+"""Start-up: `python -m bench.startup`. How long until --help, --cfg job and the first line of a job."""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from bench.harness import save
+from ptq_exp.config import PROJECT_ROOT
+from ptq_exp.experiment import pick_device
+
+CASES = {
+    "import torch": ["-c", "import torch"],
+    "import hydra": ["-c", "import hydra"],
+    "--help": ["run.py", "--help"],
+    "--cfg job": ["run.py", "--cfg", "job"],
+}
+JOB = ["run.py", "experiment=debug", "tracking=none", "hydra.run.dir=/tmp/ptq_exp_bench_startup"]
+
+
+def main() -> None:
+    """Run every command in turn, a few times."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    wall: dict[str, list[float]] = {name: [] for name in [*CASES, "the first line of a job"]}
+    cpu: dict[str, list[float]] = {name: [] for name in wall}
+    for number in range(arguments.rounds + 1):
+        for name in wall:
+            seconds, work = first_line(JOB) if name not in CASES else whole(CASES[name])
+            if number:  # the first round fills the file caches
+                wall[name].append(seconds)
+                cpu[name].append(work)
+    torch_seconds = statistics.median(wall["import torch"])
+    rows = [_row(name, wall[name], torch_seconds) for name in wall]
+    processor = ", ".join(f"{name} {statistics.median(times):.2f} s" for name, times in cpu.items())
+    job = statistics.median(wall["the first line of a job"])
+    notes = [
+        f"Processor time, all threads: {processor}.",
+        f"The first line of a job comes {job - torch_seconds:.2f} s after the time that importing torch takes.",
+    ]
+    content = {"unit": "seconds", "ratio_of": "of importing torch", "rows": rows, "notes": notes}
+    save("startup", pick_device("auto"), "", content)
+
+
+def whole(command: list[str]) -> tuple[float, float]:
+    """Wall and processor seconds of a Python command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def first_line(command: list[str]) -> tuple[float, float]:
+    """Wall seconds until the command's first line, and processor seconds until then; the rest is cut off."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)
+    seconds = time.perf_counter() - started
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process.kill()
+    process.wait()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _row(case: str, times: list[float], reference: float) -> dict[str, Any]:
+    median = statistics.median(times)
+    return {"case": case, "seconds": median, "lowest": min(times), "highest": max(times), "ratio": median / reference}
+
+
+if __name__ == "__main__":
+    main()

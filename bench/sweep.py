@@ -1,0 +1,104 @@
+"""What one more job of a sweep costs: `python -m bench.sweep --checkpoint FILE --images ARCHIVE`.
+
+Real multiruns of `run.py` of several lengths, logged to an MLflow store of their own: the cost of a job is the slope,
+compared to the time that the job itself spent evaluating. Memory is the process's own while it runs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.harness import save
+from ptq_exp.config import PROJECT_ROOT
+from ptq_exp.experiment import pick_device
+
+
+def main() -> None:
+    """Run a short and a longer sweep over full evaluations, then a hundred quick jobs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
+    parser.add_argument("--images", default="../shared/data/cifar10-jpeg.tar.gz", help="an archive of train/ and test/")
+    parser.add_argument("--jobs", type=int, default=12, help="of the longer sweep over all test images")
+    parser.add_argument("--many", type=int, default=100, help="quick jobs, on 500 test images")
+    arguments = parser.parse_args()
+    data = [
+        f"checkpoint={Path(arguments.checkpoint).absolute()}", "data=image_folder", "data.resize=32",
+        f"data.root={Path(arguments.images).absolute()}",
+    ]  # fmt: skip
+    sweep([*data, "quant.alpha_multiplier=3.0"])  # images decoded, file caches warm
+    short, long = (sweep([*data, _multipliers(count)]) for count in (2, arguments.jobs))
+    job = (long["seconds"] - short["seconds"]) / (arguments.jobs - 2)
+    evaluation = statistics.median(long["evaluate_seconds"][2:])
+    quick = [*data, "data.test_limit=500"]
+    tenth = arguments.many // 10
+    few, many = (sweep([*quick, _multipliers(count)]) for count in (tenth, arguments.many))
+    marginal = (few["seconds"] - sweep([*quick, _multipliers(1)])["seconds"]) / (tenth - 1)
+    later = (many["seconds"] - few["seconds"]) / (arguments.many - tenth)
+    rows = [
+        _row("a job's own evaluation, all test images", evaluation, evaluation),
+        _row("one more job, all test images", job, evaluation),
+        _row(f"one more of the first {tenth} jobs, 500 test images", marginal, marginal),
+        _row(f"one more of the jobs up to {arguments.many}, 500 test images", later, marginal),
+    ]
+    notes = [
+        f"One more job costs {100 * (job / evaluation - 1):.0f} % more than its evaluation, {job - evaluation:.2f} s.",
+        f"{arguments.many} jobs cost {later / marginal:.2f} times as much a job as the first {tenth}; memory grew from "
+        f"{many['memory'][0]:.0f} MB after a tenth of them to {many['memory'][1]:.0f} MB at the end.",
+    ]
+    content = {"unit": "seconds", "ratio_of": "of the row it is compared to", "rows": rows, "notes": notes}
+    save("sweep", pick_device("auto"), "", content)
+
+
+def sweep(overrides: list[str]) -> dict[str, Any]:
+    """Run one multirun: its seconds from the first job's start, what its jobs report, and its memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "run.py", "-m", *overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            f"hydra.sweep.dir={folder}/sweep", "quant.bits=4",
+        ]  # fmt: skip
+        environment = os.environ | {"COLUMNS": "200"}
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        memory = []
+        while process.poll() is None:
+            memory.append(_memory(process.pid))
+            time.sleep(0.2)
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            raise SystemExit(f"failed: {' '.join(command)}")
+        rows = [json.loads(file.read_text())["rows"][0] for file in Path(folder).glob("sweep/*/results.json")]
+        tenth = memory[len(memory) // 10 :] or [0.0]
+        return {
+            "seconds": seconds,
+            "evaluate_seconds": [row["evaluate_seconds"] for row in rows],
+            "memory": (max(tenth[: max(1, len(tenth) // 10)]), max(tenth[-max(1, len(tenth) // 10) :])),
+        }
+
+
+def _memory(process: int) -> float:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0.0)
+
+
+def _multipliers(count: int) -> str:
+    return "quant.alpha_multiplier=" + ",".join(f"{1 + 4 * number / count:.4f}" for number in range(count))
+
+
+def _row(case: str, seconds: float, reference: float) -> dict[str, Any]:
+    return {"case": case, "seconds": seconds, "lowest": seconds, "highest": seconds, "ratio": seconds / reference}
+
+
+if __name__ == "__main__":
+    main()
