@@ -14,7 +14,7 @@ from ptq_exp.errors import explain
 CONF = Path(__file__).resolve().parent / "conf"
 # The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
 # goes without: Hydra copies the whole store for every group that it lists, which takes most of its time.
-SCHEMA = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
+SCHEMA: Any = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
 ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 

@@ -76,15 +76,15 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
 
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same with fewer passes over memory: no batch norm of its own where
-    a convolution can take it over, channels last."""
+    """A copy in evaluation mode that computes the same with fewer passes over memory: batch norm is folded into the
+    convolution before it."""
     network = copy.deepcopy(model).eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         with contextlib.suppress(UserError):  # a network that cannot be traced is evaluated as it is
             fold_batch_norm(network)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normalizer) -> Evaluation:
@@ -94,7 +94,9 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normal
     layer of so small a network is over before several cores have agreed to share it. The model is left as it is.
     """
     started = time.perf_counter()
-    network = for_inference(model)
+    # cuDNN's float32 convolutions are made for channels first: 54 ms against 147 for 10,000 images on an H200.
+    layout = torch.contiguous_format if images.is_cuda else torch.channels_last
+    network = for_inference(model).to(memory_format=layout)  # type: ignore[call-overload]
     if images.is_cuda:
         parts = [_count(network, images, labels, normalize, CUDA_BATCH)]
     else:
@@ -124,7 +126,8 @@ def _count(
     """Predictions (N,), and the sums (3,) of correct ones, of labels among the five largest logits, and of losses."""
     predictions, totals = [], torch.zeros(3, dtype=torch.float64, device=images.device)
     for chunk, target in zip(images.split(batch), labels.split(batch), strict=True):
-        logits = network(normalize(chunk))
+        x = normalize(chunk)
+        logits = network(x.contiguous() if x.is_cuda else x)
         order = logits.topk(min(5, logits.shape[1])).indices
         hits = order == target[:, None]
         predictions.append(order[:, 0])

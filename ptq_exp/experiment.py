@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp import results, tracking
+from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
 from ptq_exp.checkpoints import FloatModel, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
@@ -54,7 +55,8 @@ def run(cfg: Any) -> dict[str, float]:
     device = pick_device(config.device)
     folder = Path(config.output_dir)
     name = run_name(config, config.data.name)
-    log.info("%s: results go to %s.", name, os.path.relpath(folder))
+    here = folder.absolute().is_relative_to(Path.cwd())
+    log.info("%s: results go to %s.", name, os.path.relpath(folder) if here else folder)
     with tracking.job_run(config.tracking, name) as job:
         shared = prepare(config, device)
         dataset, float_model = shared.dataset, shared.float_model
@@ -114,6 +116,7 @@ def pick_device(name: str) -> torch.device:
     # the same seed gives the same weights: cuDNN may not choose other algorithms from run to run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+    keep_freed_memory()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ptq_exp import background
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
@@ -79,6 +81,7 @@ def cli(
             code = run.command_line()
         except SystemExit as exit_:
             code = int(exit_.code or 0)
+        background.finish()  # a sweep that failed leaves this to the end of its process
         return Outcome(code, *capsys.readouterr())
 
     return call

@@ -37,7 +37,8 @@ class Settings:
 
 
 def collect(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and output of the module called `name` on normalized `images`, for all of them at once."""
+    """Input and output of the module called `name` on normalized `images`, for all of them at once: vectors (N, C), or
+    images (N, H, W, C), which `take` gives back as (B, C, H, W)."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -54,7 +55,18 @@ def collect(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor
                     model(batch)
     finally:
         handle.remove()
-    return torch.cat(inputs), torch.cat(outputs)
+    return _pixels_first(torch.cat(inputs)), _pixels_first(torch.cat(outputs))
+
+
+def _pixels_first(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as (N, H, W, C): a batch of them then has the layout that convolutions are quickest in."""
+    return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
+
+
+def take(stored: Tensor, chosen: Tensor) -> Tensor:
+    """The rows `chosen` (B,) of what `collect` stored, images as (B, C, H, W), channels last."""
+    rows = stored[chosen]
+    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
 class _Enough(Exception):
@@ -94,13 +106,13 @@ def reconstruct_unit(
 
     def loss() -> Tensor:
         chosen = torch.randint(len(images), (settings.batch_size,), device=images.device)
-        x = quantized_input[chosen]
+        x = take(quantized_input, chosen)
         if settings.drop:
-            x = torch.where(torch.rand_like(x) < settings.drop, float_input[chosen], x)
+            x = torch.where(torch.rand_like(x) < settings.drop, take(float_input, chosen), x)
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
         undecided = soft(beta)
-        error = (unit(x) - target[chosen]).square().mean() / power
+        error = F.mse_loss(unit(x), take(target, chosen)) / power
         return error + strength * undecided
 
     def schedule(number: int) -> None:
@@ -214,7 +226,8 @@ def distill(
     for bias in biases:
         bias.requires_grad_(True)
     rate = torch.tensor(lr, device=images.device)
-    batches = torch.empty(min(steps, AHEAD), batch_size, *images.shape[1:], device=images.device)
+    pixels = _pixels_first(images[:1]).expand(batch_size, -1, -1, -1)
+    batches = pixels.repeat(min(steps, AHEAD), 1, 1, 1, 1)
     with torch.no_grad():
         wanted = reference(images[:1])[None].repeat(len(batches), batch_size, 1)
     turn = torch.zeros(1, dtype=torch.long, device=images.device)
@@ -222,15 +235,16 @@ def distill(
     @torch.no_grad()
     def draw_batches() -> None:
         chosen = torch.randint(len(images), (len(batches) * batch_size,), device=images.device)
-        batches.copy_(augment(images[chosen]).view_as(batches))
-        answers = [reference(part).log_softmax(1) for part in batches.flatten(0, 1).split(BATCH)]
+        augmented = augment(images[chosen])
+        batches.copy_(augmented.permute(0, 2, 3, 1).view_as(batches))
+        answers = [reference(part).log_softmax(1) for part in augmented.split(BATCH)]
         wanted.copy_(torch.cat(answers).view_as(wanted))
 
     def loss() -> Tensor:
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
         learned()
-        logits = model(batches.index_select(0, turn)[0])
+        logits = model(batches.index_select(0, turn)[0].permute(0, 3, 1, 2))
         answer = wanted.index_select(0, turn)[0]
         return F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
 

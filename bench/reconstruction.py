@@ -1,0 +1,111 @@
+"""Learned rounding, our AdaRound against AIMET's at equal steps: `python -m bench.reconstruction --checkpoint FILE`.
+
+Both start from the same folded float network, quantize every convolution and the linear layer to the same bits (sign
+included, a range a channel), see the same calibration images, 32 at a time, and are measured on the same test images.
+Needs the extra `bench`; without AIMET only ours is timed, and the table says so. Needs neither Hydra nor MLflow.
+"""
+
+import argparse
+import copy
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.accuracy import preset
+from bench.harness import rows_of, save
+from ptq_exp.checkpoints import load_or_train
+from ptq_exp.config import Config, DataConfig
+from ptq_exp.data import load_dataset
+from ptq_exp.evaluation import evaluate
+from ptq_exp.experiment import pick_device
+from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.rounding import target_layers
+from ptq_exp.quantization.spec import ReconstructionConfig
+
+BATCH = 32
+AIMET = importlib.util.find_spec("aimet_torch") is not None
+
+
+def main() -> None:
+    """Quantize in turn, then compare accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
+    parser.add_argument("--images", default="../shared/data/cifar10-lossless-6k.zip", help="an archive of images")
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=500, help="a layer")
+    parser.add_argument("--calibration", type=int, default=1024, help="images")
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    device = pick_device("auto")
+    data = DataConfig(name="image_folder", root=arguments.images, resize=32)
+    config = Config(data=data, checkpoint=arguments.checkpoint)
+    dataset = load_dataset(config, device)
+    trained = load_or_train(config, dataset, device)
+    order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
+    images = trained.normalize(dataset.train_images[order[: arguments.calibration].to(device)])
+    ours = preset("adaround", reconstruction=ReconstructionConfig(steps=arguments.steps, batch_size=BATCH))
+    layers = len(target_layers(trained.model, "all"))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "ours: AdaRound": lambda: quantize(trained.model, ours, arguments.bits, images)[0]
+    }
+    if AIMET:
+        folded = prepare(trained.model, ours)
+        makers["AIMET: AdaRound"] = lambda: aimet(folded, images, arguments.bits, arguments.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    top1: dict[str, float] = {}
+    for number in range(arguments.rounds):
+        for name in list(makers) if number % 2 else list(makers)[::-1]:
+            started = time.perf_counter()
+            network = makers[name]()
+            seconds[name].append(time.perf_counter() - started)
+            result = evaluate(network, dataset.test_images, dataset.test_labels, trained.normalize)
+            top1[name] = result.top1
+    rows = rows_of(seconds, list(makers)[-1], per=layers)
+    accuracy = ", ".join(f"{name} {value:.2f} %" for name, value in top1.items())
+    notes = [f"Top-1 on {len(dataset.test_labels):,} test images afterwards: {accuracy}."]
+    found = f"AIMET's time is {1 / rows[0]['ratio']:.1f} times ours." if AIMET else "AIMET is missing: not measured."
+    notes.append(found)
+    unit = f"seconds a layer of {layers}, {arguments.steps} steps, {arguments.bits} bits"
+    content: dict[str, Any] = {"unit": unit, "ratio_of": "of the last row's time", "rows": rows, "notes": notes}
+    given = f"--bits {arguments.bits} --steps {arguments.steps}"
+    save("reconstruction", device, given, content)
+
+
+def aimet(model: nn.Module, images: Tensor, bits: int, steps: int) -> nn.Module:
+    """A copy of the folded float `model` whose weights AIMET's AdaRound rounded."""
+    from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
+    from aimet_torch.common.defs import QuantScheme
+    from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
+    from aimet_torch.nn import QuantizationMixin
+
+    for kind in {type(module) for module in model.modules() if not list(module.children())}:
+        if not kind.__module__.startswith("torch."):  # additions and shortcuts of ours, which have no weights
+            QuantizationMixin.ignore(kind)
+
+    class Loader(list):
+        """What AIMET asks of a loader: batches of inputs, and their number."""
+
+        batch_size = BATCH
+
+    def forward(network: nn.Module, batch: Tensor) -> None:
+        with torch.no_grad():
+            network(batch)
+
+    batches = Loader(images.contiguous().split(BATCH))
+    parameters = AdaroundParameters(batches, len(batches), default_num_iterations=steps, forward_fn=forward)
+    copied = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory() as folder:
+        return Adaround.apply_adaround(
+            copied, images[:1].contiguous(), parameters, folder, "bench", default_param_bw=bits,
+            default_quant_scheme=QuantScheme.post_training_tf_enhanced,
+            default_config_file=get_path_for_per_channel_config(),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Several workers: `python -m bench.scaling --checkpoint FILE --images ARCHIVE`.
+
+The same sweep of reconstruction jobs by Hydra's basic launcher, which uses all cores for one job after another, and by
+the joblib launcher with one worker a core, each with its share of the threads. Needs the extra `joblib`.
+"""
+
+import argparse
+import os
+import statistics
+from pathlib import Path
+
+from bench.harness import save
+from bench.sweep import sweep
+from ptq_exp.experiment import pick_device
+
+
+def main() -> None:
+    """Run the sweep both ways in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
+    parser.add_argument("--images", default="../shared/data/cifar10-lossless-6k.zip")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200, help="of reconstruction, a block")
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
+    penalties = ",".join(f"{0.001 + 1e-6 * number:.6f}" for number in range(arguments.jobs))
+    jobs = [
+        f"checkpoint={Path(arguments.checkpoint).absolute()}", "data=image_folder", "data.resize=32",
+        f"data.root={Path(arguments.images).absolute()}", "quant=brecq", "quant.calibration_images=512",
+        f"quant.reconstruction.steps={arguments.steps}", f"quant.reconstruction.penalty={penalties}",
+    ]  # fmt: skip
+    joblib = [*jobs, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={arguments.workers}"]
+    cases = {"basic launcher": jobs, f"joblib launcher, {arguments.workers} workers": joblib}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(arguments.rounds):
+        for name in list(cases) if number % 2 else list(cases)[::-1]:
+            seconds[name].append(sweep(cases[name])["seconds"] / arguments.jobs)
+    basic = statistics.median(seconds["basic launcher"])
+    rows = [
+        {
+            "case": name, "seconds": statistics.median(times), "lowest": min(times), "highest": max(times),
+            "ratio": statistics.median(times) / basic,
+        }
+        for name, times in seconds.items()
+    ]  # fmt: skip
+    notes = [f"{1 / rows[1]['ratio']:.2f} times the jobs per second; start-up of every process is counted."]
+    content = {"unit": f"seconds a job, {arguments.jobs} jobs", "ratio_of": "of the basic launcher's"}
+    save("scaling", pick_device("auto"), "", content | {"rows": rows, "notes": notes})
+
+
+if __name__ == "__main__":
+    main()
