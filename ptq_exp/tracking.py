@@ -92,9 +92,10 @@ class Run:
             return ""
         page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
         if self.uri.startswith("http"):
-            return f"See it in MLflow: {self.uri.rstrip('/')}/{page}"
+            return f"See it in MLflow: {without_password(self.uri).rstrip('/')}/{page}"
         mlflow = "mlflow" if shutil.which("mlflow") else os.path.relpath(Path(sys.executable).with_name("mlflow"))
-        store = "" if self.uri == default_uri() and Path.cwd() == PROJECT_ROOT else f" --backend-store-uri {self.uri}"
+        default = self.uri == default_uri() and Path.cwd() == PROJECT_ROOT
+        store = "" if default else f" --backend-store-uri {without_password(self.uri)}"
         return f"See it in MLflow: run `{mlflow} ui{store}` and open http://127.0.0.1:5000/{page}"
 
 
@@ -173,8 +174,8 @@ def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
             return client, found.experiment_id
     except (MlflowException, OSError, ImportError) as error:
         raise UserError(
-            f"tracking.uri={uri} cannot be used: {str(error).splitlines()[0]} Use sqlite:///<file>, the http "
-            f"address of a running MLflow server, or tracking=none to log nowhere."
+            without_password(f"tracking.uri={uri} cannot be used: {str(error).splitlines()[0]} ")
+            + "Use sqlite:///<file>, the http address of a running MLflow server, or tracking=none to log nowhere."
         ) from error
 
 

@@ -123,6 +123,13 @@ def test_a_password_in_the_uri_is_not_logged() -> None:
     assert without_password("sqlite:///folder/mlflow.db") == "sqlite:///folder/mlflow.db"
 
 
+def test_a_password_is_in_no_message(cli: Cli) -> None:
+    outcome = cli(*TINY, "tracking.uri=http://me:secret@127.0.0.1:9/")
+    assert outcome.code == 1
+    assert "http://me:***@127.0.0.1:9" in outcome.err
+    assert "secret" not in outcome.err + outcome.out
+
+
 def test_activation_bits_are_in_the_name(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant.bits=4", "quant.act_bits=5", f"tracking.uri={store}").code == 0
     (name,) = runs(store)
