@@ -7,6 +7,8 @@ the joblib launcher with one worker a core, each with its share of the threads. 
 import argparse
 import os
 import statistics
+import time
+from itertools import count
 from pathlib import Path
 
 from bench.harness import save
@@ -20,22 +22,24 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--images", default="../shared/data/cifar10-lossless-6k.zip")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=200, help="of reconstruction, a block")
+    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=100, help="of reconstruction, a block")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    penalties = ",".join(f"{0.001 + 1e-6 * number:.6f}" for number in range(arguments.jobs))
+    fresh = count(int(time.time()) % 100_000)  # a reconstruction that was done before is not done again
     jobs = [
         f"checkpoint={Path(arguments.checkpoint).absolute()}", "data=image_folder", "data.resize=32",
         f"data.root={Path(arguments.images).absolute()}", "quant=brecq", "quant.calibration_images=512",
-        f"quant.reconstruction.steps={arguments.steps}", f"quant.reconstruction.penalty={penalties}",
+        f"quant.reconstruction.steps={arguments.steps}",
     ]  # fmt: skip
     joblib = [*jobs, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={arguments.workers}"]
     cases = {"basic launcher": jobs, f"joblib launcher, {arguments.workers} workers": joblib}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(arguments.rounds):
         for name in list(cases) if number % 2 else list(cases)[::-1]:
-            seconds[name].append(sweep(cases[name])["seconds"] / arguments.jobs)
+            penalties = ",".join(f"{0.001 + 1e-9 * next(fresh):.9f}" for _ in range(arguments.jobs))
+            took = sweep([*cases[name], f"quant.reconstruction.penalty={penalties}"])["seconds"]
+            seconds[name].append(took / arguments.jobs)
     basic = statistics.median(seconds["basic launcher"])
     rows = [
         {

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from ptq_exp import plots
-from ptq_exp.background import later
+from ptq_exp.background import draw, later
 from ptq_exp.checkpoints import FloatModel, write_atomically
 from ptq_exp.config import Config, digest, flatten
 from ptq_exp.data.dataset import Dataset
@@ -118,14 +118,14 @@ def save_artifacts(
     }
     save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
     title = f"{config.model['name']}, quant={config.quant.name}, {row['bits']} bits"
-    later(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
+    draw(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
     if row["bits"] == config.quant.bit_widths()[0]:
         later(_density_figure, folder / "first_conv_density.png", config, float_model, report)
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
         curve = pareto(report.sensitivity, sizes, config.quant)
         chosen = {layer.layer: layer.bits for layer in report.layers}
-        later(plots.pareto, curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
+        draw(plots.pareto, curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
         (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
 
 
@@ -135,12 +135,12 @@ def _density_figure(path: Path, config: Config, float_model: FloatModel, report:
     weights = layer.weight.detach().cpu().numpy()
     alpha = next((found.alpha for found in report.layers if found.layer == name), None)
     title = f"{config.model['name']}, first convolution ({name}): {weights.size} weights"
-    drawn = digest(weights.tobytes().hex(), alpha, title)
-    if drawn not in _drawn:  # the jobs of a sweep over bit widths often share it
-        plots.weight_density(weights, alpha, title, path)
+    shown = digest(weights.tobytes().hex(), alpha, title)
+    if shown not in _drawn:  # the jobs of a sweep over bit widths often share it
+        draw(plots.weight_density, weights, alpha, title, path)
         _drawn.clear()
-        _drawn[drawn] = path.read_bytes()
-    path.write_bytes(_drawn[drawn])
+        _drawn[shown] = path.read_bytes()
+    path.write_bytes(_drawn[shown])
 
 
 _drawn: dict[str, bytes] = {}  # the last density figure, by what it shows

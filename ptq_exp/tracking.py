@@ -5,6 +5,7 @@ global state, which loses runs when several processes or sweeps share a store.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -150,6 +151,7 @@ def job_run(config: TrackingConfig, name: str) -> Iterator[Run]:
     run.end()
 
 
+@functools.cache
 def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     """A client and the experiment's id. One process at a time creates what is missing: a fresh store that several
     open at once would be set up by all of them and break."""
@@ -219,6 +221,7 @@ def _user() -> str:
     return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"
 
 
+@functools.cache  # what runs is what was imported at the start
 def _commit() -> dict[str, str]:
     """The commit of this working tree, marked where files differ from it; nothing outside a repository."""
     git = ["git", "-C", str(PROJECT_ROOT)]

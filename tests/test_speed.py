@@ -77,7 +77,7 @@ def test_a_sweep_that_cannot_log_says_so_and_fails(
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ptq_exp.plots.levels_used", fail)
+    monkeypatch.setattr("ptq_exp.results.log", fail)
     outcome = cli(*TINY, "quant.bits=3", "-m")
     assert outcome.code == 1
     assert "no space left on device" in outcome.err

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ptq_exp.quantization.layers import QuantizedLayer
 
 FLOAT_BYTES = 4
-IMAGES = 32  # of the calibration images, for the outputs' SQNR
+IMAGES = 16  # of the calibration images, for the outputs' SQNR
 
 
 @dataclass(frozen=True)
