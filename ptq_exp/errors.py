@@ -55,8 +55,6 @@ def explain(error: BaseException, conf: Path) -> str | None:
     """
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError):  # a full disk, a folder that may not be written, a server that went away
-        return f"{error} ({type(error).__name__}; --traceback shows where)"
     kinds = {cls.__name__ for cls in type(error).__mro__}
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if "MissingConfigException" in kinds:
@@ -83,6 +81,8 @@ def explain(error: BaseException, conf: Path) -> str | None:
         )
     if {"HydraException", "OmegaConfBaseException"} & kinds:
         return text.split("\nSet the environment variable")[0]
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written, a server that went away
+        return f"{error} ({type(error).__name__}; --traceback shows where)"
     return None
 
 
