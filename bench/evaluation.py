@@ -1,7 +1,7 @@
 """Evaluation of one bit width: `python -m bench.evaluation [--checkpoint FILE]`.
 
 The notebook's validation loop, a plain eager loop over a tensor in memory, and ours, on the same quantized network and
-images, with the predictions compared. Images: random noise smoothed to CIFAR's shape, or those of `--images`.
+images, with the predictions compared. The images are smoothed random noise of CIFAR's shape.
 """
 
 import argparse
@@ -76,8 +76,7 @@ def main() -> None:
         f"Floor at this machine's float32 rates: {floor:.3f} s; ours takes {ours / floor:.1f} times that.",
     ]
     content = {"unit": f"seconds for {arguments.images:,} images", "ratio_of": "of the notebook's time"}
-    given = f"--checkpoint {arguments.checkpoint}" if arguments.checkpoint else ""
-    save("evaluation", device, given, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
+    save("evaluation", device, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
 
 
 def _network(path: str | None) -> nn.Module:

@@ -90,12 +90,12 @@ def floor_seconds(cost: dict[str, float], rates: dict[str, float]) -> float:
     return max(cost["flops"] / rates["flops_per_second"], cost["bytes"] / rates["bytes_per_second"])
 
 
-def save(name: str, device: torch.device, arguments: str, content: dict[str, Any]) -> None:
+def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
     """Write bench/results/<name>-<hardware>.json, print its table, and rebuild docs/performance.md."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     about = {
         "benchmark": name,
-        "command": f"python -m bench.{name} {arguments}".strip(),
+        "command": " ".join(["python -m", f"bench.{name}", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "hardware": hardware if device.type == "cuda" else f"{hardware} ({platform.machine()}, {platform.system()})",
         "versions": {"python": platform.python_version()} | _versions(),

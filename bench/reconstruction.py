@@ -72,8 +72,7 @@ def main() -> None:
     notes.append(found)
     unit = f"seconds a layer of {layers}, {arguments.steps} steps, {arguments.bits} bits"
     content: dict[str, Any] = {"unit": unit, "ratio_of": "of the last row's time", "rows": rows, "notes": notes}
-    given = f"--bits {arguments.bits} --steps {arguments.steps}"
-    save("reconstruction", device, given, content)
+    save("reconstruction", device, content)
 
 
 def aimet(model: nn.Module, images: Tensor, bits: int, steps: int) -> nn.Module:

@@ -6,12 +6,11 @@ the joblib launcher with one worker a core, each with its share of the threads. 
 
 import argparse
 import os
-import statistics
 import time
 from itertools import count
 from pathlib import Path
 
-from bench.harness import save
+from bench.harness import rows_of, save
 from bench.sweep import sweep
 from ptq_exp.experiment import pick_device
 
@@ -40,17 +39,10 @@ def main() -> None:
             penalties = ",".join(f"{0.001 + 1e-9 * next(fresh):.9f}" for _ in range(arguments.jobs))
             took = sweep([*cases[name], f"quant.reconstruction.penalty={penalties}"])["seconds"]
             seconds[name].append(took / arguments.jobs)
-    basic = statistics.median(seconds["basic launcher"])
-    rows = [
-        {
-            "case": name, "seconds": statistics.median(times), "lowest": min(times), "highest": max(times),
-            "ratio": statistics.median(times) / basic,
-        }
-        for name, times in seconds.items()
-    ]  # fmt: skip
+    rows = rows_of(seconds, "basic launcher")
     notes = [f"{1 / rows[1]['ratio']:.2f} times the jobs per second; start-up of every process is counted."]
     content = {"unit": f"seconds a job, {arguments.jobs} jobs", "ratio_of": "of the basic launcher's"}
-    save("scaling", pick_device("auto"), "", content | {"rows": rows, "notes": notes})
+    save("scaling", pick_device("auto"), content | {"rows": rows, "notes": notes})
 
 
 if __name__ == "__main__":

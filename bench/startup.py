@@ -6,10 +6,10 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Any
 
-from bench.harness import save
+from bench.harness import rows_of, save
 from ptq_exp.config import PROJECT_ROOT
 from ptq_exp.experiment import pick_device
 
@@ -19,7 +19,7 @@ CASES = {
     "--help": ["run.py", "--help"],
     "--cfg job": ["run.py", "--cfg", "job"],
 }
-JOB = ["run.py", "experiment=debug", "tracking=none", "hydra.run.dir=/tmp/ptq_exp_bench_startup"]
+JOB = ["run.py", "experiment=debug", "tracking=none", f"hydra.run.dir={tempfile.gettempdir()}/ptq_exp_bench_startup"]
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
                 wall[name].append(seconds)
                 cpu[name].append(work)
     torch_seconds = statistics.median(wall["import torch"])
-    rows = [_row(name, wall[name], torch_seconds) for name in wall]
+    rows = rows_of(wall, "import torch")
     processor = ", ".join(f"{name} {statistics.median(times):.2f} s" for name, times in cpu.items())
     job = statistics.median(wall["the first line of a job"])
     notes = [
@@ -44,7 +44,7 @@ def main() -> None:
         f"The first line of a job comes {job - torch_seconds:.2f} s after the time that importing torch takes.",
     ]
     content = {"unit": "seconds", "ratio_of": "of importing torch", "rows": rows, "notes": notes}
-    save("startup", pick_device("auto"), "", content)
+    save("startup", pick_device("auto"), content)
 
 
 def whole(command: list[str]) -> tuple[float, float]:
@@ -71,11 +71,6 @@ def first_line(command: list[str]) -> tuple[float, float]:
     process.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def _row(case: str, times: list[float], reference: float) -> dict[str, Any]:
-    median = statistics.median(times)
-    return {"case": case, "seconds": median, "lowest": min(times), "highest": max(times), "ratio": median / reference}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.harness import save
+from bench.harness import rows_of, save
 from ptq_exp.config import PROJECT_ROOT
 from ptq_exp.experiment import pick_device
 
@@ -41,23 +41,23 @@ def main() -> None:
     few, many = (sweep([*quick, _multipliers(count)]) for count in (tenth, arguments.many))
     marginal = (few["seconds"] - sweep([*quick, _multipliers(1)])["seconds"]) / (tenth - 1)
     later = (many["seconds"] - few["seconds"]) / (arguments.many - tenth)
-    rows = [
-        _row("a job's own evaluation, all test images", evaluation, evaluation),
-        _row("one more job, all test images", job, evaluation),
-        _row(f"one more of the first {tenth} jobs, 500 test images", marginal, marginal),
-        _row(f"one more of the jobs up to {arguments.many}, 500 test images", later, marginal),
-    ]
+    all_images = {"a job's own evaluation, all test images": [evaluation], "one more job, all test images": [job]}
+    few_images = {
+        f"one more of the first {tenth} jobs, 500 test images": [marginal],
+        f"one more of the jobs up to {arguments.many}, 500 test images": [later],
+    }
+    rows = [row for cases in (all_images, few_images) for row in rows_of(cases, next(iter(cases)))]
     notes = [
         f"One more job costs {100 * (job / evaluation - 1):.0f} % more than its evaluation, {job - evaluation:.2f} s.",
         f"{arguments.many} jobs cost {later / marginal:.2f} times as much a job as the first {tenth}; memory grew from "
         f"{many['memory'][0]:.0f} MB after a tenth of them to {many['memory'][1]:.0f} MB at the end.",
     ]
     content = {"unit": "seconds", "ratio_of": "of the row it is compared to", "rows": rows, "notes": notes}
-    save("sweep", pick_device("auto"), "", content)
+    save("sweep", pick_device("auto"), content)
 
 
 def sweep(overrides: list[str]) -> dict[str, Any]:
-    """Run one multirun: its seconds from the first job's start, what its jobs report, and its memory in MB."""
+    """Run one multirun: its seconds, start-up counted, what its jobs report, and its memory in MB, early and late."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "run.py", "-m", *overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db",
@@ -76,11 +76,12 @@ def sweep(overrides: list[str]) -> dict[str, Any]:
         if process.returncode:
             raise SystemExit(f"failed: {' '.join(command)}")
         rows = [json.loads(file.read_text())["rows"][0] for file in Path(folder).glob("sweep/*/results.json")]
-        tenth = memory[len(memory) // 10 :] or [0.0]
+        running = memory[len(memory) // 10 :] or [0.0]  # without the start
+        some = max(1, len(running) // 10)
         return {
             "seconds": seconds,
             "evaluate_seconds": [row["evaluate_seconds"] for row in rows],
-            "memory": (max(tenth[: max(1, len(tenth) // 10)]), max(tenth[-max(1, len(tenth) // 10) :])),
+            "memory": (max(running[:some]), max(running[-some:])),
         }
 
 
@@ -94,10 +95,6 @@ def _memory(process: int) -> float:
 
 def _multipliers(count: int) -> str:
     return "quant.alpha_multiplier=" + ",".join(f"{1 + 4 * number / count:.4f}" for number in range(count))
-
-
-def _row(case: str, seconds: float, reference: float) -> dict[str, Any]:
-    return {"case": case, "seconds": seconds, "lowest": seconds, "highest": seconds, "ratio": seconds / reference}
 
 
 if __name__ == "__main__":

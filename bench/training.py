@@ -57,8 +57,7 @@ def main() -> None:
         f"fp32 takes {rows[2]['seconds'] / floor:.1f} times that.",
     ]
     content = {"unit": f"seconds an epoch of {count:,} images", "ratio_of": "of the notebook's time"}
-    given = f"--images {arguments.images}" if arguments.images else ""
-    save("training", device, given, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
+    save("training", device, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
 
 
 def _model(device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
