@@ -9,22 +9,21 @@ bench/results/accuracy.jsonl one by one; what is there is not computed again. Ne
 import argparse
 import dataclasses
 import hashlib
-import json
-import multiprocessing
 import statistics
 import time
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from bench.workers import read_lines, share_out
 from ptq_exp.checkpoints import FloatModel, load_or_train
 from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import hardware, pick_device
+from ptq_exp.experiment import pick_device
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
 
@@ -78,22 +77,10 @@ def main() -> None:
     sha256 = hashlib.sha256(Path(arguments.checkpoint).read_bytes()).hexdigest()[:16]
     done = {(line["row"], line["seed"]) for line in read(arguments.results, sha256)}
     tasks = [(row, seed) for seed in range(arguments.seeds) for row in arguments.rows if (row, seed) not in done]
-    deadline = time.time() + 60 * arguments.minutes
     if tasks:
         for archive in (arguments.lossless, arguments.jpeg):  # decoded once, before the workers need them
             load_dataset(_config(arguments, archive), torch.device("cpu"))
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        for task in tasks:
-            queue.put(task)
-        workers = [
-            context.Process(target=work, args=(arguments, queue, deadline))
-            for _ in range(min(arguments.workers, len(tasks)))
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
     # The page is about one checkpoint; the table of another is printed only.
     table = write_table(read(arguments.results, sha256), RESULTS_PAGE if sha256 == CHECKPOINT else None)
     print(table)
@@ -101,9 +88,8 @@ def main() -> None:
 
 def read(path: Path, sha256: str) -> list[dict[str, Any]]:
     """The measurements so far of this checkpoint with the preset as it is now."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     learned = dataclasses.asdict(preset("best").reconstruction)
-    return [line for line in lines if line["checkpoint"] == sha256 and line["reconstruction"] == learned]
+    return [line for line in read_lines(path) if line["checkpoint"] == sha256 and line["reconstruction"] == learned]
 
 
 def _config(arguments: argparse.Namespace, archive: str) -> Config:
@@ -111,31 +97,15 @@ def _config(arguments: argparse.Namespace, archive: str) -> Config:
     return Config(data=data, checkpoint=arguments.checkpoint, cache_dir=arguments.cache)
 
 
-def work(arguments: argparse.Namespace, queue: Any, deadline: float) -> None:
-    """Take tasks from the queue until it is empty or the time is up."""
-    import queue as queues
-
+def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str, Any]]:
+    """Load the images and the network; the function that measures one row with one seed."""
     device = pick_device("auto")
-    if device.type == "cuda":
-        torch.set_num_threads(2)
     lossless = load_dataset(_config(arguments, arguments.lossless), device)
     jpeg = load_dataset(_config(arguments, arguments.jpeg), torch.device("cpu"))
     jpeg_test = jpeg.test_images.to(device), jpeg.test_labels.to(device)
     float_model = load_or_train(_config(arguments, arguments.lossless), lossless, device)
     tests = {"lossless": (lossless.test_images, lossless.test_labels), "jpeg": jpeg_test}
-    while time.time() < deadline:
-        try:
-            row, seed = queue.get(timeout=2)
-        except queues.Empty:
-            return
-        line = measure(row, seed, float_model, lossless.train_images, tests)
-        line |= {"device": hardware(device), "torch": torch.__version__, "date": date.today().isoformat()}
-        with arguments.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(
-            f"{row:22s} seed {seed}: lossless {line['lossless']:.2f}, jpeg {line['jpeg']:.2f}, {line['seconds']:.0f} s",
-            flush=True,
-        )
+    return lambda task: measure(*task, float_model, lossless.train_images, tests)
 
 
 def measure(
@@ -172,18 +142,25 @@ def write_table(lines: list[dict[str, Any]], path: Path | None) -> str:
     for name, (_, _, others) in ROWS.items():
         found = [line for line in lines if line["row"] == name]
         if found:
-            values = [_mean_and_std([line[key] for line in found]) for key in ("lossless", "jpeg")]
+            values = [mean_and_std([line[key] for line in found]) for key in ("lossless", "jpeg")]
             seconds = statistics.median(line["seconds"] for line in found)
             rows.append(f"| {name} | {values[0]} | {values[1]} | {len(found)} | {seconds:.0f} | {others} |")
     table = "\n".join(rows)
-    if path and "<!-- table -->" in path.read_text():
-        before, _, rest = path.read_text().partition("<!-- table -->")
-        _, _, after = rest.partition("<!-- end of table -->")
-        path.write_text(f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}")
+    if path:
+        write_between(path, "table", table)
     return table
 
 
-def _mean_and_std(values: list[float]) -> str:
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers `name` and `end of name` in a Markdown file, where it has them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = path.read_text().partition(begin)
+    if found:
+        path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def mean_and_std(values: list[float]) -> str:
+    """`91.45 ± 0.20`; the value alone where there is one."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
 

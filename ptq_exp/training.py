@@ -48,7 +48,10 @@ def resolve_recipe(config: Config, dataset: Dataset) -> Config:
     recipe = dataset.recipe
     epochs = config.trainer.epochs or recipe.epochs
     milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
-    defaults = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs}
+    defaults = {
+        "lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs,
+        "total_steps": epochs, "max_lr": 10 * recipe.lr,
+    }  # fmt: skip
 
     def fill(group: dict[str, Any]) -> dict[str, Any]:
         return {key: defaults.get(key) if value is None else value for key, value in group.items()}

@@ -1,0 +1,174 @@
+"""Training at full scale, then every bit width: `python -m bench.full_scale --jpeg ... --lossless ...`.
+
+ResNet-20 by the notebook's recipe (or `--recipe fast`) on all 50,000 training images as JPEG files, with several seeds;
+each network quantized at 2 to 8 bits by the presets notebook and best. Lines are appended to
+bench/results/full_scale.jsonl, float weights are kept under `--weights`; what is there is not computed again. Then the
+tables of docs/results.md are written. Needs neither Hydra nor MLflow.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, mean_and_std, preset, write_between
+from bench.workers import read_lines, share_out
+from ptq_exp.checkpoints import load_or_train, save_weights
+from ptq_exp.config import PROJECT_ROOT, Config, DataConfig, TrainerConfig
+from ptq_exp.data import load_dataset
+from ptq_exp.evaluation import evaluate
+from ptq_exp.experiment import pick_device
+from ptq_exp.quantization.apply import quantize
+
+RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
+BITS = (2, 3, 4, 5, 6, 7, 8)
+PRESETS = ("notebook", "best")
+
+# What is measured: ("float", recipe, precision, seed) or ("quantized", preset, bits, seed).
+Task = tuple[str, str, str | int, int]
+
+
+def main() -> None:
+    """Measure what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
+    parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
+    parser.add_argument("--cache", default=None, help="where decoded images and unfinished trainings are kept")
+    parser.add_argument("--weights", type=Path, default=PROJECT_ROOT / "cache" / "full_scale")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipe", default="notebook", choices=["notebook", "fast"])
+    parser.add_argument("--precision", default=None, help="of the training; the recipe's own by default")
+    parser.add_argument("--no-quantization", action="store_true", help="train and evaluate the float networks only")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.weights.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    for archive in (arguments.jpeg, arguments.lossless):  # decoded once, before the workers need them
+        load_dataset(_images(arguments, archive), torch.device("cpu"))
+    precision = arguments.precision or recipe(arguments.recipe).trainer.precision
+    seeds = range(arguments.seeds)
+    stages: list[list[Task]] = [[("float", arguments.recipe, precision, seed) for seed in seeds]]
+    if not arguments.no_quantization:
+        stages.append([("quantized", name, bits, seed) for bits in BITS for seed in seeds for name in PRESETS])
+    for tasks in stages:
+        done = {tuple(line["task"]) for line in read_lines(arguments.results)}
+        missing = [task for task in tasks if task not in done]
+        left = arguments.minutes - (time.time() - started) / 60
+        if missing and left > 0:
+            share_out(missing, arguments.workers, ready, arguments, arguments.results, left)
+    table = table_of(read_lines(arguments.results))
+    print(table)
+    if arguments.results == RESULTS:
+        write_between(RESULTS_PAGE, "full scale", table)
+
+
+def recipe(name: str) -> Config:
+    """The configuration of conf/trainer, with the groups that it chooses, read without Hydra."""
+    if name == "notebook":
+        return Config()  # the defaults are the notebook's
+    conf = PROJECT_ROOT / "conf"
+    content = yaml.safe_load((conf / "trainer" / f"{name}.yaml").read_text())
+    chosen = {key.removeprefix("override /"): option for line in content["defaults"] for key, option in line.items()}
+    groups = {key: yaml.safe_load((conf / key / f"{option}.yaml").read_text()) for key, option in chosen.items()}
+    for group in groups.values():  # YAML 1.1 reads 5e-4 as text, Hydra as a number
+        group.update({k: float(v) for k, v in group.items() if isinstance(v, str) and v[0].isdigit()})
+    return Config(trainer=TrainerConfig(**content["trainer"]), **groups)
+
+
+def _images(arguments: argparse.Namespace, archive: str) -> Config:
+    return Config(data=DataConfig(name="image_folder", root=archive, resize=32), cache_dir=arguments.cache)
+
+
+def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
+    """Load the images; the function that measures one task."""
+    device = pick_device("auto")
+    jpeg = load_dataset(_images(arguments, arguments.jpeg), device)
+    lossless = load_dataset(_images(arguments, arguments.lossless), torch.device("cpu")).to(device)
+    tests = {
+        "jpeg": (jpeg.test_images, jpeg.test_labels),
+        "lossless": (lossless.test_images, lossless.test_labels),
+    }
+
+    def network(name: str, precision: str, seed: int) -> Any:
+        """The float network of one seed: from its file, else trained."""
+        file = weights_file(arguments.weights, name, precision, seed)
+        config = dataclasses.replace(
+            recipe(name), seed=seed, cache_dir=arguments.cache, data=_images(arguments, "").data
+        )
+        config.trainer.precision = precision
+        found = load_or_train(
+            dataclasses.replace(config, checkpoint=str(file)) if file.exists() else config, jpeg, device
+        )
+        if not file.exists():
+            save_weights(file, found.model.state_dict(), _about(found, jpeg.fingerprint(), seed))
+        return found
+
+    def measure(task: Task) -> dict[str, Any]:
+        kind, name, variant, seed = task
+        started = time.perf_counter()
+        line: dict[str, Any] = {"task": list(task)}
+        if kind == "float":
+            float_model = network(name, str(variant), seed)
+            model = float_model.model
+            line |= {"best_epoch_jpeg": max((epoch["test_top1"] for epoch in float_model.history), default=None)}
+        else:
+            precision = arguments.precision or recipe(arguments.recipe).trainer.precision
+            float_model = network(arguments.recipe, precision, seed)
+            order = torch.randperm(len(jpeg.train_images), generator=torch.Generator().manual_seed(seed))
+            images = float_model.normalize(jpeg.train_images[order[:CALIBRATION_IMAGES].to(device)])
+            model, report = quantize(float_model.model, preset(name), int(variant), images, seed)
+            line |= {"bits_mean": report.bits_mean, "size_bytes": report.size_bytes}
+        line["seconds"] = time.perf_counter() - started
+        for test, (images, labels) in tests.items():
+            line[test] = evaluate(model, images, labels, float_model.normalize).top1
+        return line
+
+    return measure
+
+
+def weights_file(folder: Path, name: str, precision: str, seed: int) -> Path:
+    """Where the float weights of one training are kept."""
+    return folder / f"resnet20-{name}-{precision}-seed{seed}.safetensors"
+
+
+def _about(float_model: Any, fingerprint: str, seed: int) -> dict[str, Any]:
+    config = float_model.config
+    return {
+        **float_model.options, "classes": 10, "mean": config.data.mean, "std": config.data.std, "seed": seed,
+        "data": "cifar10", "data_fingerprint": fingerprint, "optimizer": config.optimizer,
+        "scheduler": config.scheduler, "trainer": dataclasses.asdict(config.trainer), "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+def table_of(lines: list[dict[str, Any]]) -> str:
+    """Markdown: the float networks by recipe and precision, then top-1 by bit width."""
+    rows = ["| recipe, precision | JPEG test | lossless test | seeds | seconds a seed |", "|---|---|---|---|---|"]
+    kinds = sorted({tuple(line["task"][:3]) for line in lines}, key=str)
+    for kind in kinds:
+        found = [line for line in lines if tuple(line["task"][:3]) == kind]
+        values = [mean_and_std([line[key] for line in found]) for key in ("jpeg", "lossless")]
+        if kind[0] == "float":
+            seconds = statistics.median(line["seconds"] for line in found)
+            rows.append(f"| {kind[1]}, {kind[2]} | {values[0]} | {values[1]} | {len(found)} | {seconds:.0f} |")
+    bits = sorted({kind[2] for kind in kinds if kind[0] == "quantized"})
+    rows += ["", f"| preset, images | {' | '.join(map(str, bits))} |", "|---" * (len(bits) + 1) + "|"]
+    for name in PRESETS:
+        for test in ("jpeg", "lossless"):
+            found = [[line[test] for line in lines if line["task"][:3] == ["quantized", name, b]] for b in bits]
+            rows.append(
+                f"| {name}, {test} | {' | '.join(mean_and_std(values) if values else '-' for values in found)} |"
+            )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Measurements that do not depend on each other, shared out to processes, each line kept as soon as it is there."""
+
+import json
+import multiprocessing
+import queue as queues
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptq_exp.experiment import hardware, pick_device
+
+# (set-up arguments) -> a function that measures one task and returns its line
+Setup = Callable[[Any], Callable[[Any], dict[str, Any]]]
+
+
+def share_out(tasks: list[Any], workers: int, setup: Setup, arguments: Any, results: Path, minutes: float) -> None:
+    """Measure every task in one of `workers` processes, each of which calls `setup(arguments)` once.
+
+    A line (JSON) a task is appended to `results`; no new task is begun after so many minutes.
+    """
+    deadline = time.time() + 60 * minutes
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for task in tasks:
+        queue.put(task)
+    target, count = _work, min(workers, len(tasks))
+    processes = [
+        context.Process(target=target, args=(queue, setup, arguments, results, deadline)) for _ in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("A worker failed; what the others measured is kept.")
+
+
+def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: float) -> None:
+    device = pick_device("auto")
+    if device.type == "cuda":
+        torch.set_num_threads(2)
+    measure = setup(arguments)
+    while time.time() < deadline:
+        try:
+            task = queue.get(timeout=2)
+        except queues.Empty:
+            return
+        line = measure(task)
+        line |= {"device": hardware(device), "torch": torch.__version__, "date": date.today().isoformat()}
+        with results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            ", ".join(f"{key} {_short(value)}" for key, value in line.items() if not isinstance(value, dict)),
+            flush=True,
+        )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
