@@ -1,6 +1,7 @@
 """Hydra in, one dictionary of metrics out: `python run.py --help` lists what can be changed."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 
+from ptq_exp import background
+from ptq_exp.callbacks import close_sweep
 from ptq_exp.config import Config
 from ptq_exp.errors import explain
 
@@ -29,11 +32,21 @@ def main(cfg: Any) -> dict[str, float]:
 def command_line() -> int:
     """Run `main`; a user's mistake becomes a message and exit code 1, a traceback only if asked for."""
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv = [argument for argument in sys.argv if argument != "--traceback"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
+    # argparse wants all overrides on one side of -m; people append to a command what they want changed.
+    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends before it kills: as Ctrl-C
     try:
         main()
+    except KeyboardInterrupt:
+        background.interrupt()
+        print("Interrupted. What was finished is kept; the same command with resume=true goes on.", file=sys.stderr)
+        close_sweep()
+        sys.stdout.flush()
+        os._exit(130)  # tearing down the interpreter takes a second
     except Exception as error:
+        close_sweep()
         message = explain(error, CONF)
         if message is None or show_traceback:
             raise

@@ -5,13 +5,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 _worker: ThreadPoolExecutor | None = None
 _artist: ProcessPoolExecutor | None = None
 _pending: list[Future[None]] = []
+_interrupted = threading.Event()
 
 
 def start() -> None:
@@ -26,7 +27,7 @@ def start() -> None:
 def later(work: Callable[..., None], *arguments: Any) -> None:
     """Call `work` after everything that was handed over before: at once where no sweep has called `start`.
 
-    Raises what earlier work raised: a sweep whose results cannot be logged stops at its next job.
+    Raises what earlier work raised: a sweep whose results cannot be kept stops at its next job.
     """
     if _worker is None or threading.current_thread().name.startswith("background"):
         work(*arguments)
@@ -47,21 +48,43 @@ def _draw(figure: Callable[..., None], *arguments: Any) -> None:
             _artist.submit(figure, *arguments).result()
             return
         except BrokenProcessPool:  # the process was killed: draw here
-            pass
+            if _interrupted.is_set():
+                return
     figure(*arguments)
 
 
-def finish() -> None:
-    """Wait until everything is done; `later` works at once again. Raises the first error, after all the work."""
+def interrupt() -> None:
+    """Ctrl-C: what has not begun is dropped, and `finish` returns as soon as what has is over."""
+    _interrupted.set()
+    if _worker is not None and _artist is not None:
+        _worker.shutdown(wait=False, cancel_futures=True)
+        for process in list((_artist._processes or {}).values()):
+            process.kill()
+
+
+def interrupted() -> bool:
+    """Whether `interrupt` was called."""
+    return _interrupted.is_set()
+
+
+def finish() -> list[str]:
+    """Wait until everything is done; `later` works at once again. Returns the errors of the work, in words."""
     global _worker, _artist
     if _worker is None or _artist is None:
-        return
+        return []
     _worker.shutdown(wait=True)
-    _artist.shutdown(wait=True)
+    _artist.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
     _worker = _artist = None
     pending, _pending[:] = list(_pending), []
-    for future in pending:
-        future.result()
+    return [problem for future in pending if (problem := _problem(future))]
+
+
+def _problem(future: Future[None]) -> str:
+    try:
+        error = future.exception()
+    except CancelledError:
+        return ""
+    return f"{type(error).__name__}: {error}" if error else ""
 
 
 def _step_back() -> None:

@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
-# tracking, results and summary import torch or plots: they are imported once a sweep starts, not for --help.
+# sweep and what it needs import torch and plots: they are imported once a sweep starts, not for --help.
 
 
 class SweepCallback(Callback):
     """Opens the parent run before the first job and closes it after the last, also when a job failed.
 
-    Hydra skips `on_multirun_end` when a job failed, so the end is registered with `atexit`, too.
+    Hydra skips `on_multirun_end` when a job failed: then `close_sweep` does it.
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,23 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Create the store and the parent run; tell the jobs, whichever process they run in, by the environment."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
-        from ptq_exp import background, tracking
-        from ptq_exp.config import TrackingConfig
-        from ptq_exp.errors import UserError
-        from ptq_exp.experiment import SWEEP_VARIABLE
+        from ptq_exp import background, sweep, tracking
+        from ptq_exp.config import PROJECT_ROOT, TrackingConfig
+        from ptq_exp.errors import explain
+        from ptq_exp.jobs import SWEEP_VARIABLE
 
         self.folder = Path(config.hydra.sweep.dir).absolute()
-        self.name = sweep_name(list(config.hydra.overrides.task))
+        overrides = list(config.hydra.overrides.task)
+        self.name = sweep_name(overrides)
         settings = TrackingConfig(config.tracking.enabled, config.tracking.uri, config.tracking.experiment)
+        cache = Path(config.cache_dir) if config.cache_dir else PROJECT_ROOT / "cache"
         try:
-            self.parent = tracking.start(settings, self.name)
-        except UserError as error:  # Hydra would turn it into a warning and go on
-            print(f"Error: {error}", file=sys.stderr)
+            self.parent = sweep.begin(settings, self.name, overrides, self.folder, cache, config.resume is True)
+        except Exception as error:  # Hydra would turn it into a warning and go on
+            message = explain(error, Path())
+            if message is None:
+                raise SystemExit(f"Error: {type(error).__name__}: {error}") from error
+            print(f"Error: {message}", file=sys.stderr)
             raise SystemExit(1) from error
         os.environ[SWEEP_VARIABLE] = str(self.folder)
         if self.parent.run_id:
@@ -44,64 +49,56 @@ class SweepCallback(Callback):
         self.finished = False
         self.process = os.getpid()
         background.start()
-        atexit.register(self.finish, aborted=True)
+        _begun.append(self)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Every job finished."""
         self.finish()
 
-    def finish(self, aborted: bool = False) -> None:
-        """Log the sweep's table, curves and figure on the parent run and show the table. Runs once, in the
-        process that started the sweep; `aborted` marks the parent as failed."""
+    def finish(self) -> None:
+        """Show the sweep's table and log it on the parent run. Runs once, in the process that started the sweep."""
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
-        from ptq_exp import background, tracking
+        from ptq_exp import background, sweep, tracking
         from ptq_exp.console import console
-        from ptq_exp.experiment import SWEEP_VARIABLE
-        from ptq_exp.results import read_jobs
-        from ptq_exp.summary import as_series, terminal_table
+        from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs
+        from ptq_exp.summary import as_series, failure_line, terminal_table, with_labels
 
         for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
-        failure = None
-        try:
-            background.finish()
-        except Exception as error:  # said below, after what can be shown has been shown
-            failure, aborted = error, True
+        problems = background.finish()
+        if background.interrupted():
+            tracking.end_open_runs("KILLED")
+            return
+        sweep.gather(self.parent, self.folder)
+        if self.parent.client is not None:
+            problems += sweep.upload_jobs(self.folder)
         jobs = read_jobs(self.folder)
-        if jobs:
-            series, title = as_series(jobs), self.name
-            console.print(terminal_table(series, title))
-            self._log(series, title, curves=all(len(job["rows"]) == 1 for job in jobs))
-        self.parent.end("FAILED" if aborted else "FINISHED")
+        failures = with_labels(jobs, read_failures(self.folder))
+        if jobs or failures:
+            console.print(terminal_table(as_series(jobs), self.name, failures))
+        for failure in failures:
+            console.print(failure_line(failure))
+        try:
+            sweep.log_sweep(self.parent, self.folder, self.name, "FAILED" if failures or problems else "FINISHED")
+        except Exception as error:  # the store went away: what was computed is on disk
+            problems.append(str(error))
         console.print(self.parent.how_to_open() or f"Results: {self.folder}")
-        if failure is not None:
-            print(f"Error: not everything could be logged: {failure}", file=sys.stderr)
-            raise SystemExit(1) from failure
+        if problems:
+            print(f"Error: not everything could be logged: {problems[0]}", file=sys.stderr)
+            print(f"To log it later: python -m ptq_exp.tracking upload {self.folder}", file=sys.stderr)
+            raise SystemExit(1)
 
-    def _log(self, series: dict[str, list[dict[str, Any]]], title: str, curves: bool) -> None:
-        from ptq_exp import plots, tracking
-        from ptq_exp.summary import markdown_table
 
-        figures = self.folder / "sweep"
-        plots.accuracy_against_bits(series, figures / "accuracy_against_bits.png")
-        (figures / "table.md").write_text(markdown_table(series, title))
-        lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
-        note = f"{markdown_table(series, title)}\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
-        self.parent.log(tags={"mlflow.note.content": note})
-        self.parent.log_folder(figures)
-        # A job with several bit widths logs its curve itself: a copy would draw it twice.
-        for label, rows in series.items() if curves else ():
-            curve = [(row["bits"], {"top1_vs_bits": row["top1"]}) for row in rows]
-            if len({bits for bits, _ in curve}) < 2:
-                continue
-            if len(series) == 1:
-                self.parent.log_series(curve)
-            else:
-                child = tracking.child(self.parent, f"curve {label}")
-                child.log_series(curve)
-                child.end()
+_begun: list[SweepCallback] = []
+
+
+@atexit.register
+def close_sweep() -> None:
+    """Finish the sweep that this process began, if it has not ended."""
+    while _begun:
+        _begun.pop().finish()
 
 
 def sweep_name(overrides: list[str]) -> str:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
+from ptq_exp.quantization.checked import load_checked
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
 PREFIXES = ("module.", "_orig_mod.")
@@ -117,8 +118,10 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
-                return {key: file.get_tensor(key) for key in list(file.keys())}, metadata
+                about = file.metadata() or {}
+                if "sha256" in about:  # written by us
+                    return load_checked(path)
+                return {key: file.get_tensor(key) for key in list(file.keys())}, json.loads(about.get("ptq_exp", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint={path} is broken or no safetensors file ({error}).") from error
     try:

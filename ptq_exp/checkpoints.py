@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ptq_exp.checkpoint_reader import Checkpoint, load_weights, read_checkpoint
@@ -25,6 +25,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.errors import UserError
 from ptq_exp.models import build_model
+from ptq_exp.quantization.checked import save_checked
 from ptq_exp.training import TrainingState, resolve_recipe, train
 
 
@@ -200,6 +201,9 @@ class StoreEntry:
         """Where a killed training stopped, or None."""
         path = self.folder / "training-state.pt"
         try:
+            with zipfile.ZipFile(path) as content:  # torch does not look at the checksums inside
+                if damaged := content.testzip():
+                    raise ValueError(f"{damaged} is damaged")
             return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             return None
@@ -237,7 +241,7 @@ def weights_digest(model: nn.Module) -> str:
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write a safetensors file that `read_checkpoint` reads; `metadata` must be JSON."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"ptq_exp": json.dumps(metadata)}))
+    write_atomically(path, lambda temporary: save_checked(tensors, temporary, metadata))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

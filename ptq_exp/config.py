@@ -26,6 +26,7 @@ class DataConfig:
     mean: list[float] | None = None
     std: list[float] | None = None
     resize: int | None = None
+    skip_broken: bool = False
     download: bool = True
     timeout: float = 15.0
     validation_images: int = 0
@@ -72,6 +73,8 @@ class Config:
     checkpoint: str = "auto"
     device: str = "auto"
     seed: int = 0
+    resume: bool = False
+    fail_fast: bool = False
     cache_dir: str | None = None
     output_dir: str = "outputs/run"
     overrides: str = ""

@@ -1,6 +1,7 @@
 """One job, from configuration to metrics: load data and float model, quantize, evaluate, log."""
 
 import dataclasses
+import math
 import os
 import platform
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptq_exp import results, tracking
+from ptq_exp import jobs, results, resume, tracking
 from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
 from ptq_exp.checkpoints import FloatModel, load_or_train, weights_digest
@@ -29,9 +30,6 @@ from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.summary import Row, terminal_table
-
-# Set by the sweep callback: the jobs of a sweep leave the table to it.
-SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
 
 
 @dataclass
@@ -51,16 +49,28 @@ def run(cfg: Any) -> dict[str, float]:
 
     Returns the metrics of its one bit width, or `top1_w<bits>` for each of several and `top1_float`.
     """
-    config = from_hydra(cfg)
-    device = pick_device(config.device)
-    folder = Path(config.output_dir)
+    folder, overrides = Path(cfg.output_dir), cfg.overrides
+    with jobs.failure_kept(folder, cfg.quant.bits, overrides, cfg.fail_fast is True):
+        config = from_hydra(cfg)
+        device = pick_device(config.device)
+        key = jobs.job_key(config, device.type)
+        ledger = jobs.Ledger.of(config, key)
+        rows = resume.finished(config, key, ledger, folder) if config.resume else None
+        return results.returned_metrics(run_job(config, device, key, ledger, folder) if rows is None else rows)
+
+
+def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger, folder: Path) -> list[Row]:
+    """Load or train the float model, quantize it at every bit width, evaluate and log: one row a bit width."""
     name = run_name(config, config.data.name)
     here = folder.absolute().is_relative_to(Path.cwd())
     log.info("%s: results go to %s.", name, os.path.relpath(folder) if here else folder)
-    with tracking.job_run(config.tracking, name) as job:
+    old = ledger.read().get("run_id") if config.resume else None
+    with tracking.job_run(config.tracking, name, key, old, folder / "run.log") as job:
+        ledger.write(folder, job.run_id)
         shared = prepare(config, device)
         dataset, float_model = shared.dataset, shared.float_model
-        job.rename(run_name(config, dataset.name))
+        name = run_name(config, dataset.name)
+        job.rename(name)
         calibration, memo = calibrate(shared, config)
         rows = []
         for bits in config.quant.bit_widths():
@@ -71,6 +81,8 @@ def run(cfg: Any) -> dict[str, float]:
             )  # fmt: skip
             seconds = time.perf_counter() - started
             result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
+            if not math.isfinite(result.loss):
+                raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
             row = results.make_row(
                 bits, config.quant, float_model, shared.baseline, result, dataset.test_labels, report, seconds
             )
@@ -80,8 +92,13 @@ def run(cfg: Any) -> dict[str, float]:
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
                 measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
-        log_job(job, folder, rows, config, shared, device)
-    return results.returned_metrics(rows)
+        record = results.make_record(
+            job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
+        )
+        later(results.keep_and_log, folder, record, job)
+    if jobs.SWEEP_VARIABLE not in os.environ:
+        show(record, job.how_to_open() or f"Results: {folder}")
+    return rows
 
 
 _prepared: dict[str, Prepared] = {}  # at most one entry: it holds a data set, and the jobs of a sweep share it
@@ -90,7 +107,7 @@ _prepared: dict[str, Prepared] = {}  # at most one entry: it holds a data set, a
 def prepare(config: Config, device: torch.device) -> Prepared:
     """Data set, float model and baseline, computed once in a process for the jobs that share them."""
     relevant = dataclasses.asdict(config)
-    for unrelated in ("quant", "tracking", "output_dir", "overrides"):
+    for unrelated in ("quant", *jobs.UNRELATED):
         del relevant[unrelated]
     key = digest(relevant, str(device))
     if key not in _prepared:
@@ -194,20 +211,18 @@ def measure_sensitivity(
     results.save_sensitivity(folder, bits, rows, shared.baseline)
 
 
-def log_job(
-    job: tracking.Run, folder: Path, rows: list[Row], config: Config, shared: Prepared, device: torch.device
-) -> None:
-    """Log the finished job, leave its rows where the sweep finds them, and show a single job's table."""
-    float_model, dataset = shared.float_model, shared.dataset
-    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
-    tags = {
-        "digest": digest(float_model.digest, shared.network_digest, shared.fingerprint, config.quant, config.seed),
-        "float_digest": float_model.digest,
-        "data_fingerprint": shared.fingerprint,
+def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str, str]:
+    """What tells apart the runs of different networks, data and machines."""
+    network, fingerprint = shared.network_digest, shared.fingerprint
+    return {
+        "digest": digest(shared.float_model.digest, network, fingerprint, config.quant, config.seed),
+        "float_digest": shared.float_model.digest,
+        "data_fingerprint": fingerprint,
         "hardware": f"{hardware(device)}, torch {torch.__version__}",
     }
-    later(results.log, job, folder / "artifacts", rows, config, float_model, dataset, title, tags)
-    results.write(folder, rows, config.overrides, title, job.run_id)
-    if SWEEP_VARIABLE not in os.environ:
-        console.print(terminal_table({"": rows}, title))
-        console.print(job.how_to_open() or f"Results: {folder}")
+
+
+def show(record: dict[str, Any], where: str) -> None:
+    """The table of a single job, and where its results are."""
+    console.print(terminal_table({"": record["rows"]}, record["title"]))
+    console.print(where)

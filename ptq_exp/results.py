@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from ptq_exp import plots
 from ptq_exp.background import draw, later
-from ptq_exp.checkpoints import FloatModel, write_atomically
+from ptq_exp.checkpoints import FloatModel
 from ptq_exp.config import Config, digest, flatten
+from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.errors import UserError
 from ptq_exp.evaluation import Evaluation, drop_interval
+from ptq_exp.jobs import SWEEP_VARIABLE, write_record
 from ptq_exp.quantization.allocation import pareto
 from ptq_exp.quantization.apply import prepare
 from ptq_exp.quantization.diagnosis import diagnose
@@ -24,9 +28,9 @@ from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.spec import QuantConfig
 from ptq_exp.summary import Row, markdown_table
-from ptq_exp.tracking import Run, without_password
+from ptq_exp.tracking import Run, address, without_password
+from ptq_exp.tracking.upload import upload
 
-RESULTS_FILE = "results.json"
 NOT_METRICS = {"bits", "act_bits", "diagnosis"}
 
 
@@ -167,27 +171,23 @@ def _without_infinities(line: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
 
 
-def log(
-    run: Run,
+def make_record(
+    job: Run,
+    key: str,
+    name: str,
     artifacts: Path,
     rows: list[Row],
     config: Config,
     float_model: FloatModel,
     dataset: Dataset,
-    title: str,
     tags: dict[str, str],
-) -> None:
-    """Log params, metrics, tags and artifacts of a finished job. Several bit widths are logged as series."""
+) -> dict[str, Any]:
+    """All that is logged of a finished job besides its artifacts. Several bit widths become series."""
+    shown = dataclasses.replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     resolved = dataclasses.replace(
-        float_model.config,
-        quant=config.quant,
-        tracking=config.tracking,
-        output_dir=config.output_dir,
-        overrides=config.overrides,
-    )
-    if resolved.tracking.uri:
-        shown = dataclasses.replace(resolved.tracking, uri=without_password(resolved.tracking.uri))
-        resolved = dataclasses.replace(resolved, tracking=shown)
+        float_model.config, quant=config.quant, tracking=shown, output_dir=config.output_dir,
+        overrides=config.overrides, resume=config.resume, fail_fast=config.fail_fast,
+    )  # fmt: skip
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     params = flatten(resolved) | {
         "data.used": dataset.name,
@@ -196,25 +196,37 @@ def log(
     if len(rows) == 1:
         points = [(0, metrics(rows[0]))]
     else:
-        plots.accuracy_against_bits({config.quant.name: rows}, artifacts / "accuracy_against_bits.png")
+        draw(plots.accuracy_against_bits, {config.quant.name: rows}, artifacts / "accuracy_against_bits.png")
         points = [(row["bits"], {f"{key}_vs_bits": value for key, value in metrics(row).items()}) for row in rows]
         points.append((0, {"top1_float": rows[0]["top1_float"]}))
     # The job that trained the float model logs the training, once.
     history, float_model.history = float_model.history, []
     points += list(enumerate(history, start=1))
+    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
     sentences = "\n\n".join(f"{row['bits']} bits. {row['diagnosis']}" for row in rows)
     note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
-    run.log_series(points, params, tags | {"mlflow.note.content": note})
-    run.log_folder(artifacts)
+    return {
+        "title": title,
+        "overrides": config.overrides,
+        "job": key,
+        "run_id": job.run_id,
+        "run": address(config.tracking, name),
+        "uploaded": False,
+        "rows": rows,
+        "params": params,
+        "tags": tags | {"mlflow.note.content": note},
+        "points": points,
+    }
 
 
-def write(folder: Path, rows: list[Row], overrides: str, title: str, run_id: str) -> None:
-    """Leave the rows in the job's folder, complete or not at all."""
-    content = json.dumps({"title": title, "overrides": overrides, "run_id": run_id, "rows": rows}, indent=1)
-    write_atomically(folder / RESULTS_FILE, lambda path: path.write_text(content))
-
-
-def read_jobs(sweep_folder: Path) -> list[dict[str, Any]]:
-    """What the finished jobs of a sweep wrote, in the order of the jobs."""
-    files = sorted(sweep_folder.glob(f"*/{RESULTS_FILE}"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [json.loads(path.read_text()) for path in files]
+def keep_and_log(folder: Path, record: dict[str, Any], job: Run) -> None:
+    """Leave the record in the job's folder, then log it. Where that fails, a sweep tries again at its end."""
+    write_record(folder, record)
+    try:
+        upload(folder, job)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{record['overrides'] or 'The job'}: not logged yet, kept in {folder}: {without_password(reason)}"
+        if SWEEP_VARIABLE not in os.environ:
+            raise UserError(f"{message}. To log it later: python -m ptq_exp.tracking upload {folder}") from error
+        log.warning("%s", message)

@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 Row = dict[str, Any]
+Failure = dict[str, str]  # of a failed job: `bits`, `overrides`, `error`, the path of its `log` and its `run_id`
 
 JOB = "job"
 HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "agreement %", "size"]
@@ -15,13 +16,23 @@ def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
 
     A sweep over `quant.bits` alone is one series called ''.
     """
-    overrides = [job["overrides"].split(" ") for job in jobs]
-    shared = set.intersection(*map(set, overrides)) if overrides else set()
     series: dict[str, list[Row]] = {}
-    for job, words in zip(jobs, overrides, strict=True):
-        label = " ".join(word for word in words if word not in shared)
+    for job, label in zip(jobs, _labels(jobs), strict=True):
         series.setdefault(label, []).extend(job["rows"])
     return series
+
+
+def _labels(jobs: list[dict[str, Any]]) -> list[str]:
+    """Of every job, the overrides that not all of them have."""
+    overrides = [job["overrides"].split(" ") for job in jobs]
+    shared = set.intersection(*map(set, overrides)) if overrides else set()
+    return [" ".join(word for word in words if word not in shared) for words in overrides]
+
+
+def with_labels(jobs: list[dict[str, Any]], failures: list[Failure]) -> list[Failure]:
+    """The failures, their overrides cut to what sets them apart from the other jobs of the sweep."""
+    labels = _labels([*jobs, *failures])[len(jobs) :]
+    return [failure | {"overrides": label} for failure, label in zip(failures, labels, strict=True)]
 
 
 def cells(row: Row) -> list[str]:
@@ -33,10 +44,10 @@ def cells(row: Row) -> list[str]:
     return [width, f"{row['top1']:.2f}", interval, f"{row['top1_drop']:+.2f}", drop, f"{row['agreement']:.2f}", size]
 
 
-def terminal_table(series: dict[str, list[Row]], title: str) -> Table:
-    """The result table for the terminal, the float network first."""
+def terminal_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> Table:
+    """The result table for the terminal, the float network first and failed jobs last."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    headings, lines = _lines(series)
+    headings, lines = _lines(series, failures or [])
     for heading in headings:
         table.add_column(heading, justify="left" if heading == JOB else "right", no_wrap=True)
     for line in lines:
@@ -44,22 +55,30 @@ def terminal_table(series: dict[str, list[Row]], title: str) -> Table:
     return table
 
 
-def markdown_table(series: dict[str, list[Row]], title: str) -> str:
+def markdown_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> str:
     """The same table in Markdown, for the page of a run."""
-    headings, lines = _lines(series)
+    headings, lines = _lines(series, failures or [])
     rows = [headings, ["---"] * len(headings), *lines]
     return f"**{title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _lines(series: dict[str, list[Row]]) -> tuple[list[str], list[list[str]]]:
+def failure_line(failure: Failure) -> str:
+    """What failed, why, and where its log is."""
+    job = " ".join(filter(None, [f"quant.bits={failure['bits']}", failure["overrides"]]))
+    return f"FAILED {job}: {failure['error']} (log: {failure['log']})"
+
+
+def _lines(series: dict[str, list[Row]], failures: list[Failure]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; the column of jobs only where there are several series, each float network once."""
-    named, lines, shown = list(series) != [""], [], None
+    named, lines, shown = bool(series) and list(series) != [""], [], None
     for label, rows in series.items():
         job = [label] if named else []
         if _float_cells(rows[0]) != shown:
             shown = _float_cells(rows[0])
             lines.append([*job, *shown])
         lines += [[*job, *cells(row)] for row in sorted(rows, key=lambda row: row["bits"])]
+    empty = [""] * (len(HEADINGS) - 2)
+    lines += [[f["overrides"]] * named + [str(f["bits"]), "failed", *empty] for f in failures]
     return [JOB] * named + HEADINGS, lines
 
 

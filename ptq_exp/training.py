@@ -22,6 +22,7 @@ from ptq_exp.evaluation import evaluate
 from ptq_exp.training_step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
+DIVERGED = 10  # times the loss of guessing
 
 Weights = dict[str, Tensor]
 
@@ -131,10 +132,11 @@ def train(
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(loss) if plateau else scheduler.step()
             top1 = evaluate(model, images, labels, normalize).top1
-            if not math.isfinite(loss):
+            # Guessing costs log(classes): a mean loss far above it is as lost as one that is no number.
+            if not loss < DIVERGED * math.log(len(dataset.classes)):
                 raise UserError(
-                    f"Training diverged in epoch {epoch + 1}: the loss is {loss}. "
-                    f"Try a smaller optimizer.lr (it was {rate})."
+                    f"Training diverged in epoch {epoch + 1}: the loss is {loss:.4g}. "
+                    f"Try a smaller optimizer.lr (it was {rate:.4g})."
                 )
             state.epoch = epoch + 1
             state.history.append({"lr": rate, "train_loss": loss, "train_top1": train_top1, f"{monitor}_top1": top1})

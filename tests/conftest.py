@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from ptq_exp import background
-
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
@@ -47,11 +45,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised sqlite store without runs: copying it saves every test the migrations."""
-    from ptq_exp import tracking
-    from ptq_exp.config import TrackingConfig
+    from ptq_exp.tracking.store import open_store
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._open(f"sqlite:///{path}", TrackingConfig(experiment="other").experiment)
+    open_store(f"sqlite:///{path}", "other")
     return path
 
 
@@ -81,7 +78,6 @@ def cli(
             code = run.command_line()
         except SystemExit as exit_:
             code = int(exit_.code or 0)
-        background.finish()  # a sweep that failed leaves this to the end of its process
         return Outcome(code, *capsys.readouterr())
 
     return call

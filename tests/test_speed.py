@@ -65,23 +65,25 @@ def test_an_error_stops_the_next_job_or_the_end() -> None:
     background.later(fail)
     done: list[int] = []
     background.later(done.append, 1)
-    with pytest.raises(ValueError, match="disk full"):
-        background.finish()
+    assert background.finish() == ["ValueError: disk full"]
     assert done == [1]  # what could be done was done
-    background.finish()
+    assert background.finish() == []
 
 
-def test_a_sweep_that_cannot_log_says_so_and_fails(
-    cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
+    cli: Callable[..., Outcome], store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ptq_exp.results.log", fail)
-    outcome = cli(*TINY, "quant.bits=3", "-m")
+    for module in ("ptq_exp.results", "ptq_exp.sweep"):
+        monkeypatch.setattr(f"{module}.upload", fail)
+    outcome = cli(*TINY, "quant.bits=3,4", f"tracking.uri={store}", "-m")
     assert outcome.code == 1
     assert "no space left on device" in outcome.err
+    assert "python -m ptq_exp.tracking upload" in outcome.err
     assert "Traceback" not in outcome.err
+    assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
 # What jobs share -------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
         assert {"digest", "float_digest", "git.commit", "hardware"} <= set(child.data.tags)
         assert {path.name for path in artifacts(child).iterdir()} == {
             "config.yaml", f"layers_w{bits}.csv", f"layers_w{bits}.json", f"quantized_w{bits}.safetensors",
-            "first_conv_density.png", f"levels_w{bits}.png",
+            "first_conv_density.png", f"levels_w{bits}.png", "results.json",
         }  # fmt: skip
     assert children[3].data.tags["float_digest"] == children[6].data.tags["float_digest"]
     assert children[3].data.tags["digest"] != children[6].data.tags["digest"]

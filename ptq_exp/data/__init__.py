@@ -13,7 +13,7 @@ from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 
-_NOT_DATA_SETS = {"dataset", "loader"}
+_NOT_DATA_SETS = {"archive", "dataset", "loader"}
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:

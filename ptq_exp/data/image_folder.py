@@ -7,16 +7,13 @@ in memory and never unpacked to disk, so the names inside it reach no path.
 import hashlib
 import io
 import json
-import lzma
 import os
 import shutil
-import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +24,7 @@ from PIL import Image
 
 from ptq_exp.config import Config
 from ptq_exp.console import track
+from ptq_exp.data.archive import Read, open_tree
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError
 
@@ -36,7 +34,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-CACHE_VERSION = 1  # raised when decoding changes, so that no older cache is read
+MAX_PIXELS = 50_000_000  # of one image; decoding a larger one would take hundreds of megabytes
+CACHE_VERSION = 2  # raised when decoding changes, so that no older cache is read
 
 # One image: its split, its class and the key that opens it.
 Member = tuple[str, str, str]
@@ -52,20 +51,21 @@ def load(config: Config) -> Dataset:
     root = Path(config.data.root).expanduser()
     if not root.exists():
         raise UserError(f"data.root={root} does not exist.")
-    folder = config.cache / "images" / f"{_source_digest(root)[:16]}-{config.data.resize or 'as-is'}"
+    kind = f"{config.data.resize or 'as-is'}{'-skipped' if config.data.skip_broken else ''}"
+    folder = config.cache / "images" / f"{source_digest(root)[:16]}-{kind}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         dataset = _read_cache(folder, root.name)
         if dataset is None:
-            _decode(root, config.data.resize, folder)
+            _decode(root, config.data.resize, config.data.skip_broken, folder)
             dataset = _read_cache(folder, root.name)
     if dataset is None:
         raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
     return dataset
 
 
-def _source_digest(root: Path) -> str:
-    """Of an archive: its bytes. Of a folder: the name, size and time of every file."""
+def source_digest(root: Path) -> str:
+    """SHA-256 (hex) of an archive's bytes, or of the names, sizes and times of a folder's files."""
     sha = hashlib.sha256(f"{CACHE_VERSION}\n".encode())
     if root.is_file():
         with root.open("rb") as file:
@@ -88,50 +88,67 @@ def _read_cache(folder: Path, name: str) -> Dataset | None:
             for split in SPLITS
             for part in ("images", "labels")
         }
-        dataset = Dataset(name=name, classes=tuple(metadata["classes"]), **arrays)
+        dataset = Dataset(name=name, classes=tuple(metadata["classes"]), note=metadata["note"], **arrays)
         return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
 
 
-def _decode(root: Path, resize: int | None, folder: Path) -> None:
+def _decode(root: Path, resize: int | None, skip_broken: bool, folder: Path) -> None:
     """Decode every image below `root` into `folder`, which appears complete or not at all."""
-    with _open(root) as (members, read):
+    broken: list[str] = []
+    with open_tree(root, lambda name: _as_member(name) is not None) as (names, read):
+        members = [member for name in names if (member := _as_member(name))]
         classes = _classes(members, root)
         arrays: dict[str, np.ndarray] = {}
         size: tuple[int, ...] | None = None
         for split in SPLITS:
             chosen = sorted(member for member in members if member[0] == split)
-            images = list(track(_decode_all(chosen, read, resize), len(chosen), f"Decoding {split} images"))
-            size = size or images[0].shape
-            if odd := next((m[2] for m, i in zip(chosen, images, strict=True) if i.shape != size), None):
+            decoded = track(_decode_all(chosen, read, resize, skip_broken), len(chosen), f"Decoding {split} images")
+            pairs = list(zip(chosen, decoded, strict=True))
+            broken += [member[2] for member, image in pairs if image is None]
+            whole = [(member, image) for member, image in pairs if image is not None]
+            if not whole:
+                raise UserError(f"data.root={root}: none of the {len(chosen)} images of {split} can be read.")
+            size = size or whole[0][1].shape
+            if odd := next((member[2] for member, image in whole if image.shape != size), None):
                 raise UserError(f"{odd} is not of the size of the other images. Set data.resize=32, for example.")
-            arrays[f"{split}_images"] = np.stack(images)
-            arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member in chosen], dtype=np.int64)
+            arrays[f"{split}_images"] = np.stack([image for _, image in whole])
+            arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member, _ in whole], dtype=np.int64)
     tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
     fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
+    note = f"{len(broken)} images cannot be read and were left out, {broken[0]} first." if broken else ""
     with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder.parent) as scratch:
         complete = Path(scratch) / "complete"
         complete.mkdir()
         for key, array in arrays.items():
             np.save(complete / f"{key}.npy", array)
-        (complete / "metadata.json").write_text(json.dumps({"classes": classes, "fingerprint": fingerprint}))
+        content = {"classes": classes, "fingerprint": fingerprint, "note": note}
+        (complete / "metadata.json").write_text(json.dumps(content))
         if folder.exists():  # its checksum was wrong
             shutil.rmtree(folder)
         os.replace(complete, folder)
 
 
-def _decode_all(members: list[Member], read: Callable[[str], bytes], resize: int | None) -> Iterator[np.ndarray]:
-    """Decode in threads: Pillow releases the interpreter lock."""
+def _decode_all(members: list[Member], read: Read, resize: int | None, skip_broken: bool) -> Iterator[Any]:
+    """Decode in threads: Pillow releases the interpreter lock. With `skip_broken` an unreadable image is None."""
 
-    def decode(key: str) -> np.ndarray:
+    def decode(key: str) -> np.ndarray | None:
         try:
-            image = Image.open(io.BytesIO(read(key))).convert("RGB")
+            file = Image.open(io.BytesIO(read(key)))
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels are too many")
+            image = file.convert("RGB")
             if resize is not None and image.size != (resize, resize):
                 image = image.resize((resize, resize), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
         except UNREADABLE as error:
-            raise UserError(f"{key} is not an image that can be read ({error}). Repair or remove it.") from error
+            if skip_broken:
+                return None
+            raise UserError(
+                f"{key} is not an image that can be read ({error}). Repair or remove it, "
+                "or leave such images out: data.skip_broken=true."
+            ) from error
 
     with ThreadPoolExecutor() as pool:
         yield from pool.map(lambda member: decode(member[2]), members)
@@ -159,31 +176,3 @@ def _as_member(name: str) -> Member | None:
         return None
     split, label = path.parts[-3:-1]
     return (split, label, name) if split in SPLITS and "__MACOSX" not in path.parts else None
-
-
-@contextmanager
-def _open(root: Path) -> Iterator[tuple[list[Member], Callable[[str], bytes]]]:
-    """The image members of a folder or archive and the function that reads one of them."""
-    if root.is_dir():
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-        yield [m for m in map(_as_member, names) if m], lambda name: (root / name).read_bytes()
-    elif zipfile.is_zipfile(root):
-        try:
-            archive = zipfile.ZipFile(root)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.") from error
-        with archive:
-            yield [m for m in map(_as_member, archive.namelist()) if m], archive.read
-    elif tarfile.is_tarfile(root):
-        # A compressed tar can only be read forwards: take every image's bytes in one pass.
-        contents: dict[str, bytes] = {}
-        try:
-            with tarfile.open(root) as tar:
-                for info in tar:
-                    if info.isfile() and _as_member(info.name) and (file := tar.extractfile(info)):
-                        contents[info.name] = file.read()
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.") from error
-        yield [m for m in map(_as_member, contents) if m], contents.__getitem__
-    else:
-        raise UserError(f"data.root={root} is neither a folder nor a zip or tar archive.")

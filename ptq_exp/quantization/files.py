@@ -1,15 +1,14 @@
 """Save and load a quantized network: integer codes, scales and the float rest, as safetensors."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError
+from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
 
@@ -35,7 +34,7 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
             if isinstance(module, ActivationQuantizer)
         },
     }
-    save_file(tensors, path, {"ptq_exp": json.dumps(metadata | description)})
+    save_checked(tensors, path, metadata | description)
 
 
 def _smallest_type(grid: Grid) -> torch.dtype:
@@ -60,9 +59,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
     another network's.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("ptq_exp", "{}"))
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        tensors, metadata = load_checked(path)
         for name, module in list(float_model.named_modules()):
             if isinstance(module, nn.BatchNorm2d) and f"{name}.weight" not in tensors:
                 float_model.set_submodule(name, nn.Identity())  # it was folded into its convolution

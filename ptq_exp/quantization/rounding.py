@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptq_exp.errors import UserError, did_you_mean
 from ptq_exp.quantization import reconstruction
+from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
@@ -135,15 +135,15 @@ def learn_rounding(
 def _keep(unit: nn.Module, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
-    save_file({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial)
+    save_checked({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial, {})
     partial.replace(file)
 
 
 def _restore(unit: nn.Module, file: Path) -> bool:
-    """Load a unit reconstructed before; False where there is none or it cannot be read."""
+    """Load a unit reconstructed before; False where there is none or the file is damaged."""
     try:
-        unit.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError):
+        unit.load_state_dict(load_checked(file)[0])
+    except (OSError, ValueError, SafetensorError, RuntimeError):
         return False
     return True
 

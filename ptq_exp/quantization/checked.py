@@ -1,0 +1,37 @@
+"""safetensors files with a checksum: a flipped bit is an error, not another number."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_checked(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
+    """Write contiguous CPU tensors with `metadata` (JSON) and the SHA-256 of both."""
+    content = json.dumps(metadata)
+    save_file(tensors, path, {"ptq_exp": content, "sha256": _digest(tensors, content)})
+
+
+def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata. Raises `ValueError` where they are not what was written, `SafetensorError` or `OSError`
+    where there is nothing to read."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+    content = about.get("ptq_exp", "")
+    if about.get("sha256") != _digest(tensors, content):
+        raise ValueError("its checksum is wrong: the file is damaged")
+    return tensors, json.loads(content)
+
+
+def _digest(tensors: dict[str, Tensor], content: str) -> str:
+    sha = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,37 @@
+"""`resume=true`: what an earlier job with the same configuration left, so that nothing is done twice."""
+
+from pathlib import Path
+
+from ptq_exp import tracking
+from ptq_exp.config import Config
+from ptq_exp.console import log
+from ptq_exp.jobs import RESULTS_FILE, Ledger, read_record, rows_of, write_record
+from ptq_exp.summary import Row
+from ptq_exp.tracking.upload import upload
+
+
+def finished(config: Config, key: str, ledger: Ledger, folder: Path) -> list[Row] | None:
+    """The rows of the job with this key where it finished before, and its record in `folder`; None where it did not.
+
+    A job that was killed while it was logged is logged now. Looked for on disk, then in the MLflow store, since the job
+    may have run on another machine.
+    """
+    record, there = None, ledger.read()
+    if there:
+        record = read_record(there["folder"])
+        if record is not None and record["job"] == key and not record["uploaded"]:
+            upload(there["folder"])
+            record = read_record(there["folder"])
+    if record is None and config.tracking.enabled:
+        record = _from_store(config, key, folder)
+    if record is None or record["job"] != key:
+        return None
+    write_record(folder, record | {"overrides": config.overrides})
+    log.info("%s: finished before, not run again (resume=true).", record["run"]["name"] if record["run"] else folder)
+    return rows_of(record)
+
+
+def _from_store(config: Config, key: str, folder: Path) -> dict[str, object] | None:
+    run_id = tracking.fetch_job(config.tracking, key, RESULTS_FILE, folder)
+    record = read_record(folder) if run_id else None
+    return record and record | {"uploaded": True, "run_id": run_id}

@@ -1,0 +1,132 @@
+"""A sweep around its jobs: one parent run before the first, one table after the last, and uploads that come later."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ptq_exp import plots, tracking
+from ptq_exp.checkpoints import write_atomically
+from ptq_exp.config import TrackingConfig, digest
+from ptq_exp.console import log
+from ptq_exp.errors import UserError
+from ptq_exp.jobs import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
+from ptq_exp.summary import Row, as_series, failure_line, markdown_table, with_labels
+from ptq_exp.tracking.upload import upload
+
+SWEEP_FILE = "sweep.json"  # in the sweep's folder: its name and its parent run
+NOT_THE_SWEEP = ("resume=", "fail_fast=", "tracking.", "tracking=")
+
+
+def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path, cache: Path, resume: bool) -> Any:
+    """The parent run of a sweep: with `resume` that of the same sweep before, where there was one.
+
+    Raises `UserError` where the store cannot be used.
+    """
+    words = sorted(word for word in overrides if not word.startswith(NOT_THE_SWEEP))
+    address = tracking.address(config, name)
+    pointer = cache / "sweeps" / f"{digest(words, address)[:32]}.json"
+    old = None
+    if resume:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            old = str(json.loads(pointer.read_text())["run_id"])
+    parent = tracking.start(config, name, old=old)
+    content = json.dumps({"name": name, "run_id": parent.run_id, "run": address})
+    for path in (folder / SWEEP_FILE, pointer):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_text(content))
+    return parent
+
+
+def gather(parent: "tracking.Run", folder: Path) -> None:
+    """Fetch the records of jobs that ran where this folder is not: on workers without a shared disk."""
+    here = {record["run_id"] for record in read_jobs(folder)}
+    for run_id in tracking.finished_children(parent):
+        if run_id not in here:
+            target = folder / f"from-worker-{run_id[:8]}"
+            target.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(UserError):
+                tracking.artifact(parent.client, run_id, RESULTS_FILE, target)
+                if record := read_record(target):
+                    write_record(target, record | {"uploaded": True, "run_id": run_id})
+
+
+def upload_jobs(folder: Path) -> list[str]:
+    """Log the jobs below `folder` that are not in the store yet; what could not be logged, in words."""
+    problems = []
+    for job in job_folders(folder):
+        record = read_record(job)
+        if record and not record["uploaded"]:
+            try:
+                upload(job)
+            except Exception as error:
+                problems.append(f"{job}: {error}")
+    return problems
+
+
+def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> None:
+    """Log the table, the figure and the curves of the finished jobs on the parent run, and end it."""
+    jobs = read_jobs(folder)
+    failures = with_labels(jobs, read_failures(folder))
+    figures = folder / "sweep"
+    figures.mkdir(exist_ok=True)
+    series = as_series(jobs)
+    table = markdown_table(series, title, failures)
+    note = "\n\n".join([table, *map(failure_line, failures)])
+    (figures / "table.md").write_text(note)
+    if jobs:
+        plots.accuracy_against_bits(series, figures / "accuracy_against_bits.png")
+        lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
+        note += f"\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
+    parent.log(tags={"mlflow.note.content": note})
+    parent.log_folder(figures)
+    for failure in failures:
+        if not failure["run_id"]:  # it failed before it had a run: its configuration is at fault
+            child = tracking.child(parent, " ".join(filter(None, [f"w{failure['bits']}", failure["overrides"]])))
+            child.log(tags={"error": failure["error"]})
+            child.log_file(Path(failure["log"]))
+            child.end("FAILED")
+    # A job with several bit widths logs its curve itself: a copy would draw it twice.
+    if jobs and all(len(job["rows"]) == 1 for job in jobs):
+        _log_curves(parent, series)
+    parent.end(status)
+
+
+def _log_curves(parent: "tracking.Run", series: dict[str, list[Row]]) -> None:
+    for label, rows in series.items():
+        curve = [(row["bits"], {"top1_vs_bits": row["top1"]}) for row in rows]
+        if len({bits for bits, _ in curve}) < 2:
+            continue
+        if len(series) == 1:
+            parent.log_series(curve)
+        else:
+            child = tracking.child(parent, f"curve {label}")
+            child.log_series(curve)
+            child.end()
+
+
+def upload_folder(folder: Path, uri: str | None) -> str:
+    """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns what was done, in words.
+
+    Raises `UserError` where there is nothing to upload or the store cannot be used.
+    """
+    jobs = sorted(path.parent for path in folder.rglob(RESULTS_FILE) if path.parent.name != "artifacts")
+    if not jobs:
+        raise UserError(f"{folder} holds no finished job: there is no {RESULTS_FILE} below it.")
+    todo = [job for job in jobs if (record := read_record(job)) and not record["uploaded"]]
+    parents = {path.parent: _parent(path, uri) for path in folder.rglob(SWEEP_FILE)}
+    for job in todo:
+        parent = parents.get(job.parent)
+        upload(job, uri=uri, parent=parent.run_id if parent else None)
+        log.info("%s: logged.", job)
+    for sweep, parent in parents.items():
+        status = "FAILED" if read_failures(sweep) else "FINISHED"
+        log_sweep(parent, sweep, json.loads((sweep / SWEEP_FILE).read_text())["name"], status)
+    return f"{len(todo)} logged, {len(jobs) - len(todo)} were there already."
+
+
+def _parent(path: Path, uri: str | None) -> "tracking.Run":
+    content = json.loads(path.read_text())
+    about = content["run"]
+    config = tracking.settings_of(about, uri)
+    return tracking.start(config, content["name"], old=content["run_id"])

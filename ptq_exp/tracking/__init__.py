@@ -1,0 +1,280 @@
+"""Everything that touches MLflow. The only package that imports it, and only when a job starts.
+
+Only `MlflowClient` is used, with explicit ids: MLflow's fluent functions keep the experiment and the active run in
+global state, which loses runs when several processes or sweeps share a store.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptq_exp.background import later
+from ptq_exp.config import PROJECT_ROOT, TrackingConfig
+from ptq_exp.console import log
+from ptq_exp.errors import UserError
+from ptq_exp.tracking.store import (
+    PROCESS_TAG,
+    commit,
+    default_uri,
+    open_store,
+    this_process,
+    user,
+    without_password,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Run", "address", "default_uri", "job_run", "start", "without_password"]
+
+# Set by the sweep callback for the jobs of a multirun, whichever process they run in.
+PARENT_VARIABLE = "PTQ_EXP_PARENT_RUN"
+JOB_TAG = "job"  # on the run of a job: its key (ptq_exp/jobs.py), by which resume=true finds it
+MAX_VALUE_LENGTH = 5000  # MLflow refuses params of more than 6000 characters
+
+
+class Run:
+    """One run in an MLflow store, or nowhere (`client` is None): then every call does nothing.
+
+    `known` holds what the run had already when it was taken up again: params cannot be changed, and a point of a
+    metric that is logged twice would be there twice.
+    """
+
+    def __init__(self, client: "MlflowClient | None", experiment_id: str = "", run_id: str = "", uri: str = ""):
+        self.client, self.experiment_id, self.run_id, self.uri = client, experiment_id, run_id, uri
+        self.known: Any = None
+        if client is not None:
+            _open_runs[run_id] = self
+
+    def log(
+        self,
+        metrics: dict[str, float] | None = None,
+        step: int = 0,
+        params: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Log in one request: metrics at `step`, params and tags (values too long for MLflow are cut)."""
+        self.log_series([(step, metrics or {})], params, tags)
+
+    def log_series(
+        self,
+        series: list[tuple[int, dict[str, float]]],
+        params: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Log metrics of several steps, (step, metrics) each, in as few requests as MLflow allows."""
+        if self.client is None:
+            return
+        from mlflow.entities import Metric, Param, RunTag
+
+        now, there = int(time.time() * 1000), self._points_there()
+        old_params = self.known.params if self.known else {}
+        points = [
+            Metric(k, float(v), now, step) for step, metrics in series for k, v in metrics.items()
+            if (k, step) not in there
+        ]  # fmt: skip
+        entries = [Param(k, str(v)[:MAX_VALUE_LENGTH]) for k, v in (params or {}).items() if k not in old_params]
+        labels = [RunTag(k, v[:MAX_VALUE_LENGTH]) for k, v in (tags or {}).items()]
+        self.client.log_batch(self.run_id, points[:800], entries[:100], labels)
+        for start_ in range(800, len(points), 800):
+            self.client.log_batch(self.run_id, points[start_ : start_ + 800])
+        for start_ in range(100, len(entries), 100):
+            self.client.log_batch(self.run_id, params=entries[start_ : start_ + 100])
+
+    def _points_there(self) -> set[tuple[str, int]]:
+        if self.known is None or self.client is None:
+            return set()
+        return {
+            (key, point.step)
+            for key in self.known.metrics
+            for point in self.client.get_metric_history(self.run_id, key)
+        }
+
+    def log_folder(self, folder: Path) -> None:
+        """Log every file below `folder` as an artifact."""
+        if self.client is not None:
+            self.client.log_artifacts(self.run_id, str(folder))
+
+    def log_file(self, path: Path) -> None:
+        """Log one file as an artifact, if it is there."""
+        if self.client is not None and path.is_file():
+            self.client.log_artifact(self.run_id, str(path))
+
+    def rename(self, name: str) -> None:
+        """Give the run the name that the MLflow pages show."""
+        if self.client is not None:
+            later(_tolerant, self.client.update_run, self.run_id, None, name)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        _open_runs.pop(self.run_id, None)
+        if self.client is not None:
+            self.client.set_terminated(self.run_id, status, int(1000 * time.time()))
+
+    def how_to_open(self) -> str:
+        """What to do, in one or two lines, to see this run in MLflow's pages."""
+        if self.client is None:
+            return ""
+        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        if self.uri.startswith("http"):
+            return f"See it in MLflow: {without_password(self.uri).rstrip('/')}/{page}"
+        mlflow = "mlflow" if shutil.which("mlflow") else os.path.relpath(Path(sys.executable).with_name("mlflow"))
+        default = self.uri == default_uri() and Path.cwd() == PROJECT_ROOT
+        store = "" if default else f" --backend-store-uri {without_password(self.uri)}"
+        return f"See it in MLflow: run `{mlflow} ui{store}` and open http://127.0.0.1:5000/{page}"
+
+
+_open_runs: dict[str, Run] = {}  # of this process
+
+
+def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
+    """Where a run called `name` belongs, without passwords: what an upload needs that comes later. None for nowhere."""
+    if not config.enabled:
+        return None
+    uri, parent = without_password(config.uri or default_uri()), os.environ.get(PARENT_VARIABLE)
+    return {"uri": uri, "experiment": config.experiment, "name": name, "parent": parent}
+
+
+def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingConfig:
+    """The settings behind an `address`; `uri` replaces its store. Raises `UserError` where a password is missing."""
+    if about is None:
+        return TrackingConfig(enabled=False)
+    where = uri or about["uri"] or ""
+    if ":***@" in where:
+        raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
+    return TrackingConfig(True, where, str(about["experiment"]))
+
+
+def start(config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None) -> Run:
+    """Open the store, creating it and the experiment if needed, and start a run called `name` in it.
+
+    `job` is the key of the job that the run is of. The run with the id `old` is taken up again if it is still there.
+    Raises `UserError` where the store cannot be used.
+    """
+    if not config.enabled:
+        return Run(None)
+    uri = config.uri or default_uri()
+    client, experiment_id = open_store(uri, config.experiment)
+    return (old and _take_up(client, old, uri)) or _create_run(client, experiment_id, name, uri, parent, job)
+
+
+def child(parent: Run, name: str) -> Run:
+    """The run called `name` below `parent`, in the same store: a new one where there is none."""
+    if parent.client is None:
+        return parent
+    if parent.known is not None:
+        wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.run_name = '{name.replace(chr(39), '')}'"
+        for found in parent.client.search_runs([parent.experiment_id], wanted, max_results=1):
+            if run := _take_up(parent.client, found.info.run_id, parent.uri):
+                return run
+    return _create_run(parent.client, parent.experiment_id, name, parent.uri, parent.run_id)
+
+
+def _create_run(
+    client: "MlflowClient", experiment_id: str, name: str, uri: str, parent: str | None, job: str = ""
+) -> Run:
+    tags = {"mlflow.source.name": "run.py", "mlflow.source.type": "LOCAL", "mlflow.user": user()} | commit()
+    tags[PROCESS_TAG] = this_process()
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    if job:
+        tags[JOB_TAG] = job
+    run = client.create_run(experiment_id, run_name=name, tags=tags)
+    return Run(client, experiment_id, run.info.run_id, uri)
+
+
+def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
+    """An earlier run, RUNNING again; None where it is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run_id)
+        if found.info.lifecycle_stage == "deleted":
+            return None
+        client.set_tag(run_id, PROCESS_TAG, this_process())
+        client.update_run(run_id, "RUNNING")
+        if "error" in found.data.tags:
+            client.delete_tag(run_id, "error")
+    except MlflowException:
+        return None
+    run = Run(client, found.info.experiment_id, run_id, uri)
+    run.known = found.data
+    return run
+
+
+def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
+    """Fetch one artifact of a job's newest finished run into `folder`; the run's id, or None where there is none."""
+    client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
+    wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"
+    for found in client.search_runs([experiment_id], wanted, max_results=1):
+        with contextlib.suppress(UserError):  # logged by an older version, or its artifacts are gone
+            folder.mkdir(parents=True, exist_ok=True)
+            artifact(client, found.info.run_id, name, folder)
+            return str(found.info.run_id)
+    return None
+
+
+def finished_children(parent: Run) -> list[str]:
+    """The ids of the jobs below `parent` that are FINISHED, the oldest first."""
+    if parent.client is None:
+        return []
+    wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FINISHED' and tags.{JOB_TAG} != ''"
+    found = parent.client.search_runs(
+        [parent.experiment_id], wanted, max_results=1000, order_by=["attributes.start_time"]
+    )
+    return [run.info.run_id for run in found]
+
+
+def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Path:
+    """Fetch one artifact of a run into `folder`. Raises `UserError` where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"The run {run_id} has no artifact {name}: {error}.") from error
+
+
+@contextlib.contextmanager
+def job_run(config: TrackingConfig, name: str, job: str, old: str | None, log_file: Path) -> Iterator[Run]:
+    """The run of one job, a child of the sweep's run where there is one; an exception ends it as FAILED, with the error
+    as a tag and the log as an artifact. The end of a job that went well is its last upload's (`upload`).
+
+    In a sweep the job goes on where the store has become unreachable: its results are kept and uploaded later.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    try:
+        run = start(config, name, parent, job, old)
+    except UserError as error:
+        if parent is None:
+            raise
+        log.warning("%s The job goes on; its results are kept in its folder.", error)
+        run = Run(None)
+    try:
+        yield run
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        _tolerant(run.log, None, 0, None, {"error": f"{type(error).__name__}: {error}"})
+        _tolerant(run.log_file, log_file)
+        _tolerant(run.end, "KILLED" if killed else "FAILED")
+        error.run_id = run.run_id  # type: ignore[attr-defined]
+        raise
+
+
+def end_open_runs(status: str) -> None:
+    """Close whatever this process still has open; what cannot be reached stays as it is."""
+    for run in list(_open_runs.values()):
+        _tolerant(run.end, status)
+
+
+def _tolerant(call: Any, *arguments: Any) -> None:
+    """A call that is not worth the job: where the store does not answer, say so and go on."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        log.warning("MLflow: %s", without_password((str(error).splitlines() or [type(error).__name__])[0]))

@@ -1,0 +1,31 @@
+"""`python -m ptq_exp.tracking upload <folder>`: log finished jobs that could not be logged when they ran."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ptq_exp.errors import explain
+from ptq_exp.sweep import upload_folder
+
+
+def main() -> int:
+    """Upload a run's folder, a sweep's or a whole tree of them."""
+    parser = argparse.ArgumentParser(prog="python -m ptq_exp.tracking", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    upload = commands.add_parser("upload", help="log what a folder of results holds and the store does not")
+    upload.add_argument("folder", type=Path, help="of a job, of a sweep, or one that holds several")
+    upload.add_argument("--uri", help="another store than the one that the jobs were meant for")
+    arguments = parser.parse_args()
+    try:
+        print(upload_folder(arguments.folder, arguments.uri))
+    except Exception as error:
+        message = explain(error, Path())
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
