@@ -98,7 +98,7 @@ def _plain(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> 
 def _ours(images: torch.Tensor, labels: torch.Tensor, device: torch.device, precision: str) -> Callable[[], object]:
     model, optimizer = _model(device)
     model.to(memory_format=torch.channels_last)
-    step = TrainingStep(model, Normalizer(notebook.MEAN, notebook.STD, device), optimizer, precision)
+    step = TrainingStep(model, Normalizer(notebook.MEAN, notebook.STD, device), optimizer, precision, fused=True)
     batches = TrainingLoader(images, labels, BATCH, 4, True, seed=0)
     return lambda: train_epoch(step, batches, 0, lambda *_, **__: None)
 

@@ -22,6 +22,7 @@ from ptq_exp.evaluation import evaluate
 from ptq_exp.training_step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
+FUSED_FROM = 8000  # steps: in fewer, our own kernels do not earn back what compiling them takes
 DIVERGED = 10  # times the loss of guessing
 
 Weights = dict[str, Tensor]
@@ -121,7 +122,8 @@ def train(
     monitor = "test" if dataset.validation_images is None else "validation"
     images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
     labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
-    step = TrainingStep(model, normalize, optimizer, config.trainer.precision)
+    fused = epochs * len(loader) >= FUSED_FROM and tuple(images.shape[2:]) == (32, 32)
+    step = TrainingStep(model, normalize, optimizer, config.trainer.precision, fused)
     text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
     with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
         advance(state.epoch * len(loader))

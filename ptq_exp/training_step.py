@@ -1,11 +1,14 @@
 """One step of training: on CUDA a captured graph, so that the card never waits for Python."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.arithmetic import tf32
 from ptq_exp.data.loader import Normalizer
+from ptq_exp.kernels import fuse
 
 WARM_UP = 3  # eager passes before the capture: libraries allocate their workspaces in the first ones
 
@@ -16,11 +19,20 @@ class TrainingStep:
     `totals` (2,) sums, on the device, the losses and the correct predictions of the images seen. ResNet-20's kernels
     take a few microseconds each, less than Python needs to launch them: on CUDA the passes over the first batch's
     shape are captured once and replayed. A batch of another shape, the last of an epoch, runs kernel by kernel.
-    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast).
+    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast). `fused`: through the
+    kernels of `ptq_exp.kernels` where they know the model; they take half a minute to compile.
     """
 
-    def __init__(self, model: nn.Module, normalize: Normalizer, optimizer: torch.optim.Optimizer, precision: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        normalize: Normalizer,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        fused: bool = False,
+    ):
         self.model, self.normalize, self.optimizer, self.precision = model, normalize, optimizer, precision
+        self.forward: Callable[[Tensor], Tensor] = (fused and fuse(model, precision)) or model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.totals = torch.zeros(2, device=self.device)
@@ -45,7 +57,7 @@ class TrainingStep:
         half = self.precision == "bf16"
         with tf32(self.precision == "tf32"):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-                logits = self.model(self.normalize(images))
+                logits = self.forward(self.normalize(images))
             loss = F.cross_entropy(logits.float() if half else logits, labels)
             loss.backward()
         self.totals += torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])

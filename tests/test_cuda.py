@@ -64,8 +64,9 @@ def test_evaluation_and_quantization_agree_with_the_cpu(tmp_path: Path) -> None:
         assert row.alpha == pytest.approx(other.alpha, rel=1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.1), ("bf16", 0.2)])
-def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, tolerance: float) -> None:
+def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, tolerance: float, fused: bool) -> None:
     """Twenty-one steps, the last on a smaller batch: the losses are those of an eager textbook loop. Fewer bits start a
     difference that training magnifies from step to step, hence their tolerance."""
     device = pick_device("cuda")
@@ -76,7 +77,8 @@ def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, toleran
     reference = copy.deepcopy(model)
     loader = TrainingLoader(data.train_images, data.train_labels, 64, 4, True, seed=5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    step = TrainingStep(model, normalize, optimizer, precision)
+    step = TrainingStep(model, normalize, optimizer, precision, fused)
+    assert (step.forward is not model) == fused
     plain = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
     found, wanted = [], []
     for images, labels in loader.epoch(0):

@@ -1,0 +1,130 @@
+"""The Triton kernels against plain PyTorch: tiny shapes in Triton's interpreter, and real ones on a CUDA device."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.kernels import fuse
+from ptq_exp.models import build_model
+from ptq_exp.models.resnet import ResNet
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs inside the test that starts the interpreter")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def network(shortcut: str, device: str = "cpu", depth: int = 8) -> ResNet:
+    """A network whose batch norms do something."""
+    torch.manual_seed(0)
+    model = build_model("resnet", 10, depth=depth, shortcut=shortcut)
+    assert isinstance(model, ResNet)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+    return model.to(device)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Relative to b's norm."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30))
+
+
+def compare(model: ResNet, precision: str, images: Tensor, tolerance: float, buffers: float) -> list[Tensor]:
+    """Logits, gradients and buffers of two passes are those of float64; the gradients."""
+    reference = copy.deepcopy(model).double()
+    labels = torch.arange(len(images), device=images.device) % 10
+    fused = fuse(model, precision, images.shape)
+    assert fused is not None
+    for _ in range(2):
+        model.zero_grad()
+        reference.zero_grad()
+        logits, wanted = fused(images), reference(images.double())
+        F.cross_entropy(logits, labels).backward()
+        F.cross_entropy(wanted, labels).backward()
+        assert distance(logits, wanted) < tolerance
+    for (name, one), other in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert distance(one.grad, other.grad) < tolerance, name
+    for (name, buffer), other_buffer in zip(model.named_buffers(), reference.named_buffers(), strict=True):
+        assert distance(buffer, other_buffer[1]) < buffers, name
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is the one that starts it")
+def test_in_the_interpreter() -> None:
+    """Triton reads TRITON_INTERPRET when it is imported: a process of its own."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "interpreted", str(Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@interpreter
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shortcut", ["conv", "pad"])
+def test_interpreted_passes_equal_plain_pytorch(shortcut: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(1)
+    compare(network(shortcut).to(memory_format=layout), "fp32", torch.randn(3, 3, 8, 8), 2e-5, 1e-5)
+
+
+@interpreter
+def test_interpreted_gradients_need_no_copy() -> None:
+    """What the kernels write is what the optimizer reads."""
+    model = network("conv").to(memory_format=torch.channels_last)
+    fused = fuse(model, "fp32", torch.Size((2, 3, 8, 8)))
+    assert fused is not None
+    fused(torch.randn(2, 3, 8, 8)).sum().backward()
+    storages = {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
+    assert len(storages) == 3  # one for all but the linear layer's weight and bias
+
+
+@interpreter
+def test_interpreted_nan_survives() -> None:
+    model = network("conv")
+    fused = fuse(model, "fp32", torch.Size((2, 3, 8, 8)))
+    assert fused is not None
+    images = torch.randn(2, 3, 8, 8)
+    images[0, 0, 0, 0] = torch.nan
+    assert fused(images).isnan().any()
+
+
+def test_unknown_models_fall_back() -> None:
+    """Without kernels for it, a model trains as before."""
+    assert fuse(build_model("vgg", 10, depth=16), "fp32") is None
+    model = network("conv")
+    model.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=True)
+    assert fuse(model, "fp32") is None
+    model = network("conv")
+    model.bn1 = nn.BatchNorm2d(16, momentum=None)
+    assert fuse(model, "fp32") is None
+    assert fuse(network("conv"), "fp64") is None
+    assert fuse(network("conv"), "fp32", torch.Size((2, 3, 30, 30))) is None
+    if not INTERPRETED:
+        assert fuse(network("conv"), "fp32") is None  # on the CPU
+
+
+@cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("tf32", 5e-2), ("bf16", 0.2)])
+@pytest.mark.parametrize("shortcut", ["conv", "pad"])
+def test_on_cuda_passes_equal_plain_pytorch(shortcut: str, precision: str, tolerance: float) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(48, 3, 32, 32, device="cuda")
+    grads = [
+        compare(
+            network(shortcut, "cuda", 20).to(memory_format=torch.channels_last), precision, images, tolerance, tolerance
+        )
+        for _ in range(2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))  # the same seed gives the same weights
