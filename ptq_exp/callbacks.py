@@ -3,12 +3,16 @@
 import atexit
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+
+# Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 
 # sweep and what it needs import torch and plots: they are imported once a sweep starts, not for --help.
 

@@ -57,6 +57,11 @@ def explain(error: BaseException, conf: Path) -> str | None:
         return str(error)
     kinds = {cls.__name__ for cls in type(error).__mro__}
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    if 'Could not detect "srun"' in text:
+        return "hydra/launcher=submitit_slurm needs Slurm's srun on this machine. submitit_local tries it without."
+    if plugin := re.search(r"hydra_plugins\.hydra_(\w+)_launcher", text):
+        extra = {"submitit": "slurm"}.get(plugin[1], plugin[1])
+        return f"This hydra/launcher needs a package that is not installed: pip install -e '.[{extra}]'."
     if "MissingConfigException" in kinds:
         return _explain_missing_option(text, conf)
     if unknown := re.search(r"Could not override '([^']+)'", text):

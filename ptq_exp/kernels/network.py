@@ -30,6 +30,7 @@ class FusedResNet:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = model.linear.weight.device
         self.layers: list[Layer] = []
+        self.image_size = torch.Size((height, width))
         self.stem = self._layer(model.conv1, model.bn1, height, width)
         self.blocks: list[Block] = []
         size = (height, width)
@@ -50,6 +51,9 @@ class FusedResNet:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of normalized `images`; `backward` on what follows fills the parameters' gradients."""
+        if images.shape[2:] != self.image_size or not self.model.training:
+            logits: Tensor = self.model(images)  # the kernels are made for one size, and for training
+            return logits
         return _Apply.apply(self, images, *self.parameters)
 
     def _layer(self, conv: Any, norm: Any, height: int, width: int) -> Layer:
