@@ -75,9 +75,11 @@ class SweepCallback(Callback):
         if background.interrupted():
             tracking.end_open_runs("KILLED")
             return
-        sweep.gather(self.parent, self.folder)
-        if self.parent.client is not None:
+        try:
+            sweep.gather(self.parent, self.folder)
             problems += sweep.upload_jobs(self.folder)
+        except Exception as error:  # the store went away: what was computed here is on disk
+            problems.append(str(error))
         jobs = read_jobs(self.folder)
         failures = with_labels(jobs, read_failures(self.folder))
         if jobs or failures:
@@ -86,7 +88,7 @@ class SweepCallback(Callback):
             console.print(failure_line(failure))
         try:
             sweep.log_sweep(self.parent, self.folder, self.name, "FAILED" if failures or problems else "FINISHED")
-        except Exception as error:  # the store went away: what was computed is on disk
+        except Exception as error:
             problems.append(str(error))
         console.print(self.parent.how_to_open() or f"Results: {self.folder}")
         if problems:

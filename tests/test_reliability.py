@@ -392,7 +392,8 @@ def test_no_run_of_two_hundred_is_lost_on_a_server_with_postgresql(tmp_path: Pat
         with server(tmp_path, free_port(), backend) as uri:
             two_hundred_runs(uri)
     finally:
-        database.send_signal(signal.SIGINT)
+        stop = [*as_user, str(programs[-1] / "pg_ctl"), "stop", "-D", str(data), "-m", "immediate"]
+        subprocess.run(stop, check=False, capture_output=True)
         database.wait(timeout=60)
 
 

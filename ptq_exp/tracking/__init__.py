@@ -250,10 +250,11 @@ def job_run(config: TrackingConfig, name: str, job: str, old: str | None, log_fi
     parent = os.environ.get(PARENT_VARIABLE)
     try:
         run = start(config, name, parent, job, old)
-    except UserError as error:
+    except Exception as error:
         if parent is None:
             raise
-        log.warning("%s The job goes on; its results are kept in its folder.", error)
+        reason = without_password((str(error).splitlines() or [type(error).__name__])[0])
+        log.warning("%s The job goes on; its results are kept in its folder.", reason)
         run = Run(None)
     try:
         yield run

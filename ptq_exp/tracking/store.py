@@ -68,6 +68,7 @@ def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # their migration messages are not the user's
         logging.getLogger(name).setLevel(logging.WARNING)
     with FileLock(_lock_path(uri)):
+        _create_database(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -79,6 +80,21 @@ def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
             )
         close_dead_runs(client, found.experiment_id)
         return client, str(found.experiment_id)
+
+
+def _create_database(uri: str) -> None:
+    """A new sqlite file appears complete or not at all: one whose tables are half made is refused for ever."""
+    if not uri.startswith("sqlite:///") or "?" in uri:
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    if database.exists():
+        return
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=f".{database.name}-", dir=database.parent) as scratch:
+        fresh = Path(scratch) / database.name
+        MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments()
+        os.replace(fresh, database)
 
 
 def _create(client: "MlflowClient", experiment: str, artifact_location: str | None) -> str:
