@@ -10,7 +10,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ptq_exp.checkpoint_reader import Checkpoint, load_weights, read_checkpoint
-from ptq_exp.config import Config, digest
+from ptq_exp.config import PROJECT_ROOT, Config, digest
 from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.errors import UserError
 from ptq_exp.models import build_model
-from ptq_exp.quantization.checked import save_checked
+from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.training import TrainingState, resolve_recipe, train
+
+SHIPPED = PROJECT_ROOT / "checkpoints"
 
 
 @dataclass
@@ -54,7 +56,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     if options.get("shortcut") == "auto":
         options["shortcut"] = "conv"
     config = _with_normalization(resolve_recipe(config, dataset), dataset, None)
-    identity = {
+    identity: dict[str, Any] = {
         "model": options,
         "data": dataset.fingerprint(),
         "normalization": [config.data.mean, config.data.std],
@@ -64,7 +66,13 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
         "trainer": [config.trainer.epochs, config.trainer.batch_size, config.trainer.precision],
         "seed": config.seed,
     }
+    if config.trainer.fused:
+        identity["trainer"].append("fused")
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
+    if config.checkpoint == "auto" and not entry.complete() and (file := shipped(config, options, dataset)):
+        found = _from_file(replace(config, checkpoint=str(file)), dataset, device)
+        found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
+        return found
     stored = "best" if config.trainer.select.startswith("best") else "last"
     float_digest = digest(identity, stored)
     torch.manual_seed(config.seed)  # the initial weights
@@ -85,6 +93,32 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
     chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
     source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
     return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
+
+
+def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path | None:
+    """The checkpoint in this repository that the resolved `config` would train, or None.
+
+    CIFAR-10 counts as the same data whether its images are lossless or were JPEG files: the model card says which.
+    """
+    if config.trainer.select != "last":
+        return None
+
+    def recipe(about: dict[str, Any]) -> list[Any]:
+        groups = [{key: value for key, value in about[group].items() if value} for group in ("optimizer", "scheduler")]
+        normalization = [[float(value) for value in about[key]] for key in ("mean", "std")]
+        return [*groups, about["trainer"]["epochs"], about["trainer"]["batch_size"], about["seed"], normalization]
+
+    wanted = recipe(asdict(config) | {"mean": config.data.mean, "std": config.data.std})
+    whole = config.data.train_limit is None and config.data.validation_images == 0
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        _, about = load_checked(path)
+        same_data = dataset.name == about["data"] and whole
+        same_network = all(about.get(key) == value for key, value in options.items())
+        if not same_network or recipe(about) != wanted:
+            continue
+        if same_data or dataset.fingerprint() == about["data_fingerprint"]:
+            return path
+    return None
 
 
 def _check_images_fit(model: nn.Module, dataset: Dataset, normalize: Normalizer) -> None:

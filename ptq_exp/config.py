@@ -41,6 +41,7 @@ class TrainerConfig:
     epochs: int | None = None
     batch_size: int | None = None
     precision: str = "fp32"
+    fused: bool = False
     select: str = "last"
 
 

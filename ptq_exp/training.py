@@ -22,7 +22,6 @@ from ptq_exp.evaluation import evaluate
 from ptq_exp.training_step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
-FUSED_FROM = 8000  # steps: in fewer, our own kernels do not earn back what compiling them takes
 DIVERGED = 10  # times the loss of guessing
 
 Weights = dict[str, Tensor]
@@ -52,7 +51,7 @@ def resolve_recipe(config: Config, dataset: Dataset) -> Config:
     milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
     defaults = {
         "lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs,
-        "total_steps": epochs, "max_lr": 10 * recipe.lr,
+        "total_steps": epochs, "max_lr": 20 * recipe.lr,
     }  # fmt: skip
 
     def fill(group: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +121,7 @@ def train(
     monitor = "test" if dataset.validation_images is None else "validation"
     images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
     labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
-    fused = epochs * len(loader) >= FUSED_FROM and tuple(images.shape[2:]) == (32, 32)
-    step = TrainingStep(model, normalize, optimizer, config.trainer.precision, fused)
+    step = TrainingStep(model, normalize, optimizer, config.trainer.precision, config.trainer.fused)
     text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
     with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
         advance(state.epoch * len(loader))

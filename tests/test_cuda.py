@@ -91,6 +91,9 @@ def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, toleran
         plain.step()
         wanted.append(loss.item())
     assert len(found) == 21
+    if fused:  # its own order of additions: equal at first, then apart as any two roundings of one training are
+        assert found[:4] == pytest.approx(wanted[:4], rel=tolerance)
+        tolerance = max(tolerance, 0.1)
     assert found == pytest.approx(wanted, rel=tolerance)
     assert wanted[-1] < 0.8 * wanted[0]
     for (name, one), other in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):

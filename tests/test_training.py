@@ -14,10 +14,10 @@ import torch
 from conftest import TINY, Outcome
 from safetensors.torch import load_file
 
-from ptq_exp.checkpoints import load_or_train
+from ptq_exp.checkpoints import load_or_train, shipped
 from ptq_exp.config import Config, DataConfig, TrainerConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset, Recipe
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.errors import UserError
 from ptq_exp.evaluation import Evaluation, drop_interval, evaluate, wilson_interval
@@ -367,3 +367,25 @@ def test_the_digits_reach_98_percent(tmp_path: Path) -> None:
     data = load_dataset(config, CPU)
     trained = load_or_train(config, data, CPU)
     assert evaluate(trained.model, data.test_images, data.test_labels, trained.normalize).top1 >= 98
+
+
+def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Path) -> None:
+    """Ten images under CIFAR-10's name stand in for it; any other recipe, seed or part of the data is not shipped."""
+    _, digits = few_digits(tmp_path)
+    data = replace(digits, name="cifar10", recipe=Recipe(), mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    plain = Config(cache_dir=str(tmp_path))
+    options = {"architecture": "resnet", "depth": 20, "shortcut": "conv"}
+    found = load_or_train(plain, data, torch.device("cpu"))
+    assert "shipped with ptq_exp" in found.source
+    resolved = replace(resolve_recipe(plain, data), data=replace(plain.data, mean=list(data.mean), std=list(data.std)))
+    assert shipped(resolved, options, data) is not None
+    assert shipped(replace(resolved, seed=1), options, data) is None
+    assert shipped(replace(resolved, optimizer=resolved.optimizer | {"lr": 0.1}), options, data) is None
+    assert shipped(replace(resolved, data=replace(resolved.data, train_limit=5)), options, data) is None
+    assert shipped(resolved, options | {"depth": 32}, data) is None
+    assert shipped(resolved, options, replace(data, name="cifar100")) is None
+
+
+def test_the_fast_recipe_trains(cli: Callable[..., Outcome]) -> None:
+    outcome = cli("trainer=fast", "data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=2")
+    assert outcome.code == 0, outcome.err
