@@ -35,7 +35,7 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
         except BROKEN as error:
             raise _broken(root, error) from error
         with archive:
-            _check_zip(root, archive)
+            _check_zip(root, archive, wanted)
             yield [name for name in archive.namelist() if wanted(name)], archive.read
     elif tarfile.is_tarfile(root):
         contents = _read_tar(root, wanted)
@@ -44,13 +44,18 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
         raise UserError(f"data.root={root} is neither a folder nor a zip or tar archive.")
 
 
-def _check_zip(root: Path, archive: zipfile.ZipFile) -> None:
+def _check_zip(root: Path, archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> None:
     entries, total, limit = archive.infolist(), 0, _limit(root)
     for number, info in enumerate(entries):
         _check_entry(root, info.filename, number, info.file_size, link=(info.external_attr >> 28) == 0o12)
         total += info.file_size
         if total > limit:
             raise _bomb(root, limit)
+        if not wanted(info.filename) and not info.is_dir():
+            try:  # a name is there twice: where they differ the archive is damaged, and this may have been an image
+                archive.open(info).close()
+            except (*BROKEN, RuntimeError, NotImplementedError) as error:
+                raise _broken(root, error) from error
 
 
 def _read_tar(root: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -90,8 +91,8 @@ def _read_cache(folder: Path, name: str) -> Dataset | None:
         }
         dataset = Dataset(name=name, classes=tuple(metadata["classes"]), note=metadata["note"], **arrays)
         return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, tokenize.TokenError, MemoryError):
+        return None  # numpy reads the head of its files as Python source, which a flipped bit makes anything
 
 
 def _decode(root: Path, resize: int | None, skip_broken: bool, folder: Path) -> None:
