@@ -20,6 +20,7 @@ from ptq_exp.config import PROJECT_ROOT
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"
+REMARKS = {"training": ["", "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`)."]}
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
 
@@ -152,7 +153,7 @@ def write_page() -> None:
     for name, title in titles.items():
         files = sorted(RESULTS.glob(f"{name}-*.json"))
         if files:
-            page += ["", f"## {title}"]
+            page += ["", f"## {title}", *REMARKS.get(name, [])]
         for file in files:
             page += ["", section(json.loads(file.read_text()))]
     PAGE.write_text("\n".join(page) + "\n")
