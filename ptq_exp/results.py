@@ -124,7 +124,9 @@ def save_artifacts(
     title = f"{config.model['name']}, quant={config.quant.name}, {row['bits']} bits"
     draw(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
     if row["bits"] == config.quant.bit_widths()[0]:
-        later(_density_figure, folder / "first_conv_density.png", config, float_model, report)
+        # Prepared here, not in the background: tracing a network changes how every thread calls modules.
+        first = next(iter(target_layers(prepare(float_model.model, config.quant)).items()))
+        later(_density_figure, folder / "first_conv_density.png", *first, config.model["name"], report)
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
         curve = pareto(report.sensitivity, sizes, config.quant)
@@ -133,12 +135,11 @@ def save_artifacts(
         (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
 
 
-def _density_figure(path: Path, config: Config, float_model: FloatModel, report: Report) -> None:
+def _density_figure(path: Path, name: str, layer: nn.Module, model: str, report: Report) -> None:
     """The first convolution as it is quantized: after folding and equalization, where these are asked for."""
-    name, layer = next(iter(target_layers(prepare(float_model.model, config.quant)).items()))
-    weights = layer.weight.detach().cpu().numpy()
+    weights = layer.get_parameter("weight").detach().cpu().numpy()
     alpha = next((found.alpha for found in report.layers if found.layer == name), None)
-    title = f"{config.model['name']}, first convolution ({name}): {weights.size} weights"
+    title = f"{model}, first convolution ({name}): {weights.size} weights"
     shown = digest(weights.tobytes().hex(), alpha, title)
     if shown not in _drawn:  # the jobs of a sweep over bit widths often share it
         draw(plots.weight_density, weights, alpha, title, path)

@@ -86,6 +86,22 @@ def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
+def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing changes, while it lasts, how modules are called on every thread: the next job would fail now and then."""
+    from ptq_exp.quantization import chains
+
+    threads = set()
+
+    def trace(*arguments: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return symbolic_trace(*arguments)
+
+    symbolic_trace = chains.fx.symbolic_trace
+    monkeypatch.setattr(chains.fx, "symbolic_trace", trace)
+    assert cli(*TINY, "quant=mse", "quant.fold_batch_norm=true", "quant.bits=3,4", "-m").code == 0
+    assert threads == {threading.main_thread().name}
+
+
 # What jobs share -------------------------------------------------------------------------------------------------
 
 
