@@ -1,6 +1,5 @@
 """Hydra's launchers: the same sweep on other engines, down to a Ray cluster whose nodes share no folder."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -67,20 +66,18 @@ def test_submitit_runs_a_sweep_as_processes(process: Process, store: str) -> Non
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """A Ray cluster of two nodes, one core each, in a folder that the sweep knows nothing of."""
-    pytest.importorskip("ray")
-    port, ray = free_port(), str(Path(sys.executable).with_name("ray"))
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of two nodes, one core each, that work in a folder which the sweep knows nothing of."""
+    utilities = pytest.importorskip("ray.cluster_utils")
     (tmp_path / "worker").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    common = {"cwd": tmp_path / "worker", "env": environment, "check": True, "capture_output": True, "timeout": 120}
-    head = ["--head", "--num-cpus=1", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
-    subprocess.run([ray, "start", *head], **common)  # type: ignore[call-overload]
+    monkeypatch.chdir(tmp_path / "worker")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nodes = utilities.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        subprocess.run([ray, "start", "--num-cpus=1", f"--address=127.0.0.1:{port}"], **common)  # type: ignore[call-overload]
-        yield f"127.0.0.1:{port}"
+        nodes.add_node(num_cpus=1)
+        yield nodes.address
     finally:
-        subprocess.run([ray, "stop", "--force"], capture_output=True, check=False, timeout=120)
+        nodes.shutdown()
 
 
 @pytest.mark.slow
