@@ -5,6 +5,7 @@ gives on one data set, so every job and every later sweep that asks for it finds
 """
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -247,7 +248,9 @@ class StoreEntry:
 
     def save_state(self, state: TrainingState) -> None:
         """Keep an unfinished training."""
-        write_atomically(self.folder / "training-state.pt", lambda path: torch.save(vars(state), path))
+        buffer = io.BytesIO()  # torch's own writing does not say OSError where the disk is full
+        torch.save(vars(state), buffer)
+        write_atomically(self.folder / "training-state.pt", lambda path: path.write_bytes(buffer.getbuffer()))
 
     def finish(self, state: TrainingState, metadata: dict[str, Any]) -> None:
         """Store the last and the best epoch's weights and the history, and mark the entry complete."""

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
 def save_checked(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
     """Write contiguous CPU tensors with `metadata` (JSON) and the SHA-256 of both."""
     content = json.dumps(metadata)
-    save_file(tensors, path, {"ptq_exp": content, "sha256": _digest(tensors, content)})
+    path.write_bytes(save(tensors, {"ptq_exp": content, "sha256": _digest(tensors, content)}))
 
 
 def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
