@@ -68,7 +68,8 @@ def test_evaluation_and_quantization_agree_with_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.1), ("bf16", 0.2)])
 def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, tolerance: float, fused: bool) -> None:
     """Twenty-one steps, the last on a smaller batch: the losses are those of an eager textbook loop. Fewer bits start a
-    difference that training magnifies from step to step, hence their tolerance."""
+    difference that training magnifies from step to step, hence their tolerance. At the notebook's rate, 0.022, it
+    magnifies the last bit of float32 to a percent within twenty steps, whichever loop it is; hence the small rate."""
     device = pick_device("cuda")
     data = load_dataset(Config(data=DataConfig(name="digits", train_limit=20 * 64 + 32)), device)
     normalize = Normalizer(data.mean, data.std, device)
@@ -76,10 +77,10 @@ def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, toleran
     model = build_model("resnet", 10).to(device).to(memory_format=torch.channels_last)
     reference = copy.deepcopy(model)
     loader = TrainingLoader(data.train_images, data.train_labels, 64, 4, True, seed=5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     step = TrainingStep(model, normalize, optimizer, precision, fused)
     assert (step.forward is not model) == fused
-    plain = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.002, momentum=0.9)
     found, wanted = [], []
     for images, labels in loader.epoch(0):
         step.totals.zero_()
@@ -91,11 +92,8 @@ def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, toleran
         plain.step()
         wanted.append(loss.item())
     assert len(found) == 21
-    if fused:  # its own order of additions: equal at first, then apart as any two roundings of one training are
-        assert found[:4] == pytest.approx(wanted[:4], rel=tolerance)
-        tolerance = max(tolerance, 0.1)
     assert found == pytest.approx(wanted, rel=tolerance)
-    assert wanted[-1] < 0.8 * wanted[0]
+    assert wanted[-1] < 0.95 * wanted[0]
     for (name, one), other in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
         if name.endswith("num_batches_tracked"):
             assert one == other == 21

@@ -19,6 +19,7 @@ from ptq_exp.models import build_model
 from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
 from ptq_exp.quantization.allocation import allocate, sensitivities
 from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.augmentation import mix_pairs
 from ptq_exp.quantization.corrections import (
     correct_biases,
     equalize,
@@ -82,6 +83,35 @@ def test_the_asymmetric_grid_has_all_levels_and_a_zero() -> None:
     assert grid.fake_quantize(x, scale, zero_point).tolist() == [-1.0, -1.0, 0.0, 0.0, 1.0, 2.0, 2.0]
 
 
+def test_a_float_zero_point_puts_the_levels_anywhere() -> None:
+    """Zero lies between two of the four levels, so that both sides have two."""
+    grid = weight_grid(2, "included", "float_zero_point")
+    scale, zero_point = parameters(grid, "float_zero_point", torch.tensor([-1.5]), torch.tensor([1.5]))
+    assert (grid.levels, scale.item(), zero_point.item()) == (4, 1.0, 1.5)
+    x = torch.tensor([-5.0, -1.1, -0.9, -0.1, 0.1, 0.9, 1.1, 9.0])
+    assert grid.fake_quantize(x, scale, zero_point).tolist() == [-1.5, -1.5, -0.5, -0.5, 0.5, 0.5, 1.5, 1.5]
+    equal = torch.tensor([0.3])  # a channel whose weights are all the same is kept
+    scale, zero_point = parameters(grid, "float_zero_point", equal, equal)
+    assert grid.fake_quantize(equal, scale, zero_point).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("kind", ["asymmetric", "float_zero_point"])
+def test_three_levels_take_one_point_six_bits(kind: str) -> None:
+    model, x = network(), images(4)
+    config = QuantConfig(**LEARNED | {"grid": kind}, layer_bits={"layer3.*": 1.6})
+    config.validate()
+    quantized, report = quantize(model, config, 2, x)
+    rows = {row.layer: row for row in report.layers}
+    assert (rows["layer3.0.conv1"].bits, rows["layer3.0.conv1"].levels_available) == (1.6, 3)
+    assert set(quantized_layers(quantized)["layer3.0.conv1"].codes.unique().tolist()) == {0, 1, 2}
+    weights = sum(row.weights for row in report.layers)
+    ternary = sum(row.weights for row in report.layers if row.layer.startswith("layer3"))
+    assert report.bits_mean == pytest.approx((1.6 * ternary + 2 * (weights - ternary)) / weights)
+    for wrong in ({"grid": "symmetric"}, {"layer_bits": {"linear": 1.5}}):
+        with pytest.raises(UserError, match="is not a bit width"):
+            replace(config, **wrong).validate()
+
+
 def test_power_of_two_scales() -> None:
     grid = weight_grid(4, "included", "power_of_two")
     scale, _ = parameters(grid, "power_of_two", torch.tensor([-1.0, -0.01]), torch.tensor([0.9, 0.03]))
@@ -110,7 +140,7 @@ def test_level_grids_take_the_nearest_level(x: torch.Tensor, bits: int) -> None:
     assert torch.equal(grid.fake_quantize(quantized, scale), quantized)
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "power_of_two", "apot"])
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "float_zero_point", "power_of_two", "apot"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_every_grid_is_idempotent_and_within_its_levels(kind: str, bits: int) -> None:
     model, x = network(), images(4)
@@ -141,7 +171,7 @@ def test_percentile_by_hand() -> None:
     assert high.item() == pytest.approx(98.01, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "float_zero_point"])
 @pytest.mark.parametrize(("rule", "power"), [("mse", 2.0), ("lp", 2.4), ("lp", 4.0)])
 def test_error_minimizing_ranges_beat_every_other_rule(kind: str, rule: str, power: float) -> None:
     groups = torch.randn(6, 200, generator=torch.Generator().manual_seed(0)) ** 3
@@ -317,11 +347,18 @@ def test_units_cover_every_layer_once() -> None:
     assert units(quantized, "block") == ["conv1", "layer1.0", "layer2.0", "layer3.0", "linear"]
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "block"])
-@pytest.mark.parametrize("act_bits", [None, 3])
-def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None) -> None:
+@pytest.mark.parametrize(
+    ("rounding", "act_bits", "grid"),
+    [
+        ("adaround", None, "asymmetric"),
+        ("adaround", 3, "asymmetric"),
+        ("block", None, "float_zero_point"),
+        ("block", 3, "asymmetric"),
+    ],
+)
+def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None, grid: str) -> None:
     model, x = network(), images(128)
-    config = QuantConfig(**LEARNED, act_bits=act_bits, reconstruction=QUICK)
+    config = QuantConfig(**LEARNED | {"grid": grid}, act_bits=act_bits, reconstruction=QUICK)
     nearest, _ = quantize(model, config, 3, x)
     learned, _ = quantize(model, replace(config, rounding=rounding), 3, x)
     assert error(learned, model, x) < 0.8 * error(nearest, model, x)
@@ -331,11 +368,12 @@ def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None) -> 
         assert layer.soft is None
 
 
-def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grid", "mixup"), [("asymmetric", 0.0), ("float_zero_point", 0.5)])
+def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path, grid: str, mixup: float) -> None:
     model, x = network(), images(128)
-    config = QuantConfig(**LEARNED, act_bits=4)
+    config = QuantConfig(**LEARNED | {"grid": grid}, act_bits=4)
     nearest, _ = quantize(model, config, 2, x)
-    how = ReconstructionConfig(distill_steps=60, distill_batch_size=32)
+    how = ReconstructionConfig(distill_steps=60, distill_batch_size=32, distill_mixup=mixup)
     distilled, _ = quantize(model, replace(config, reconstruction=how), 2, x)
 
     def divergence(network: nn.Module) -> float:
@@ -344,13 +382,29 @@ def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path) -
         return float(nn.functional.kl_div(*pair, log_target=True, reduction="batchmean"))
 
     assert divergence(distilled) < 0.7 * divergence(nearest)
-    for layer in quantized_layers(distilled).values():
+    for name, layer in quantized_layers(distilled).items():
+        stayed = layer.zero_point == quantized_layers(nearest)[name].zero_point
+        assert stayed.all() if grid == "asymmetric" else stayed.float().mean() < 0.1  # few are whole by chance
         assert layer.codes.min() >= layer.grid.low
         assert layer.codes.max() <= layer.grid.high
         assert torch.equal(layer.layer.weight, layer.grid.dequantize(layer.codes, layer.scale, layer.zero_point))
     save_quantized(distilled, tmp_path / "q.safetensors", {})
     loaded, _ = load_quantized(tmp_path / "q.safetensors", build_model("resnet", 10, depth=8))
     assert torch.equal(loaded(x), distilled(x))
+
+
+def test_blends_of_images() -> None:
+    """Each lies between two images of the batch; about the share asked for is blended; 0 leaves them as they are."""
+    torch.manual_seed(0)
+    x = torch.arange(2000.0)[:, None, None, None].expand(-1, 3, 2, 2)
+    assert mix_pairs(x, 0.0) is x
+    mixed = mix_pairs(x, 0.25)
+    changed = (mixed != x).flatten(1).all(1)
+    assert (mixed == mixed[:, :1, :1, :1]).all()  # one weight an image
+    assert 0.2 < changed.float().mean() < 0.3
+    assert mixed.min() >= 0
+    assert mixed.max() <= 1999
+    assert 400 < (mixed - x)[changed].abs().mean() * 2 < 900  # half the mean distance of two draws, 2000 / 3, doubled
 
 
 def test_reconstruction_is_seeded_and_goes_on_after_an_interruption(tmp_path: Path) -> None:

@@ -15,25 +15,25 @@ from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.reconstruction import distill
-from ptq_exp.quantization.rounding import EIGHT, Progress, random_crop_and_flip, round_weights, shown, target_layers
+from ptq_exp.quantization.rounding import EIGHT, Progress, round_weights, shown, target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
 BATCH = 256
 IMAGES = 512  # of the calibration images, for the sensitivities
 LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for one sensitivity, up to so many bits
 
-Sensitivities = dict[str, dict[int, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
+Sensitivities = dict[str, dict[float, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
 
 
 def one_layer_at_a_time(
-    reference: nn.Module, config: QuantConfig, plan: dict[str, int]
+    reference: nn.Module, config: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
     """Every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
-    quantized."""
+    quantized; or with a copy of `rest`, in which the other layers are quantized already."""
     everything = copy.deepcopy(reference)
     round_weights(everything, config, plan)
     for name, layer in quantized_layers(everything).items():
-        single = copy.deepcopy(reference)
+        single = copy.deepcopy(rest or reference)
         single.set_submodule(name, layer)
         yield name, single
 
@@ -70,16 +70,13 @@ def sensitivities(
 
 
 def _adapted(
-    reference: nn.Module, config: QuantConfig, plan: dict[str, int], images: Tensor
+    reference: nn.Module, config: QuantConfig, plan: dict[str, float], images: Tensor
 ) -> Iterator[tuple[str, nn.Module]]:
-    how = config.reconstruction
-    for name, bits in plan.items():
-        network = copy.deepcopy(reference)
-        round_weights(network, config, dict.fromkeys(plan, EIGHT) | {name: bits})
+    rest = copy.deepcopy(reference)
+    round_weights(rest, config, dict.fromkeys(plan, EIGHT))
+    for name, network in one_layer_at_a_time(reference, config, plan, rest):
         with torch.enable_grad():
-            distill(
-                network, reference, images, LEARNING_STEPS, how.distill_batch_size, how.distill_lr, random_crop_and_flip
-            )
+            distill(network, reference, images, replace(config.reconstruction, distill_steps=LEARNING_STEPS))
         yield name, network
 
 
@@ -87,7 +84,7 @@ def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
 
 
-def allocate(found: Sensitivities, weights: dict[str, int], budget: float, config: QuantConfig) -> dict[str, int]:
+def allocate(found: Sensitivities, weights: dict[str, int], budget: float, config: QuantConfig) -> dict[str, float]:
     """The bit width of every layer with the smallest sum of sensitivities within `budget` bits for all weights.
 
     `weights` counts each layer's weights. An integer program, solved exactly: one binary variable for each layer
@@ -132,7 +129,7 @@ def pareto(
 
 def plan_mixed(
     reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, memo: Memo, progress: Progress | None = None
-) -> tuple[dict[str, int], Sensitivities]:
+) -> tuple[dict[str, float], Sensitivities]:
     """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or `bits` on average."""
     layers = target_layers(reference, config.layers)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}

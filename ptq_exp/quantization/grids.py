@@ -6,15 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SYMMETRIC, ASYMMETRIC, POWER_OF_TWO, APOT = "symmetric", "asymmetric", "power_of_two", "apot"
-GRIDS = (SYMMETRIC, ASYMMETRIC, POWER_OF_TWO, APOT)
+from ptq_exp.quantization.spec import TERNARY
+
+SYMMETRIC, ASYMMETRIC, FLOAT_ZERO_POINT = "symmetric", "asymmetric", "float_zero_point"
+POWER_OF_TWO, APOT = "power_of_two", "apot"
+GRIDS = (SYMMETRIC, ASYMMETRIC, FLOAT_ZERO_POINT, POWER_OF_TWO, APOT)
+TWO_SIDED = (ASYMMETRIC, FLOAT_ZERO_POINT)  # any two ends; no sign is stored
 
 
 @dataclass(frozen=True)
 class UniformGrid:
     """Codes from `low` to `high`, both included; a code stands for `(code - zero_point) * scale`.
 
-    Rounding is half to even, as in IEEE 754 and the course notebook.
+    Rounding is half to even, as in IEEE 754 and the course notebook. A zero-point that is no whole number puts zero
+    between two levels.
     """
 
     low: int
@@ -27,7 +32,8 @@ class UniformGrid:
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """Codes (float tensor of whole numbers, the shape of `x`); `scale` must broadcast against `x`."""
-        return torch.clamp(torch.round(x / scale) + zero_point, self.low, self.high)
+        whole = torch.round(torch.as_tensor(zero_point, dtype=x.dtype, device=x.device))
+        return torch.clamp(torch.round(x / scale + (zero_point - whole)) + whole, self.low, self.high)
 
     def dequantize(self, codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
         """The float values that `codes` stand for."""
@@ -77,17 +83,18 @@ class LevelGrid:
 Grid = UniformGrid | LevelGrid
 
 
-def weight_grid(bits: int, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
-    """The grid of `bits`-bit weights.
+def weight_grid(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
+    """The grid of weights with so many bits, a whole number or `TERNARY`.
 
     `symmetric` and `power_of_two` are signed, around a level at zero. With `extra` the sign comes on top of the
     bits, 2 (2^bits - 1) + 1 levels (the notebook); with `included` it is one of them, 2 (2^(bits - 1) - 1) + 1
-    levels (the notebook's `w_bit - 1`). `asymmetric` has 2^bits levels between any two values. `apot`: see
-    `additive_powers_of_two`.
+    levels (the notebook's `w_bit - 1`). `asymmetric` and `float_zero_point` have 2^bits levels (`TERNARY`: 3) between
+    any two values. `apot`: see `additive_powers_of_two`.
     """
-    if kind == ASYMMETRIC:
-        return UniformGrid(0, 2**bits - 1)
-    magnitude = bits if sign_bit == "extra" else bits - 1
+    if kind in TWO_SIDED:
+        return UniformGrid(0, int(2**bits) - 1)
+    assert bits != TERNARY, "three levels with a sign are quant.bits=2, quant.sign_bit=included"
+    magnitude = int(bits) if sign_bit == "extra" else int(bits) - 1
     if kind == APOT:
         return LevelGrid(additive_powers_of_two(magnitude))
     high = 2**magnitude - 1
@@ -114,6 +121,11 @@ def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor) -> tuple[Tensor
 
     Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent.
     """
+    if kind == FLOAT_ZERO_POINT:
+        scale = (high - low) / (grid.levels - 1)
+        constant = scale <= 0  # a group of equal weights: one level is enough
+        scale = torch.where(constant, torch.ones_like(scale), scale)
+        return scale, -low / scale
     if kind == ASYMMETRIC:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays a level
         scale = _positive((high - low) / (grid.levels - 1))
@@ -135,6 +147,6 @@ def activation_grid(bits: int, signed: bool = False) -> UniformGrid:
     return UniformGrid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else UniformGrid(0, 2**bits - 1)
 
 
-def stored_bits(bits: int, sign_bit: str, kind: str = SYMMETRIC) -> int:
+def stored_bits(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> float:
     """Bits that one weight takes when stored, its sign included."""
-    return bits + 1 if sign_bit == "extra" and kind != ASYMMETRIC else bits
+    return bits + 1 if sign_bit == "extra" and kind not in TWO_SIDED else bits

@@ -47,7 +47,7 @@ class QuantizedLayer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, grid: Grid, scale: Tensor, zero_point: Tensor, bits: int):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, grid: Grid, scale: Tensor, zero_point: Tensor, bits: float):
         super().__init__()
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None

@@ -43,9 +43,9 @@ class PackedWeights(nn.Module):
         parts = zip(matrix.split(self.rows), self.columns, self.layers, strict=True)
         return [part[:, :columns].reshape(layer.codes.shape) for part, columns, layer in parts]
 
-    def use(self, codes: Tensor, scale: Tensor) -> None:
+    def use(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> None:
         """Let the layers compute with (codes - zero_point) * scale, differentiably."""
-        for layer, weight in zip(self.layers, self.unpack((codes - self.zero_point) * scale), strict=True):
+        for layer, weight in zip(self.layers, self.unpack((codes - zero_point) * scale), strict=True):
             layer.soft = weight
 
     def settle(self, codes: Tensor) -> None:
@@ -56,14 +56,14 @@ class PackedWeights(nn.Module):
 
 
 class SoftRounding(PackedWeights):
-    """Weights between their two neighbouring levels: floor(w / scale) + h(v), h the rectified sigmoid.
+    """Weights between their two neighbouring codes: floor(w / scale + zero_point) + h(v), h the rectified sigmoid.
 
     Nagel et al. 2020, "Up or Down? Adaptive Rounding", equations 22 to 24.
     """
 
     def __init__(self, layers: list[QuantizedLayer], weights: list[Tensor]):
         super().__init__(layers)
-        position = self.pack(weights) / self.scale
+        position = self.pack(weights) / self.scale + self.zero_point
         self.floor = torch.floor(position)
         rest = (position - self.floor).clamp(1e-4, 1 - 1e-4)
         self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1))
@@ -75,29 +75,42 @@ class SoftRounding(PackedWeights):
     def forward(self, beta: Tensor) -> Tensor:
         """Use the weights as they are now; returns how undecided they are: the sum of 1 - |2h - 1|^beta."""
         share = self.share()
-        self.use(torch.clamp(self.floor + share + self.zero_point, self.low, self.high), self.scale)
+        self.use(torch.clamp(self.floor + share, self.low, self.high), self.scale, self.zero_point)
         return (1 - (2 * share - 1).abs().pow(beta)).sum()
 
     def finish(self) -> None:
         """Decide: up where h is at least one half."""
-        self.settle(torch.clamp(self.floor + (self.share() >= 0.5) + self.zero_point, self.low, self.high))
+        self.settle(torch.clamp(self.floor + (self.share() >= 0.5), self.low, self.high))
 
 
 class LearnedWeights(PackedWeights):
-    """Weights, in units of their scale, and the scales, free to move under the rounding (Esser et al. 2020)."""
+    """Weights as unrounded codes, and the scales, free to move under the rounding (Esser et al. 2020).
+
+    Zero-points that are no whole numbers move as well (Bhalgat et al. 2020); whole ones stay, so that zero is a level.
+    """
 
     def __init__(self, layers: list[QuantizedLayer]):
         super().__init__(layers)
-        self.position = nn.Parameter(self.pack([layer.layer.weight.detach() for layer in layers]) / self.scale)
+        packed = self.pack([layer.layer.weight.detach() for layer in layers])
+        self.position = nn.Parameter(packed / self.scale + self.zero_point)
         self.log_scale = nn.Parameter(self.scale.log())
+        self.offset = nn.Parameter(self.zero_point.clone())
+        self.movable = (self.zero_point != self.zero_point.round()).to(self.zero_point)
+
+    def moved(self) -> Tensor:
+        """The zero-points as they are now."""
+        return self.zero_point + self.movable * (self.offset - self.zero_point)
 
     def forward(self) -> None:
         """Use the weights as they are now."""
-        codes = torch.clamp(round_through(self.position) + self.zero_point, self.low, self.high)
-        self.use(codes, self.log_scale.exp())
+        codes = torch.clamp(round_through(self.position), self.low, self.high)
+        self.use(codes, self.log_scale.exp(), self.moved())
 
     def finish(self) -> None:
-        """Keep scales and rounded weights."""
-        for layer, scale in zip(self.layers, self.log_scale.detach().exp().split(self.rows), strict=True):
+        """Keep scales, zero-points and rounded weights."""
+        scales, zero_points = self.log_scale.detach().exp(), self.moved().detach()
+        parts = zip(self.layers, scales.split(self.rows), zero_points.split(self.rows), strict=True)
+        for layer, scale, zero_point in parts:
             layer.scale.copy_(scale.view_as(layer.scale))
-        self.settle(torch.clamp(torch.round(self.position) + self.zero_point, self.low, self.high))
+            layer.zero_point.copy_(zero_point.view_as(layer.zero_point))
+        self.settle(torch.clamp(torch.round(self.position), self.low, self.high))

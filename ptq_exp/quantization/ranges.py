@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp.errors import UserError
-from ptq_exp.quantization.grids import ASYMMETRIC, Grid, parameters
+from ptq_exp.quantization.grids import TWO_SIDED, Grid, parameters
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def maximum(groups: Tensor, context: RangeContext) -> Range:
 def percentile(groups: Tensor, context: RangeContext) -> Range:
     """The middle `percentile` percent of the group's weights; on a symmetric grid, of their magnitudes."""
     share = context.percentile / 100
-    if context.kind == ASYMMETRIC:
+    if context.kind in TWO_SIDED:
         ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=groups.dtype, device=groups.device)
         low, high = torch.quantile(groups.double(), ends.double(), dim=1).to(groups.dtype)
         return low, high
@@ -89,7 +89,7 @@ def lp(groups: Tensor, context: RangeContext) -> Range:
 def _smallest_error(groups: Tensor, context: RangeContext, power: float) -> Range:
     """Shrink the range from both ends; an asymmetric one first as a whole, then each end on its own."""
     low, high = groups.amin(dim=1), groups.amax(dim=1)
-    if context.kind != ASYMMETRIC:
+    if context.kind not in TWO_SIDED:
         high = torch.maximum(high, -low)
         low = -high
     best = torch.full_like(high, torch.inf)
@@ -107,7 +107,7 @@ def _smallest_error(groups: Tensor, context: RangeContext, power: float) -> Rang
 
     for share in torch.linspace(1.0, 0.05, 100).tolist():
         attempt(low * share, high * share)
-    if context.kind == ASYMMETRIC:
+    if context.kind in TWO_SIDED:
         for share in torch.linspace(1.25, 0.5, 31).tolist():
             attempt(best_low * share, best_high)
         for share in torch.linspace(1.25, 0.5, 31).tolist():

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.arithmetic import tf32
+from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.learned_weights import LearnedWeights, SoftRounding
+from ptq_exp.quantization.spec import ReconstructionConfig
 
 BATCH = 256  # images at a time where only memory depends on it
 WARM_UP = 0.2  # share of the steps without the rounding penalty
@@ -207,10 +209,7 @@ def distill(
     model: nn.Module,
     reference: nn.Module,
     images: Tensor,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    augment: Callable[[Tensor], Tensor],
+    how: ReconstructionConfig,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Let the whole quantized network answer like the float one: weights, scales, biases and clipping values, in place.
@@ -219,6 +218,7 @@ def distill(
     no label is looked at. The rate falls to zero along half a cosine; it is in levels for weights, and relative for
     scales and clipping values, which are learned as logarithms.
     """
+    steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
     learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     logs = _learn_alphas(quantizers, lr)
@@ -235,7 +235,7 @@ def distill(
     @torch.no_grad()
     def draw_batches() -> None:
         chosen = torch.randint(len(images), (len(batches) * batch_size,), device=images.device)
-        augmented = augment(images[chosen])
+        augmented = mix_pairs(random_crop_and_flip(images[chosen]), how.distill_mixup)
         batches.copy_(augmented.permute(0, 2, 3, 1).view_as(batches))
         answers = [reference(part).log_softmax(1) for part in augmented.split(BATCH)]
         wanted.copy_(torch.cat(answers).view_as(wanted))
@@ -254,7 +254,7 @@ def distill(
         turn.fill_(number % len(batches))
         rate.fill_(0.5 * lr * (1 + math.cos(math.pi * number / steps)))
 
-    parameters = [learned.position, learned.log_scale, *biases, *logs]
+    parameters = [*learned.parameters(), *biases, *logs]
     minimize(loss, [{"params": parameters, "lr": rate}], steps, schedule, advance)
     _freeze_alphas(quantizers, logs)
     for bias in biases:

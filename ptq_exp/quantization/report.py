@@ -20,7 +20,7 @@ class LayerReport:
     layer: str
     shape: str
     weights: int
-    bits: int  # stored bits a weight, sign included
+    bits: float  # stored bits a weight, sign included; 1.6 for three levels
     alpha: float
     weight_std: float
     weight_max: float  # largest magnitude
@@ -39,11 +39,11 @@ class Report:
 
     layers: list[LayerReport]
     bits_mean: float  # stored bits a quantized weight, sign included, over all quantized weights
-    sensitivity: dict[str, dict[int, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
+    sensitivity: dict[str, dict[float, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
     size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
 
 
-def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: int, output_db: float) -> LayerReport:
+def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, output_db: float) -> LayerReport:
     """The row of `layer`, whose float weights were `weight`."""
     ends = [torch.full_like(layer.scale, code) for code in (layer.grid.low, layer.grid.high)]
     low, high = (layer.grid.dequantize(end, layer.scale, layer.zero_point) for end in ends)
@@ -93,7 +93,7 @@ def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[
 
 
 def make_report(
-    model: nn.Module, rows: list[LayerReport], sensitivity: dict[str, dict[int, float]] | None = None
+    model: nn.Module, rows: list[LayerReport], sensitivity: dict[str, dict[float, float]] | None = None
 ) -> Report:
     """Totals of a quantized `model` whose layers are described by `rows`."""
     weights = sum(row.weights for row in rows)

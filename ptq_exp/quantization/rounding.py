@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
-RECONSTRUCTION_VERSION = 2  # raised when learned rounding changes, so that no older unit is taken from the store
+RECONSTRUCTION_VERSION = 3  # raised when learned rounding changes, so that no older unit is taken from the store
 Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
@@ -31,13 +30,13 @@ def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d 
     return {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
 
 
-def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int]:
+def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, float]:
     """The bit width of every layer that is quantized: a pattern overrules the policy for first and last layer.
 
     Raises `UserError` for a pattern in `quant.layer_bits` that no layer's name matches.
     """
     names = list(target_layers(model, config.layers))
-    plan = dict.fromkeys(names, bits)
+    plan: dict[str, float] = dict.fromkeys(names, bits)
     if config.first_and_last == "eight":
         plan |= {names[0]: EIGHT, names[-1]: EIGHT}
     chosen: set[str] = set()
@@ -56,7 +55,7 @@ def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, int
     return plan
 
 
-def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, int]) -> None:
+def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, float]) -> None:
     """Replace the layers of `plan` by quantized ones, rounded to nearest, in place."""
     everything = target_layers(network, config.layers)
     layers = {name: everything[name] for name in plan}
@@ -92,7 +91,7 @@ def learn_rounding(
     reference: nn.Module,
     weights: dict[str, Tensor],
     config: QuantConfig,
-    plan: dict[str, int],
+    plan: dict[str, float],
     images: Tensor,
     seed: int,
     progress: Progress | None,
@@ -124,10 +123,7 @@ def learn_rounding(
     if how.distill_steps and not (whole and _restore(network, whole)):
         torch.manual_seed(seed * 1000 + 999)
         with shown(progress, "Distilling the network", how.distill_steps) as advance:
-            reconstruction.distill(
-                network, reference, images, how.distill_steps, how.distill_batch_size, how.distill_lr,
-                random_crop_and_flip, advance,
-            )  # fmt: skip
+            reconstruction.distill(network, reference, images, how, advance)
         if whole:
             _keep(network, whole)
 
@@ -151,16 +147,3 @@ def _restore(unit: nn.Module, file: Path) -> bool:
 def shown(progress: Progress | None, description: str, steps: int) -> Any:
     """A context manager that yields `advance()`: of a progress bar, or one that does nothing."""
     return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)
-
-
-def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
-    """Random crops of the padded images (N, 3, H, W), each at its own offset, half of them mirrored."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4, mode="reflect")
-    offsets = torch.randint(0, 2 * padding + 1, (2, n), device=images.device)
-    rows = torch.arange(height, device=images.device) + offsets[0][:, None]
-    columns = torch.arange(width, device=images.device) + offsets[1][:, None]
-    batch = torch.arange(n, device=images.device)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    mirrored = torch.rand(n, device=images.device) < 0.5
-    return torch.where(mirrored[:, None, None, None], cropped.flip(3), cropped)

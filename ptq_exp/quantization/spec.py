@@ -6,6 +6,7 @@ from typing import Any
 from ptq_exp.errors import UserError, check_choice
 
 BITS_RANGE = range(1, 17)
+TERNARY = 1.6  # bits of a weight with three levels: five of them share a byte, 3^5 = 243
 
 
 @dataclass
@@ -23,6 +24,7 @@ class ReconstructionConfig:
     distill_steps: int = 0
     distill_batch_size: int = 64
     distill_lr: float = 0.005
+    distill_mixup: float = 0.0
 
 
 @dataclass
@@ -40,9 +42,9 @@ class QuantConfig:
     granularity: str = "model"
     layers: str = "conv"
     first_and_last: str = "same"
-    layer_bits: dict[str, int] = field(default_factory=dict)
+    layer_bits: dict[str, Any] = field(default_factory=dict)  # int, or TERNARY
     mixed: bool = False
-    mixed_candidates: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 8])
+    mixed_candidates: list[Any] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 8])  # int, or TERNARY
     mean_bits: float | None = None
     size_budget: int | None = None
     act_bits: int | None = None
@@ -88,7 +90,9 @@ class QuantConfig:
         self._validate_combinations()
 
     def _validate_bits(self) -> None:
-        widths = self.bit_widths()
+        from ptq_exp.quantization.grids import TWO_SIDED
+
+        widths, two_sided = self.bit_widths(), self.grid in TWO_SIDED
         if not widths:
             raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
         for key, bits in (
@@ -96,8 +100,10 @@ class QuantConfig:
             + [(f"quant.layer_bits.{name}", b) for name, b in self.layer_bits.items()]
             + [("quant.mixed_candidates", b) for b in self.mixed_candidates if self.mixed]
         ):
+            if bits == TERNARY and two_sided and key != "quant.bits":
+                continue
             _check_bits(key, bits)
-            if bits == 1 and self.sign_bit == "included" and self.grid != "asymmetric":
+            if bits == 1 and self.sign_bit == "included" and not two_sided:
                 raise UserError(
                     f"{key}=1 with quant.sign_bit=included leaves no level but zero. Use 2 bits (three levels), "
                     f"quant.sign_bit=extra, or quant.grid=asymmetric."
@@ -126,6 +132,9 @@ class QuantConfig:
         for key in ("percentile", "act_percentile"):
             if not 0 < getattr(self, key) <= 100:
                 raise UserError(f"quant.{key}={getattr(self, key)} must lie above 0 and at most at 100.")
+        if not 0 <= self.reconstruction.distill_mixup <= 1:
+            mixup = self.reconstruction.distill_mixup
+            raise UserError(f"quant.reconstruction.distill_mixup={mixup} must lie between 0 and 1.")
         if not 0 <= self.reconstruction.drop < 1:
             raise UserError(f"quant.reconstruction.drop={self.reconstruction.drop} must be at least 0 and below 1.")
         if self.calibration_images < 1:
