@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from ptq_exp.checkpoints import load_or_train
 from ptq_exp.config import Config, DataConfig, TrackingConfig
@@ -67,33 +69,48 @@ def test_evaluation_and_quantization_agree_with_the_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 0.1), ("bf16", 0.2)])
 def test_the_captured_loop_equals_a_plain_reference_loop(precision: str, tolerance: float, fused: bool) -> None:
-    """Twenty-one steps, the last on a smaller batch: the losses are those of an eager textbook loop. Fewer bits start a
-    difference that training magnifies from step to step, hence their tolerance. At the notebook's rate, 0.022, it
-    magnifies the last bit of float32 to a percent within twenty steps, whichever loop it is; hence the small rate."""
+    """Twenty-one steps, the last on a smaller batch: the losses are those of an eager textbook loop.
+
+    Training magnifies the last bit of a float from step to step, whichever loop it is. The fused kernels add in an
+    order of their own: what they are allowed is how far the textbook loop in float32 is from the one in float64.
+    """
     device = pick_device("cuda")
     data = load_dataset(Config(data=DataConfig(name="digits", train_limit=20 * 64 + 32)), device)
     normalize = Normalizer(data.mean, data.std, device)
     torch.manual_seed(0)
     model = build_model("resnet", 10).to(device).to(memory_format=torch.channels_last)
-    reference = copy.deepcopy(model)
+    references = copy.deepcopy(model), copy.deepcopy(model).double()
     loader = TrainingLoader(data.train_images, data.train_labels, 64, 4, True, seed=5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = TrainingStep(model, normalize, optimizer, precision, fused)
     assert (step.forward is not model) == fused
-    plain = torch.optim.SGD(reference.parameters(), lr=0.002, momentum=0.9)
-    found, wanted = [], []
+    found = []
     for images, labels in loader.epoch(0):
         step.totals.zero_()
         step(images, labels)
         found.append(step.totals[0].item() / len(labels))
-        loss = torch.nn.functional.cross_entropy(reference(normalize(images)), labels)
-        plain.zero_grad()
-        loss.backward()
-        plain.step()
-        wanted.append(loss.item())
+    plain, exact = (_plain_losses(reference, normalize, loader) for reference in references)
     assert len(found) == 21
-    assert found == pytest.approx(wanted, rel=tolerance)
-    assert wanted[-1] < 0.95 * wanted[0]
-    for (name, one), other in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
+    assert exact[-1] < 0.8 * exact[0]
+    if fused:
+        assert found[:4] == pytest.approx(exact[:4], rel=tolerance)
+        drift = max(abs(a - b) / b for a, b in zip(plain, exact, strict=True))
+        assert found == pytest.approx(exact, rel=max(tolerance, 5 * drift))
+    else:
+        assert found == pytest.approx(plain, rel=tolerance)
+    for (name, one), other in zip(model.state_dict().items(), references[0].state_dict().values(), strict=True):
         if name.endswith("num_batches_tracked"):
             assert one == other == 21
+
+
+def _plain_losses(model: nn.Module, normalize: Normalizer, loader: TrainingLoader) -> list[float]:
+    """An epoch as a textbook has it, in the model's own precision."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    dtype, losses = next(model.parameters()).dtype, []
+    for images, labels in loader.epoch(0):
+        loss = F.cross_entropy(model(normalize(images).to(dtype)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
