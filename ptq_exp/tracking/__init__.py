@@ -5,6 +5,7 @@ global state, which loses runs when several processes or sweeps share a store.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -104,6 +105,28 @@ class Run:
         """Log one file as an artifact, if it is there."""
         if self.client is not None and path.is_file():
             self.client.log_artifact(self.run_id, str(path))
+
+    def log_input(self, about: dict[str, Any]) -> None:
+        """List a data set among the run's inputs: `name`, `fingerprint`, `source` and `profile` (counts)."""
+        if self.client is None:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=about["name"],
+            digest=about["fingerprint"][:36],  # MLflow keeps no more
+            source_type="local",
+            source=json.dumps({"uri": about["source"]}),
+            profile=json.dumps(about["profile"]),
+        )
+        tags = [InputTag("mlflow.data.context", "training, calibration, test")]
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def system_metrics(self) -> contextlib.AbstractContextManager[None]:
+        """A context manager; while it is open, the machine's load is logged."""
+        from ptq_exp.tracking.system import sampled
+
+        return sampled(self.run_id, self.uri) if self.client is not None else contextlib.nullcontext()
 
     def rename(self, name: str) -> None:
         """Give the run the name that the MLflow pages show."""
