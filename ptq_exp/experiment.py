@@ -17,7 +17,7 @@ from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
 from ptq_exp.checkpoints import FloatModel, Watch, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
-from ptq_exp.console import console, log, progress, set_quiet
+from ptq_exp.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
@@ -30,7 +30,8 @@ from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.record import keep_and_log, make_record
-from ptq_exp.summary import Row, terminal_table
+from ptq_exp.report.build import REPORT_FILE
+from ptq_exp.summary import Row, answers, terminal_table
 
 
 @dataclass
@@ -100,9 +101,10 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
         record = make_record(
             job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
         )
-        later(keep_and_log, folder, record, job)
-    if jobs.SWEEP_VARIABLE not in os.environ:
-        show(record, job.how_to_open() or f"Results: {folder}")
+        alone = jobs.SWEEP_VARIABLE not in os.environ  # asked now: the sweep may end before its last job is logged
+        later(keep_and_log, folder, record, job, alone)
+    if alone:
+        show(record, folder, job.how_to_open() or f"Results: {folder}")
     return rows
 
 
@@ -236,7 +238,8 @@ def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str,
     }
 
 
-def show(record: dict[str, Any], where: str) -> None:
-    """The table of a single job, and where its results are."""
+def show(record: dict[str, Any], folder: Path, where: str) -> None:
+    """The table of a single job, what it says, and where its results are."""
     console.print(terminal_table({"": record["rows"]}, record["title"]))
-    console.print(where)
+    if not is_quiet():
+        console.print(*answers({"": record["rows"]}), f"Report: {folder / 'artifacts' / REPORT_FILE}", where, sep="\n")

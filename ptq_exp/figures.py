@@ -19,11 +19,12 @@ from ptq_exp.quantization.apply import prepare
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import target_layers
-from ptq_exp.summary import Row
+from ptq_exp.summary import Row, as_series, labels, seed_groups, without_seed
 
 BINS = 48  # of a layer's weights
 ACTIVATION_BINS = 64  # of its input; must divide the bins of the calibration
 MOST_STEMS = 64  # levels that can be told apart; more become bins
+MOST_HEAT_MAPS = 6  # of a sweep
 FURTHEST = 2.0  # times alpha; weights beyond are counted among the clipped, not drawn
 
 
@@ -64,6 +65,41 @@ def draw_job(folder: Path, rows: list[Row], layers: dict[int, Any], history: lis
         draw(plots.layer_heat_map, layers, title, folder / "layers.png")
     if history:
         draw(plots.training_curves, history, "Training of the float network", folder / "training.png")
+
+
+def draw_sweep(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """The figures over all jobs of a sweep, from their records."""
+    series = seed_groups(as_series(jobs))
+    if not jobs:
+        return
+    plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
+    plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
+    # A job with several bit widths draws this itself.
+    if all(len(job["rows"]) == 1 for job in jobs):
+        tables = {label: found for label, found in layer_tables(jobs).items() if len(found) > 1}
+        for number, (label, found) in enumerate(list(tables.items())[:MOST_HEAT_MAPS]):
+            name = "layers.png" if len(tables) == 1 else f"layers_{number + 1}.png"
+            plots.layer_heat_map(found, label or jobs[0]["title"], folder / name)
+
+
+def layer_tables(jobs: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Of every series the per-layer table of each bit width; of several seeds the mean."""
+    found: dict[str, dict[int, list[Any]]] = {}
+    for job, label in zip(jobs, labels(jobs), strict=True):
+        for bits, table in job.get("layers", {}).items():
+            found.setdefault(without_seed(label), {}).setdefault(int(bits), []).append(table)
+    return {
+        label: {bits: [_mean_line(lines) for lines in zip(*several, strict=True)] for bits, several in tables.items()}
+        for label, tables in found.items()
+    }
+
+
+def _mean_line(lines: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    def mean(key: str) -> float | None:
+        values = [line[key] for line in lines]
+        return None if None in values else sum(values) / len(values)
+
+    return lines[0] | {key: mean(key) for key in ("sqnr_db", "levels_used")}
 
 
 def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:

@@ -95,9 +95,10 @@ def job_folders(sweep_folder: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def read_jobs(sweep_folder: Path) -> list[dict[str, Any]]:
-    """The records of the finished jobs of a sweep, in the order of the jobs."""
-    return [record for folder in job_folders(sweep_folder) if (record := read_record(folder))]
+def read_jobs(sweep_folder: Path, with_folder: bool = False) -> list[dict[str, Any]]:
+    """The records of the finished jobs of a sweep, in the order of the jobs; `with_folder` adds each one's `folder`."""
+    found = [(folder, record) for folder in job_folders(sweep_folder) if (record := read_record(folder))]
+    return [record | {"folder": folder} if with_folder else record for folder, record in found]
 
 
 def read_failures(sweep_folder: Path) -> list[Failure]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,8 @@ from ptq_exp.config import Config, flatten
 from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError
-from ptq_exp.jobs import SWEEP_VARIABLE, write_record
+from ptq_exp.jobs import write_record
+from ptq_exp.report.build import write_job
 from ptq_exp.results import metrics
 from ptq_exp.summary import Row, markdown_table
 from ptq_exp.tracking import Run, address, without_password
@@ -107,14 +107,17 @@ def _installed(name: str) -> bool:
         return False
 
 
-def keep_and_log(folder: Path, record: dict[str, Any], job: Run) -> None:
-    """Leave the record in the job's folder, then log it. Where that fails, a sweep tries again at its end."""
+def keep_and_log(folder: Path, record: dict[str, Any], job: Run, alone: bool) -> None:
+    """Leave the record in the job's folder, then log it. Where that fails, a sweep tries again at its end; a job that
+    is `alone` also gets a report."""
     write_record(folder, record)
+    if alone:
+        write_job(folder)
     try:
         upload(folder, job)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         message = f"{record['overrides'] or 'The job'}: not logged yet, kept in {folder}: {without_password(reason)}"
-        if SWEEP_VARIABLE not in os.environ:
+        if alone:
             raise UserError(f"{message}. To log it later: python -m ptq_exp.tracking upload {folder}") from error
         log.warning("%s", message)

@@ -19,12 +19,12 @@ def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
     A sweep over `quant.bits` alone is one series called ''.
     """
     series: dict[str, list[Row]] = {}
-    for job, label in zip(jobs, _labels(jobs), strict=True):
+    for job, label in zip(jobs, labels(jobs), strict=True):
         series.setdefault(label, []).extend(job["rows"])
     return series
 
 
-def _labels(jobs: list[dict[str, Any]]) -> list[str]:
+def labels(jobs: list[dict[str, Any]]) -> list[str]:
     """Of every job, the overrides that not all of them have."""
     overrides = [job["overrides"].split(" ") for job in jobs]
     shared = set.intersection(*map(set, overrides)) if overrides else set()
@@ -33,17 +33,21 @@ def _labels(jobs: list[dict[str, Any]]) -> list[str]:
 
 def with_labels(jobs: list[dict[str, Any]], failures: list[Failure]) -> list[Failure]:
     """The failures, their overrides cut to what sets them apart from the other jobs of the sweep."""
-    labels = _labels([*jobs, *failures])[len(jobs) :]
-    return [failure | {"overrides": label} for failure, label in zip(failures, labels, strict=True)]
+    found = labels([*jobs, *failures])[len(jobs) :]
+    return [failure | {"overrides": label} for failure, label in zip(failures, found, strict=True)]
 
 
 def seed_groups(series: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """The same rows, those of jobs that differ in nothing but the seed (and bits) together."""
     groups: dict[str, list[Row]] = {}
     for label, rows in series.items():
-        words = [word for word in label.split(" ") if not word.startswith("seed=")]
-        groups.setdefault(" ".join(words), []).extend(rows)
+        groups.setdefault(without_seed(label), []).extend(rows)
     return groups
+
+
+def without_seed(label: str) -> str:
+    """The label of a series' group of seeds."""
+    return " ".join(word for word in label.split(" ") if not word.startswith("seed="))
 
 
 def verdict(row: Row) -> str:

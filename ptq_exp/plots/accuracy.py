@@ -4,9 +4,23 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from ptq_exp.plots.style import BLACK, GREY, MARKERS, SERIES, SMALL, canvas, legend, save, shorten, write_title
+from ptq_exp.plots.style import (
+    BLACK,
+    GREY,
+    MARKERS,
+    SERIES,
+    SMALL,
+    WIDTH,
+    add_axes,
+    canvas,
+    legend,
+    save,
+    shorten,
+    write_title,
+)
 
 Rows = list[dict[str, Any]]
+CLOSE = 6.0  # points: where much more is lost somewhere, what is this close to the float network is drawn again
 
 
 def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Accuracy against bit width") -> None:
@@ -14,18 +28,38 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
 
     Every row needs `bits`, `top1`, `top1_ci_low`, `top1_ci_high` and `top1_float`, all but bits in percent. A series
     with one row for each bit width is drawn with its 95 % intervals, one with several (of different seeds) as their
-    mean, with a band of one standard deviation.
+    mean, with a band of one standard deviation. Where a width loses a lot, a second panel shows the others close up.
     """
-    figure, axes = canvas()
+    rows = [row for found in series.values() for row in found]
+    best, worst = max(row["top1_float"] for row in rows), min(row["top1"] for row in rows)
+    zoomed = best - worst > 3 * CLOSE
+    figure, axes = canvas(7.2 if zoomed else 4.5, bottom=3.3 if zoomed else 0.65)
+    _draw_series(axes, series)
+    _float_lines(axes, series)
+    axes.set(xlabel="bits a weight (quant.bits)", ylabel="top-1 accuracy (%)")
+    legend(axes)
+    if zoomed:
+        below = add_axes(figure, 0.8, 0.6, WIDTH - 1.0, 1.85)
+        _draw_series(below, series)
+        _float_lines(below, series)
+        below.set(
+            xlabel="the same, close to the float network", ylabel="top-1 (%)", ylim=(best - CLOSE, best + CLOSE / 3)
+        )
+    for part in figure.axes:
+        part.set_xticks(sorted({row["bits"] for row in rows}))
+        part.grid(axis="y", alpha=0.3)
+    write_title(figure, title)
+    save(figure, path)
+
+
+def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
     for position, (label, rows) in enumerate(series.items()):
         look = _look(position)
         groups = _by_bits(rows)
         bits, means = list(groups), [_mean(group, "top1") for group in groups.values()]
         seeds = max(map(len, groups.values()))
         if seeds > 1:
-            spread = [
-                statistics.stdev(row["top1"] for row in group) if len(group) > 1 else 0 for group in groups.values()
-            ]
+            spread = [_std(group) for group in groups.values()]
             low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(bits, low, high, color=look["color"], alpha=0.2, linewidth=0)
             below = above = spread
@@ -35,14 +69,7 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
             below = [max(0, row["top1"] - row["top1_ci_low"]) for row in found]
             above = [max(0, row["top1_ci_high"] - row["top1"]) for row in found]
             label = label or "quantized, 95 % interval"
-        axes.errorbar(bits, means, yerr=[below, above], capsize=4, label=shorten(label, 56), **look)
-    _float_lines(axes, series)
-    axes.set(xlabel="bits a weight (quant.bits)", ylabel="top-1 accuracy (%)")
-    axes.set_xticks(sorted({row["bits"] for rows in series.values() for row in rows}))
-    axes.grid(axis="y", alpha=0.3)
-    write_title(figure, title)
-    legend(axes)
-    save(figure, path)
+        axes.errorbar(bits, means, yerr=[below, above], capsize=4, label=shorten(label, 72), **look)
 
 
 def accuracy_against_size(series: dict[str, Rows], path: Path, title: str = "Accuracy against size") -> None:
@@ -57,13 +84,13 @@ def accuracy_against_size(series: dict[str, Rows], path: Path, title: str = "Acc
         here = [(_mean(group, "size_bytes") / 1000, _mean(group, "top1"), bits) for bits, group in groups.items()]
         points += here
         look = _look(position) | {"linestyle": "none", "markersize": 8}
-        axes.plot(*zip(*[point[:2] for point in here], strict=True), label=shorten(label or "quantized", 56), **look)
+        axes.plot(*zip(*[point[:2] for point in here], strict=True), label=shorten(label or "quantized", 72), **look)
     front = pareto_front(points)
     axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1.5, zorder=0, label="Pareto front")
     for size, top1, bits in front:
         axes.annotate(f"{bits} bits", (size, top1), xytext=(6, -13), textcoords="offset points", fontsize=SMALL)
     _float_lines(axes, series, with_size=True)
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.12)
     axes.set(xlabel="size of the packed network (kB)", ylabel="top-1 accuracy (%)")
     axes.grid(alpha=0.3)
     write_title(figure, title)
@@ -92,6 +119,10 @@ def _by_bits(rows: Rows) -> dict[int, Rows]:
 
 def _mean(rows: Rows, key: str) -> float:
     return statistics.mean(row[key] for row in rows)
+
+
+def _std(rows: Rows) -> float:
+    return statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else 0.0
 
 
 def _float_lines(axes: Any, series: dict[str, Rows], with_size: bool = False) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ptq_exp.plots.style import BLACK, BLUE, GREEN, RED, SMALL, WIDTH, canvas, margin_for, save, shorten, write_title
 
+FAINT = 10.0  # points: the strongest colours are for this much at least, so that chance stays pale
 FEW = 20  # classes that fit a matrix
 SHOWN = 20  # of many classes
 
@@ -37,7 +38,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     below = 0.7 + 0.06 * max(map(len, names))
     height = 0.75 + len(names) * 0.38 + below
     figure, axes = canvas(height, left=left, right=WIDTH - left - cell * len(names), top=0.75, bottom=below)
-    limit = max(1.0, *(abs(value) for line in change for value in line))
+    limit = max(FAINT, *(abs(value) for line in change for value in line))
     colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", RED])
     axes.imshow(change, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
     for y, line in enumerate(change):

@@ -54,20 +54,26 @@ def shorten(text: str, letters: int) -> str:
 
 
 def legend(axes: Any, place: str = "lower right") -> None:
-    """A legend inside the axes; with many entries below them, in a figure that is made taller for it."""
-    count = len(axes.get_legend_handles_labels()[1])
-    if count <= 6:
+    """A legend inside the axes; what is long or has many entries goes below them, in a figure made taller for it."""
+    names = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, names))
+    if len(names) <= 6 and longest <= 44:
         axes.legend(loc=place, fontsize=SMALL, framealpha=0.9, edgecolor="none")
         return
+    columns = 2 if longest <= 32 else 1
     figure = axes.figure
-    (across, up), extra = figure.get_size_inches(), 0.3 + 0.22 * ((count + 1) // 2)
+    (across, up), extra = figure.get_size_inches(), 0.3 + 0.22 * -(-len(names) // columns)
     box = axes.get_position()
+    for other in figure.axes:
+        if other is not axes:  # what is below keeps its place
+            place = other.get_position()
+            other.set_position((place.x0, place.y0 * up / (up + extra), place.width, place.height * up / (up + extra)))
     for text in figure.texts:
         text.set_y(1 - (1 - text.get_position()[1]) * up / (up + extra))
     figure.set_size_inches(across, up + extra)
     axes.set_position((box.x0, (box.y0 * up + extra) / (up + extra), box.width, box.height * up / (up + extra)))
     axes.legend(
-        loc="upper left", bbox_to_anchor=(0, -0.65 / (box.height * up)), ncols=2, fontsize=SMALL, frameon=False,
+        loc="upper left", bbox_to_anchor=(0, -0.65 / (box.height * up)), ncols=columns, fontsize=SMALL, frameon=False,
         borderaxespad=0, columnspacing=1,
     )  # fmt: skip
 

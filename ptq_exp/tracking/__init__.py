@@ -43,13 +43,20 @@ class Run:
     """One run in an MLflow store, or nowhere (`client` is None): then every call does nothing.
 
     `known` holds what the run had already when it was taken up again: params cannot be changed, and a point of a
-    metric that is logged twice would be there twice.
+    metric that is logged twice would be there twice. A run that is not `ours` is only read from.
     """
 
-    def __init__(self, client: "MlflowClient | None", experiment_id: str = "", run_id: str = "", uri: str = ""):
+    def __init__(
+        self,
+        client: "MlflowClient | None",
+        experiment_id: str = "",
+        run_id: str = "",
+        uri: str = "",
+        ours: bool = True,
+    ):
         self.client, self.experiment_id, self.run_id, self.uri = client, experiment_id, run_id, uri
         self.known: Any = None
-        if client is not None:
+        if client is not None and ours:
             _open_runs[run_id] = self
 
     def log(
@@ -228,39 +235,6 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
     run = Run(client, found.info.experiment_id, run_id, uri)
     run.known = found.data
     return run
-
-
-def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
-    """Fetch one artifact of a job's newest finished run into `folder`; the run's id, or None where there is none."""
-    client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
-    wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"
-    for found in client.search_runs([experiment_id], wanted, max_results=1):
-        with contextlib.suppress(UserError):  # logged by an older version, or its artifacts are gone
-            folder.mkdir(parents=True, exist_ok=True)
-            artifact(client, found.info.run_id, name, folder)
-            return str(found.info.run_id)
-    return None
-
-
-def finished_children(parent: Run) -> list[str]:
-    """The ids of the jobs below `parent` that are FINISHED, the oldest first."""
-    if parent.client is None:
-        return []
-    wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FINISHED' and tags.{JOB_TAG} != ''"
-    found = parent.client.search_runs(
-        [parent.experiment_id], wanted, max_results=1000, order_by=["attributes.start_time"]
-    )
-    return [run.info.run_id for run in found]
-
-
-def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Path:
-    """Fetch one artifact of a run into `folder`. Raises `UserError` where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(client.download_artifacts(run_id, name, str(folder)))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"The run {run_id} has no artifact {name}: {error}.") from error
 
 
 @contextlib.contextmanager
