@@ -31,8 +31,9 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
     mean, with a band of one standard deviation. Where a width loses a lot, a second panel shows the others close up.
     """
     rows = [row for found in series.values() for row in found]
-    best, worst = max(row["top1_float"] for row in rows), min(row["top1"] for row in rows)
-    zoomed = best - worst > 3 * CLOSE
+    level = _mean(rows, "top1_float")
+    close = {row["bits"] for row in rows if row["top1"] > level - CLOSE}
+    zoomed = len(close) > 1 and min(row["top1"] for row in rows) < level - 3 * CLOSE
     figure, axes = canvas(7.2 if zoomed else 4.5, bottom=3.3 if zoomed else 0.65)
     _draw_series(axes, series)
     _float_lines(axes, series)
@@ -42,9 +43,8 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
         below = add_axes(figure, 0.8, 0.6, WIDTH - 1.0, 1.85)
         _draw_series(below, series)
         _float_lines(below, series)
-        below.set(
-            xlabel="the same, close to the float network", ylabel="top-1 (%)", ylim=(best - CLOSE, best + CLOSE / 3)
-        )
+        below.set(xlabel="the same, close to the float network", ylabel="top-1 (%)")
+        below.set_ylim(level - CLOSE, level + CLOSE / 3)
     for part in figure.axes:
         part.set_xticks(sorted({row["bits"] for row in rows}))
         part.grid(axis="y", alpha=0.3)
@@ -56,7 +56,8 @@ def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
     for position, (label, rows) in enumerate(series.items()):
         look = _look(position)
         groups = _by_bits(rows)
-        bits, means = list(groups), [_mean(group, "top1") for group in groups.values()]
+        shift = (position - (len(series) - 1) / 2) * min(0.07, 0.4 / len(series))  # so that intervals do not hide
+        bits, means = [width + shift for width in groups], [_mean(group, "top1") for group in groups.values()]
         seeds = max(map(len, groups.values()))
         if seeds > 1:
             spread = [_std(group) for group in groups.values()]
@@ -68,7 +69,7 @@ def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
             (found,) = zip(*groups.values(), strict=True)
             below = [max(0, row["top1"] - row["top1_ci_low"]) for row in found]
             above = [max(0, row["top1_ci_high"] - row["top1"]) for row in found]
-            label = label or "quantized, 95 % interval"
+            label = f"{label or 'quantized'}, 95 % interval"
         axes.errorbar(bits, means, yerr=[below, above], capsize=4, label=shorten(label, 72), **look)
 
 

@@ -66,8 +66,8 @@ def legend(axes: Any, place: str = "lower right") -> None:
     box = axes.get_position()
     for other in figure.axes:
         if other is not axes:  # what is below keeps its place
-            place = other.get_position()
-            other.set_position((place.x0, place.y0 * up / (up + extra), place.width, place.height * up / (up + extra)))
+            left, bottom, width, height = other.get_position().bounds
+            other.set_position((left, bottom * up / (up + extra), width, height * up / (up + extra)))
     for text in figure.texts:
         text.set_y(1 - (1 - text.get_position()[1]) * up / (up + extra))
     figure.set_size_inches(across, up + extra)

@@ -124,11 +124,9 @@ def _details(results: Results, drawn: dict[str, bytes]) -> list[str]:
     own = []
     for name, job, pictures in list(zip(names, results.jobs, results.figures, strict=True))[:MOST_JOBS]:
         bits = ", ".join(str(row["bits"]) for row in job["rows"])
-        own += (
-            [page.heading(f"{name}: {bits} bits" if name else f"{bits} bits"), page.figures(captioned(pictures))]
-            if pictures
-            else []
-        )
+        if pictures:
+            title = f"{name}: {bits} bits" if name else f"{bits} bits"
+            own += [page.heading(title), page.figures(captioned(pictures))]
     if len(results.jobs) > MOST_JOBS:
         own.append(page.paragraph(f"The figures of the other {len(results.jobs) - MOST_JOBS} jobs are in their runs."))
     return [
@@ -219,12 +217,11 @@ def comparison(first: Results, second: Results) -> str:
         [key, ", ".join(ours.get(key, [])), ", ".join(theirs.get(key, []))]
         for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)
     ]  # fmt: skip
-    heads = ["key", *names]
     return page.document(
         f"{names[0]} and {names[1]}",
         page.sides(*columns),
         page.section("Figures", page.figures(captioned(draw(both)))),
-        page.section("Settings that differ", page.table(heads, differ, ("key",), names) if differ else page.paragraph("None.")),
+        page.section("Settings that differ", page.table(["key", *names], differ, ("key",), names)),
         *[page.section(f"To repeat {name}", page.code(repeat_command(results)) if results.command else "")
           for name, results in zip(names, (first, second), strict=True)],
     )  # fmt: skip
