@@ -69,7 +69,7 @@ def answers(series: dict[str, list[Row]]) -> list[str]:
         if good:
             sentences.append(f"{start}{good[0]} bits are the fewest that are not distinguishable from float.")
         else:
-            sentences.append(f"{start}no bit width tried is indistinguishable from float.")
+            sentences.append(f"{start}{'no' if start else 'No'} bit width tried is indistinguishable from float.")
     return sentences
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ptq_exp import figures, plots
-from ptq_exp.config import Config, flatten
+from ptq_exp.config import PROJECT_ROOT, Config, flatten
 from ptq_exp.jobs import read_failures, read_jobs, read_record
 from ptq_exp.report import page
 from ptq_exp.summary import (
@@ -26,11 +28,15 @@ from ptq_exp.summary import (
     with_labels,
 )
 
+CONF = PROJECT_ROOT / "conf"
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
 # What says nothing about the results, or is shown elsewhere.
-NOT_SETTINGS = ("output_dir", "overrides", "command", "cache_dir", "resume", "fail_fast", "quiet", "tracking.")
+NOT_SETTINGS = (
+    "output_dir", "overrides", "command", "cache_dir", "resume", "fail_fast", "quiet", "tracking.", "data.used",
+    "model.used",
+)  # fmt: skip
 CAPTIONS = {
     "accuracy_against_bits": "Accuracy against bit width",
     "accuracy_against_size": "Accuracy against size; the line joins what no smaller network beats",
@@ -150,7 +156,7 @@ def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _provenance(results: Results) -> list[str]:
-    defaults = flatten(Config())
+    defaults = default_settings()
     changed = [
         [key, _text(defaults.get(key)), ", ".join(values)]
         for key, values in settings(results.jobs).items()
@@ -187,6 +193,16 @@ def settings(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
     """The values that every key has in some job, as text."""
     keys = dict.fromkeys(key for job in jobs for key in job["params"] if not key.startswith(NOT_SETTINGS))
     return {key: _distinct(_text(job["params"].get(key)) for job in jobs) for key in keys}
+
+
+def default_settings() -> dict[str, Any]:
+    """What every key is where the command line says nothing."""
+    found = flatten(Config())
+    for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]:
+        group, option = next(iter(entry.items())) if isinstance(entry, dict) else ("", None)
+        if option and not group.startswith("override"):
+            found |= flatten(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), f"{group}.")
+    return found
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

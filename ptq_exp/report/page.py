@@ -10,7 +10,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --soft: #9aa5b1; --line: #3d444d; --back: #0f1419;
   --band: #171d24; --accent: #56b4e9; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1.25rem 4rem; color: var(--text); background: var(--back);
+body { margin: 0 auto; max-width: 90rem; padding: 1.5rem 1.25rem 4rem; color: var(--text); background: var(--back);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
@@ -26,10 +26,13 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--band); }
 td.word { white-space: nowrap; }
 td.wide { overflow-wrap: anywhere; min-width: 8rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1rem;
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(32rem, 100%), 1fr)); gap: 1rem;
   align-items: start; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 2rem; }
 .sides > div { min-width: 0; }
+.sides table { font-size: .78rem; }
+.sides th, .sides td { padding: .2rem .4rem; }
+.sides th, .sides td.word { white-space: normal; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; background: #fff; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: .35rem .7rem; font-size: .85rem; color: var(--soft); background: var(--band); }
