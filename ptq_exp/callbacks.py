@@ -31,12 +31,14 @@ class SweepCallback(Callback):
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
         from ptq_exp import background, sweep, tracking
         from ptq_exp.config import PROJECT_ROOT, TrackingConfig
+        from ptq_exp.console import set_quiet
         from ptq_exp.errors import explain
         from ptq_exp.jobs import SWEEP_VARIABLE
 
         self.folder = Path(config.hydra.sweep.dir).absolute()
         overrides = list(config.hydra.overrides.task)
         self.name = sweep_name(overrides)
+        set_quiet(config.quiet is True)
         settings = TrackingConfig(config.tracking.enabled, config.tracking.uri, config.tracking.experiment)
         cache = Path(config.cache_dir) if config.cache_dir else PROJECT_ROOT / "cache"
         try:
@@ -65,9 +67,10 @@ class SweepCallback(Callback):
             return
         self.finished = True
         from ptq_exp import background, sweep, tracking
-        from ptq_exp.console import console
+        from ptq_exp.console import console, is_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs
-        from ptq_exp.summary import as_series, failure_line, terminal_table, with_labels
+        from ptq_exp.report.build import REPORT_FILE
+        from ptq_exp.summary import answers, as_series, failure_line, terminal_table, with_labels
 
         for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
@@ -86,11 +89,16 @@ class SweepCallback(Callback):
             console.print(terminal_table(as_series(jobs), self.name, failures))
         for failure in failures:
             console.print(failure_line(failure))
+        if not is_quiet():
+            for sentence in answers(as_series(jobs)):
+                console.print(sentence)
         try:
             sweep.log_sweep(self.parent, self.folder, self.name, "FAILED" if failures or problems else "FINISHED")
         except Exception as error:
             problems.append(str(error))
-        console.print(self.parent.how_to_open() or f"Results: {self.folder}")
+        if not is_quiet():
+            console.print(f"Report: {self.folder / 'sweep' / REPORT_FILE}")
+            console.print(self.parent.how_to_open() or f"Results: {self.folder}")
         if problems:
             print(f"Error: not everything could be logged: {problems[0]}", file=sys.stderr)
             print(f"To log it later: python -m ptq_exp.tracking upload {self.folder}", file=sys.stderr)

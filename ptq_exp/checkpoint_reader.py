@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import tempfile
 import urllib.request
 import zipfile
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ptq_exp.console import progress
 from ptq_exp.errors import UserError
 from ptq_exp.quantization.checked import load_checked
 
@@ -231,8 +231,11 @@ def _download(url: str, cache: Path, timeout: float) -> Path:
     partial = Path(tempfile.mkstemp(prefix=".download-", dir=folder)[1])
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
-            shutil.copyfileobj(response, file)
             expected = response.headers.get("Content-Length")
+            with progress(f"Downloading {name}", int(expected or 0)) as advance:
+                while chunk := response.read(2**16):
+                    file.write(chunk)
+                    advance(len(chunk))
         if expected is not None and partial.stat().st_size != int(expected):
             raise UserError(f"checkpoint={url}: the download broke off. Try again.")
         os.replace(partial, target)

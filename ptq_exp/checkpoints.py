@@ -4,6 +4,7 @@ The store is content-addressed: `<cache>/float/<digest>/` holds the network that
 gives on one data set, so every job and every later sweep that asks for it finds it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.training import TrainingState, resolve_recipe, train
 
 SHIPPED = PROJECT_ROOT / "checkpoints"
+Watch = Callable[[], contextlib.AbstractContextManager[Any]]  # what watches a training
 
 
 @dataclass
@@ -45,11 +47,14 @@ class FloatModel:
     history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
 
 
-def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
+def load_or_train(
+    config: Config, dataset: Dataset, device: torch.device, watch: Watch = contextlib.nullcontext
+) -> FloatModel:
     """The float model that `checkpoint` asks for.
 
     `auto` takes the stored network of this very training configuration and trains it where there is none;
-    `train` trains afresh; anything else is a file. Raises `UserError` where a file is missing or does not fit.
+    `train` trains afresh; anything else is a file. A training runs inside the context manager that `watch` makes.
+    Raises `UserError` where a file is missing or does not fit.
     """
     if config.checkpoint not in ("auto", "train"):
         return _from_file(config, dataset, device)
@@ -86,7 +91,8 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device) -> Flo
             entry.clear()
         history: list[dict[str, float]] = []
         if not entry.complete():
-            state = train(model, dataset, normalize, config, entry.training_state(), entry.save_state)
+            with watch():
+                state = train(model, dataset, normalize, config, entry.training_state(), entry.save_state)
             history = state.history
             entry.finish(state, _metadata(options, config, dataset))
         load_weights(model, read_checkpoint(str(entry.folder / f"{stored}.safetensors"), config.cache, 0))

@@ -52,6 +52,7 @@ class TrackingConfig:
     enabled: bool = True
     uri: str | None = None
     experiment: str = "ptq_exp"
+    register: str | None = None
 
 
 @dataclass
@@ -76,9 +77,11 @@ class Config:
     seed: int = 0
     resume: bool = False
     fail_fast: bool = False
+    quiet: bool = False
     cache_dir: str | None = None
     output_dir: str = "outputs/run"
     overrides: str = ""
+    command: list[str] = field(default_factory=list)
 
     @property
     def cache(self) -> Path:
@@ -126,6 +129,13 @@ def validate(config: Config) -> None:
             raise UserError(f"data.{key}={values} needs three numbers: red, green, blue.")
     if config.data.std is not None and min(config.data.std) <= 0:
         raise UserError(f"data.std={config.data.std} must be positive in every channel.")
+    if config.tracking.register is not None:
+        if not config.tracking.enabled:
+            raise UserError("tracking.register needs an MLflow store: leave tracking=none out.")
+        if not config.tracking.register.strip() or set(config.tracking.register) & set("/:"):
+            raise UserError(
+                f"tracking.register={config.tracking.register!r}: a model's name has no slash and no colon."
+            )
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

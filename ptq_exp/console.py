@@ -1,6 +1,8 @@
 """The terminal: log lines, progress and tables, through rich."""
 
 import logging
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,12 +14,26 @@ console = Console(soft_wrap=True, highlight=False)
 if not console.is_terminal:  # a log file has no width: tables keep their columns
     console = Console(soft_wrap=True, highlight=False, width=140)
 log = logging.getLogger("ptq_exp")
+FIRST_LINE_SECONDS = 10.0  # without a terminal: when progress is first told, and then ever more rarely
+_quiet = threading.Event()
+
+
+def set_quiet(on: bool) -> None:
+    """With `quiet` only warnings, errors and final tables are shown; the log file keeps everything."""
+    _quiet.set() if on else _quiet.clear()
+
+
+def is_quiet() -> bool:
+    """Whether `set_quiet` is on."""
+    return _quiet.is_set()
 
 
 class Handler(logging.Handler):
     """Log records on the shared console, above a progress bar that may be running."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if is_quiet() and record.levelno < logging.WARNING:
+            return
         style = "yellow" if record.levelno >= logging.WARNING else None
         console.print(self.format(record), style=style, markup=False)
 
@@ -26,15 +42,47 @@ class Handler(logging.Handler):
 def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
     """A progress bar with time left; `fields` are short texts shown after it.
 
-    Yields `advance(steps=1, **fields)`. Where the output is not a terminal nothing moves: the caller's log
-    lines tell the story there.
+    Yields `advance(steps=1, **fields)`, which any thread may call. Where the output is not a terminal, a line now and
+    then says how far it is.
     """
+    if not console.is_terminal:
+        yield _Lines(description, total).advance
+        return
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%")]
     columns += [TextColumn("{task.fields[" + name + "]}") for name in fields]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=is_quiet()) as bar:
         task = bar.add_task(description, total=total, **cast(Any, fields))
         yield lambda steps=1, **changed: bar.update(task, advance=steps, **changed)
+
+
+class _Lines:
+    """Progress as plain lines, each after half as much time again as the one before."""
+
+    def __init__(self, description: str, total: int):
+        self.description, self.total, self.done, self.lock = description, total, 0, threading.Lock()
+        self.skipped, self.started, self.next = 0, time.monotonic(), FIRST_LINE_SECONDS
+
+    def advance(self, steps: int = 1, **_: str) -> None:
+        """So many steps are done."""
+        with self.lock:
+            seconds = time.monotonic() - self.started
+            if seconds < 0.1:  # what was done before and is only counted: a training taken up again
+                self.skipped += steps
+            self.done += steps
+            now = self.done - self.skipped
+            if seconds < self.next or now <= 0 or self.done >= self.total:
+                return
+            self.next = 1.5 * seconds
+        left = seconds * (self.total - self.done) / now
+        log.info("%s: %.0f %%, about %s left", self.description, 100 * self.done / self.total, duration(left))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to two digits or so."""
+    if seconds > 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} s"
 
 
 def track(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:

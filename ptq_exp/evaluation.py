@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -87,24 +88,31 @@ def for_inference(model: nn.Module) -> nn.Module:
     return network
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normalizer) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalize: Normalizer,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
     """Run `model` in evaluation mode on uint8 `images` (N, 3, H, W) with `labels` (N,), all on one device.
 
     On CUDA counts are kept on the device and read once, at the end. On a CPU every core works on images of its own: a
     layer of so small a network is over before several cores have agreed to share it. The model is left as it is.
+    `advance` is told how many images are done, from several threads.
     """
     started = time.perf_counter()
     # cuDNN's float32 convolutions are made for channels first: 54 ms against 147 for 10,000 images on an H200.
     layout = torch.contiguous_format if images.is_cuda else torch.channels_last
     network = for_inference(model).to(memory_format=layout)  # type: ignore[call-overload]
     if images.is_cuda:
-        parts = [_count(network, images, labels, normalize, CUDA_BATCH)]
+        parts = [_count(network, images, labels, normalize, CUDA_BATCH, advance)]
     else:
         cores = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as pool:
                 chunks = zip(images.chunk(cores), labels.chunk(cores), strict=True)
-                tasks = [pool.submit(_count, network, *chunk, normalize, CPU_BATCH) for chunk in chunks]
+                tasks = [pool.submit(_count, network, *chunk, normalize, CPU_BATCH, advance) for chunk in chunks]
                 parts = [task.result() for task in tasks]
         finally:
             torch.set_num_threads(cores)  # what the workers set is the default of threads to come
@@ -121,7 +129,12 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normal
 
 @torch.inference_mode()
 def _count(
-    network: nn.Module, images: Tensor, labels: Tensor, normalize: Normalizer, batch: int
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalize: Normalizer,
+    batch: int,
+    advance: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """Predictions (N,), and the sums (3,) of correct ones, of labels among the five largest logits, and of losses."""
     predictions, totals = [], torch.zeros(3, dtype=torch.float64, device=images.device)
@@ -133,4 +146,5 @@ def _count(
         predictions.append(order[:, 0])
         loss = F.cross_entropy(logits, target, reduction="sum")
         totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
+        advance(len(chunk))
     return torch.cat(predictions), totals

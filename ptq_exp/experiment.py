@@ -15,9 +15,9 @@ from torch import Tensor
 from ptq_exp import jobs, results, resume, tracking
 from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
-from ptq_exp.checkpoints import FloatModel, load_or_train, weights_digest
+from ptq_exp.checkpoints import FloatModel, Watch, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
-from ptq_exp.console import console, log, progress
+from ptq_exp.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
@@ -29,7 +29,9 @@ from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
-from ptq_exp.summary import Row, terminal_table
+from ptq_exp.record import keep_and_log, make_record
+from ptq_exp.report.build import REPORT_FILE
+from ptq_exp.summary import Row, answers, terminal_table
 
 
 @dataclass
@@ -50,6 +52,7 @@ def run(cfg: Any) -> dict[str, float]:
     Returns the metrics of its one bit width, or `top1_w<bits>` for each of several and `top1_float`.
     """
     folder, overrides = Path(cfg.output_dir), cfg.overrides
+    set_quiet(cfg.quiet is True)
     with jobs.failure_kept(folder, cfg.quant.bits, overrides, cfg.fail_fast is True):
         config = from_hydra(cfg)
         device = pick_device(config.device)
@@ -67,7 +70,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
     old = ledger.read().get("run_id") if config.resume else None
     with tracking.job_run(config.tracking, name, key, old, folder / "run.log") as job:
         ledger.write(folder, job.run_id)
-        shared = prepare(config, device)
+        shared = prepare(config, device, job.system_metrics)
         dataset, float_model = shared.dataset, shared.float_model
         name = run_name(config, dataset.name)
         job.rename(name)
@@ -80,32 +83,39 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
                 reconstruction_store(config, shared, bits, device), memo,
             )  # fmt: skip
             seconds = time.perf_counter() - started
-            result = evaluate(quantized, dataset.test_images, dataset.test_labels, float_model.normalize)
+            result = test(quantized, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
             row = results.make_row(
                 bits, config.quant, float_model, shared.baseline, result, dataset.test_labels, report, seconds
             )
             rows.append(row)
-            results.save_artifacts(folder / "artifacts", row, config, float_model, dataset, quantized, report)
+            results.save_artifacts(
+                folder / "artifacts", row, config, float_model, dataset, quantized, report,
+                shared.baseline, result,
+            )  # fmt: skip
             log.info("%s", results.headline(row, config.quant.name))
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
                 measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
-        record = results.make_record(
+        record = make_record(
             job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
         )
-        later(results.keep_and_log, folder, record, job)
-    if jobs.SWEEP_VARIABLE not in os.environ:
-        show(record, job.how_to_open() or f"Results: {folder}")
+        alone = jobs.SWEEP_VARIABLE not in os.environ  # asked now: the sweep may end before its last job is logged
+        later(keep_and_log, folder, record, job, alone)
+    if alone:
+        show(record, folder, job.how_to_open() or f"Results: {folder}")
     return rows
 
 
 _prepared: dict[str, Prepared] = {}  # at most one entry: it holds a data set, and the jobs of a sweep share it
 
 
-def prepare(config: Config, device: torch.device) -> Prepared:
-    """Data set, float model and baseline, computed once in a process for the jobs that share them."""
+def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
+    """Data set, float model and baseline, computed once in a process for the jobs that share them.
+
+    A training runs inside the context manager that `watch` makes.
+    """
     relevant = dataclasses.asdict(config)
     for unrelated in ("quant", *jobs.UNRELATED):
         del relevant[unrelated]
@@ -116,15 +126,21 @@ def prepare(config: Config, device: torch.device) -> Prepared:
             log.warning("%s", dataset.note)
         sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
         log.info("Data: %s, %s, %d classes. Device: %s.", dataset.name, sizes, len(dataset.classes), hardware(device))
-        float_model = load_or_train(config, dataset, device)
+        float_model = load_or_train(config, dataset, device, watch)
         log.info("Float model: %s.", float_model.source)
-        baseline = evaluate(float_model.model, dataset.test_images, dataset.test_labels, float_model.normalize)
+        baseline = test(float_model.model, dataset, float_model, "Evaluating the float network")
         log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
         _prepared.clear()
         data = float_model.config.data
         network = digest(weights_digest(float_model.model), data.mean, data.std)
         _prepared[key] = Prepared(dataset, dataset.fingerprint(), float_model, baseline, network)
     return _prepared[key]
+
+
+def test(model: torch.nn.Module, dataset: Dataset, float_model: FloatModel, description: str) -> Evaluation:
+    """What `model` answers on the test images."""
+    with progress(description, len(dataset.test_labels)) as advance:
+        return evaluate(model, dataset.test_images, dataset.test_labels, float_model.normalize, advance)
 
 
 def pick_device(name: str) -> torch.device:
@@ -222,7 +238,8 @@ def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str,
     }
 
 
-def show(record: dict[str, Any], where: str) -> None:
-    """The table of a single job, and where its results are."""
+def show(record: dict[str, Any], folder: Path, where: str) -> None:
+    """The table of a single job, what it says, and where its results are."""
     console.print(terminal_table({"": record["rows"]}, record["title"]))
-    console.print(where)
+    if not is_quiet():
+        console.print(*answers({"": record["rows"]}), f"Report: {folder / 'artifacts' / REPORT_FILE}", where, sep="\n")

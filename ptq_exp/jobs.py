@@ -24,7 +24,7 @@ from ptq_exp.summary import Failure, Row, failure_line
 RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is logged besides the artifacts
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
-UNRELATED = ("tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast")
+UNRELATED = ("tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command")
 
 # Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
 SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
@@ -39,6 +39,7 @@ def job_key(config: Config, device_type: str) -> str:
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
     there = config.data.name == "auto" and root.exists()  # decides what auto means
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
+    where += [config.tracking.register] if config.tracking.register else []
     return digest(relevant, file, images, there, where, device_type, RECONSTRUCTION_VERSION)
 
 
@@ -94,9 +95,10 @@ def job_folders(sweep_folder: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def read_jobs(sweep_folder: Path) -> list[dict[str, Any]]:
-    """The records of the finished jobs of a sweep, in the order of the jobs."""
-    return [record for folder in job_folders(sweep_folder) if (record := read_record(folder))]
+def read_jobs(sweep_folder: Path, with_folder: bool = False) -> list[dict[str, Any]]:
+    """The records of the finished jobs of a sweep, in the order of the jobs; `with_folder` adds each one's `folder`."""
+    found = [(folder, record) for folder in job_folders(sweep_folder) if (record := read_record(folder))]
+    return [record | {"folder": folder} if with_folder else record for folder, record in found]
 
 
 def read_failures(sweep_folder: Path) -> list[Failure]:

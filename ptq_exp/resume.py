@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ptq_exp import tracking
 from ptq_exp.config import Config
 from ptq_exp.console import log
 from ptq_exp.jobs import RESULTS_FILE, Ledger, read_record, rows_of, write_record
 from ptq_exp.summary import Row
+from ptq_exp.tracking import reading
 from ptq_exp.tracking.upload import upload
 
 
@@ -32,6 +32,6 @@ def finished(config: Config, key: str, ledger: Ledger, folder: Path) -> list[Row
 
 
 def _from_store(config: Config, key: str, folder: Path) -> dict[str, object] | None:
-    run_id = tracking.fetch_job(config.tracking, key, RESULTS_FILE, folder)
+    run_id = reading.fetch_job(config.tracking, key, RESULTS_FILE, folder)
     record = read_record(folder) if run_id else None
     return record and record | {"uploaded": True, "run_id": run_id}

@@ -8,7 +8,9 @@ Row = dict[str, Any]
 Failure = dict[str, str]  # of a failed job: `bits`, `overrides`, `error`, the path of its `log` and its `run_id`
 
 JOB = "job"
-HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "agreement %", "size"]
+HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "against float", "agreement %", "size"]
+VERDICT = HEADINGS.index("against float")
+NOT_DISTINGUISHABLE = "not distinguishable"
 
 
 def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -17,12 +19,12 @@ def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
     A sweep over `quant.bits` alone is one series called ''.
     """
     series: dict[str, list[Row]] = {}
-    for job, label in zip(jobs, _labels(jobs), strict=True):
+    for job, label in zip(jobs, labels(jobs), strict=True):
         series.setdefault(label, []).extend(job["rows"])
     return series
 
 
-def _labels(jobs: list[dict[str, Any]]) -> list[str]:
+def labels(jobs: list[dict[str, Any]]) -> list[str]:
     """Of every job, the overrides that not all of them have."""
     overrides = [job["overrides"].split(" ") for job in jobs]
     shared = set.intersection(*map(set, overrides)) if overrides else set()
@@ -31,8 +33,44 @@ def _labels(jobs: list[dict[str, Any]]) -> list[str]:
 
 def with_labels(jobs: list[dict[str, Any]], failures: list[Failure]) -> list[Failure]:
     """The failures, their overrides cut to what sets them apart from the other jobs of the sweep."""
-    labels = _labels([*jobs, *failures])[len(jobs) :]
-    return [failure | {"overrides": label} for failure, label in zip(failures, labels, strict=True)]
+    found = labels([*jobs, *failures])[len(jobs) :]
+    return [failure | {"overrides": label} for failure, label in zip(failures, found, strict=True)]
+
+
+def seed_groups(series: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The same rows, those of jobs that differ in nothing but the seed (and bits) together."""
+    groups: dict[str, list[Row]] = {}
+    for label, rows in series.items():
+        groups.setdefault(without_seed(label), []).extend(rows)
+    return groups
+
+
+def without_seed(label: str) -> str:
+    """The label of a series' group of seeds."""
+    return " ".join(word for word in label.split(" ") if not word.startswith("seed="))
+
+
+def verdict(row: Row) -> str:
+    """Whether the drop can be told from zero: its 95 % interval, from both networks' answers to the same images."""
+    if row["top1_drop_ci_low"] <= 0 <= row["top1_drop_ci_high"]:
+        return NOT_DISTINGUISHABLE
+    return "lower" if row["top1_drop"] > 0 else "higher"
+
+
+def answers(series: dict[str, list[Row]]) -> list[str]:
+    """How few bits each series (or group of seeds) can take: one sentence each."""
+    sentences = []
+    for label, rows in seed_groups(series).items():
+        good = [
+            bits for bits in sorted({row["bits"] for row in rows})
+            if all(verdict(row) == NOT_DISTINGUISHABLE for row in rows if row["bits"] == bits)
+        ]  # fmt: skip
+        start = f"{label}: " if label else ""
+        if good:
+            sentences.append(f"{start}{good[0]} bits are the fewest that are not distinguishable from float.")
+        else:
+            sentences.append(f"{start}{'no' if start else 'No'} bit width tried is indistinguishable from float.")
+    return sentences
 
 
 def cells(row: Row) -> list[str]:
@@ -41,15 +79,17 @@ def cells(row: Row) -> list[str]:
     interval = f"{row['top1_ci_low']:.2f} – {row['top1_ci_high']:.2f}"
     size = f"{row['size_bytes'] / 1000:.1f} kB"
     drop = f"{row['top1_drop_ci_low']:+.2f} – {row['top1_drop_ci_high']:+.2f}"
-    return [width, f"{row['top1']:.2f}", interval, f"{row['top1_drop']:+.2f}", drop, f"{row['agreement']:.2f}", size]
+    top1, change, same = f"{row['top1']:.2f}", f"{row['top1_drop']:+.2f}", f"{row['agreement']:.2f}"
+    return [width, top1, interval, change, drop, verdict(row), same, size]
 
 
 def terminal_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> Table:
     """The result table for the terminal, the float network first and failed jobs last."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    headings, lines = _lines(series, failures or [])
+    headings, lines = table_lines(series, failures or [])
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == JOB else "right", no_wrap=True)
+        words = heading in (JOB, HEADINGS[VERDICT])
+        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != HEADINGS[VERDICT])
     for line in lines:
         table.add_row(*line)
     return table
@@ -57,7 +97,7 @@ def terminal_table(series: dict[str, list[Row]], title: str, failures: list[Fail
 
 def markdown_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> str:
     """The same table in Markdown, for the page of a run."""
-    headings, lines = _lines(series, failures or [])
+    headings, lines = table_lines(series, failures or [])
     rows = [headings, ["---"] * len(headings), *lines]
     return f"**{title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -68,7 +108,7 @@ def failure_line(failure: Failure) -> str:
     return f"FAILED {job}: {failure['error']} (log: {failure['log']})"
 
 
-def _lines(series: dict[str, list[Row]], failures: list[Failure]) -> tuple[list[str], list[list[str]]]:
+def table_lines(series: dict[str, list[Row]], failures: list[Failure]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; the column of jobs only where there are several series, each float network once."""
     named, lines, shown = bool(series) and list(series) != [""], [], None
     for label, rows in series.items():
@@ -84,4 +124,4 @@ def _lines(series: dict[str, list[Row]], failures: list[Failure]) -> tuple[list[
 
 def _float_cells(row: Row) -> list[str]:
     interval = f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}"
-    return ["float", f"{row['top1_float']:.2f}", interval, "", "", "", f"{row['size_bytes_float'] / 1000:.1f} kB"]
+    return ["float", f"{row['top1_float']:.2f}", interval, *[""] * 4, f"{row['size_bytes_float'] / 1000:.1f} kB"]

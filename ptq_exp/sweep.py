@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ptq_exp import plots, tracking
+from ptq_exp import tracking
 from ptq_exp.checkpoints import write_atomically
 from ptq_exp.config import TrackingConfig, digest
 from ptq_exp.console import log
 from ptq_exp.errors import UserError
 from ptq_exp.jobs import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
+from ptq_exp.report.build import SUMMARY_FILE, write_sweep
 from ptq_exp.summary import Row, as_series, failure_line, markdown_table, with_labels
+from ptq_exp.tracking import reading
 from ptq_exp.tracking.upload import upload
 
 SWEEP_FILE = "sweep.json"  # in the sweep's folder: its name and its parent run
@@ -31,7 +33,8 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             old = str(json.loads(pointer.read_text())["run_id"])
     parent = tracking.start(config, name, old=old)
-    content = json.dumps({"name": name, "run_id": parent.run_id, "run": address})
+    command = list(map(tracking.without_password, overrides))
+    content = json.dumps({"name": name, "run_id": parent.run_id, "run": address, "command": command})
     for path in (folder / SWEEP_FILE, pointer):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_text(content))
@@ -39,16 +42,35 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
 
 
 def gather(parent: "tracking.Run", folder: Path) -> None:
-    """Fetch the records of jobs that ran where this folder is not: on workers without a shared disk."""
+    """Fetch records and figures of jobs that ran where this folder is not: on workers without a shared disk."""
     here = {record["run_id"] for record in read_jobs(folder)}
-    for run_id in tracking.finished_children(parent):
+    for number, run_id in enumerate(reading.finished_children(parent)):
         if run_id not in here:
-            target = folder / f"from-worker-{run_id[:8]}"
-            target.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(UserError):
-                tracking.artifact(parent.client, run_id, RESULTS_FILE, target)
-                if record := read_record(target):
-                    write_record(target, record | {"uploaded": True, "run_id": run_id})
+            fetch_job(parent, run_id, folder / f"from-worker-{number:04d}-{run_id[:8]}")
+
+
+def fetch_job(store: "tracking.Run", run_id: str, folder: Path) -> bool:
+    """Fetch the record and the figures of a job from the store of any run; whether it has a record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(UserError):
+        reading.artifact(store.client, run_id, RESULTS_FILE, folder)
+        if record := read_record(folder):
+            write_record(folder, record | {"uploaded": True, "run_id": run_id})
+            for name in reading.artifact_names(store.client, run_id):
+                if name.endswith(".png"):
+                    reading.artifact(store.client, run_id, name, folder / "artifacts")
+            return True
+    return False
+
+
+def fetch_sweep(parent: "tracking.Run", folder: Path) -> dict[str, Any]:
+    """Fetch what a report of a sweep needs; what its summary says, nothing where an older version logged it."""
+    gather(parent, folder)
+    with contextlib.suppress(UserError, ValueError):
+        path = reading.artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)
+        summary: dict[str, Any] = json.loads(path.read_text())
+        return summary
+    return {"failures": reading.failed_children(parent)}
 
 
 def upload_jobs(folder: Path) -> list[str]:
@@ -65,7 +87,7 @@ def upload_jobs(folder: Path) -> list[str]:
 
 
 def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> None:
-    """Log the table, the figure and the curves of the finished jobs on the parent run, and end it."""
+    """Log the table, the report, the figures and the curves of the finished jobs on the parent run, and end it."""
     jobs = read_jobs(folder)
     failures = with_labels(jobs, read_failures(folder))
     figures = folder / "sweep"
@@ -75,7 +97,7 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
     note = "\n\n".join([table, *map(failure_line, failures)])
     (figures / "table.md").write_text(note)
     if jobs:
-        plots.accuracy_against_bits(series, figures / "accuracy_against_bits.png")
+        write_sweep(folder, title, read_command(folder), figures)
         lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
         note += f"\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
     parent.log(tags={"mlflow.note.content": note})
@@ -90,6 +112,13 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
     if jobs and all(len(job["rows"]) == 1 for job in jobs):
         _log_curves(parent, series)
     parent.end(status)
+
+
+def read_command(folder: Path) -> list[str]:
+    """The overrides that a sweep was started with; none where an older version began it."""
+    with contextlib.suppress(OSError, ValueError):
+        return list(json.loads((folder / SWEEP_FILE).read_text()).get("command", []))
+    return []
 
 
 def _log_curves(parent: "tracking.Run", series: dict[str, list[Row]]) -> None:

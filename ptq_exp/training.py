@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.config import Config
-from ptq_exp.console import log, progress
+from ptq_exp.console import duration, log, progress
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.errors import UserError, did_you_mean
@@ -202,10 +202,6 @@ def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalize
             "Training will take about %s on this CPU (%d epochs of %d images). Quicker ways: "
             "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
             "The training can be interrupted and taken up again by the same command.",
-            _duration(seconds), epochs, len(loader.labels),
+            duration(seconds), epochs, len(loader.labels),
             max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
         )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 2 * 3600 else f"{seconds / 60:.0f} minutes"

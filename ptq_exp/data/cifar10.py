@@ -2,18 +2,21 @@
 
 import contextlib
 import http.client
+import io
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torchvision import datasets
 
 from ptq_exp.config import Config
+from ptq_exp.console import console, is_quiet, log
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
 from ptq_exp.errors import UserError
 
@@ -68,7 +71,8 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
         with FileLock(root / f".{reader.base_folder}.lock"), _socket_timeout(timeout):
             if _complete(reader, root):
                 return
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch:
+            log.info("Downloading %s to %s.", reader.__name__, root)
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch, _own_progress_bar():
                 reader(scratch, download=True)
                 target = root / reader.base_folder
                 if target.exists():  # incomplete or broken, or torchvision would have read it
@@ -88,6 +92,12 @@ def _complete(reader: type[datasets.CIFAR10], root: Path) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _own_progress_bar() -> contextlib.AbstractContextManager[Any]:
+    """torchvision shows a bar of its own on stderr: let it, but only in a terminal, and not with quiet=true."""
+    shown = console.is_terminal and not is_quiet()
+    return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

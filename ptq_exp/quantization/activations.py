@@ -3,6 +3,7 @@
 An observer is a function `(observation, grid) -> alpha`; `@observer` makes it available as `quant.act_rule=<name>`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ptq_exp.quantization.grids import UniformGrid, activation_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.progress import Progress, shown
 
 BINS = 4096
 BATCH = 256
@@ -66,7 +68,9 @@ def histogram_mse(seen: Observation, grid: UniformGrid, percentile: float) -> fl
 
 
 @torch.inference_mode()
-def observe(model: nn.Module, names: list[str], images: Tensor) -> dict[str, list[Observation]]:
+def observe(
+    model: nn.Module, names: list[str], images: Tensor, progress: Progress | None = None
+) -> dict[str, list[Observation]]:
     """The inputs of the modules called `names` in the float `model` on normalized `images`, one entry an input.
 
     Two passes: the first finds the ends, the second fills the histograms.
@@ -84,8 +88,9 @@ def observe(model: nn.Module, names: list[str], images: Tensor) -> dict[str, lis
         counts = torch.histc(x.abs().flatten().float().cpu(), BINS, 0, limit)
         histograms[key] = histograms.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
 
-    for visit in (find_ends, count):
-        _run_with_inputs(model, names, images, visit)
+    with shown(progress, "Calibrating activations", 2 * math.ceil(len(images) / BATCH)) as advance:
+        for visit in (find_ends, count):
+            _run_with_inputs(model, names, images, visit, advance)
     found: dict[str, list[Observation]] = {name: [] for name in names}
     for (name, position), (low, high) in sorted(ends.items(), key=lambda item: item[0][1]):
         limit = max(float(high), -float(low), 1e-12)
@@ -94,7 +99,11 @@ def observe(model: nn.Module, names: list[str], images: Tensor) -> dict[str, lis
 
 
 def _run_with_inputs(
-    model: nn.Module, names: list[str], images: Tensor, visit: Callable[[tuple[str, int], Tensor], None]
+    model: nn.Module,
+    names: list[str],
+    images: Tensor,
+    visit: Callable[[tuple[str, int], Tensor], None],
+    advance: Callable[[], None],
 ) -> None:
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def watch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -107,6 +116,7 @@ def _run_with_inputs(
     try:
         for batch in images.split(BATCH):
             model(batch)
+            advance()
     finally:
         for handle in handles:
             handle.remove()
@@ -130,8 +140,10 @@ def quantize_activations(
     alpha: float | None,
     spared: str | None,
     residual_bits: int | None,
-) -> None:
-    """Put a quantizer before every layer of `layers` (and residual addition), in place.
+    progress: Progress | None = None,
+) -> dict[str, Observation]:
+    """Put a quantizer before every layer of `layers` (and residual addition), in place; what these layers' inputs
+    looked like.
 
     `bits` names the layers that get one and their width; `spared` is the layer that sees the image, if its input
     is to stay float. `residual_bits` is the width of the operands of residual additions, or None. Ranges come from
@@ -141,7 +153,7 @@ def quantize_activations(
     names = [name for name in layers if name in bits and name != spared]
     joints = additions(reference) if residual_bits is not None else []
     wanted = names + joints
-    seen = memo.once(("observations", id(reference), *wanted), lambda: observe(reference, wanted, images))
+    seen = memo.once(("observations", id(reference), *wanted), lambda: observe(reference, wanted, images, progress))
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
         signed = observation.low < 0
@@ -155,3 +167,4 @@ def quantize_activations(
     for name in joints:
         first_operand, second_operand = (make(observation, residual_bits or 0) for observation in seen[name])
         model.set_submodule(name, QuantizedAddition(model.get_submodule(name), first_operand, second_operand))
+    return {name: seen[name][0] for name in names}

@@ -14,8 +14,9 @@ from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.reconstruction import distill
-from ptq_exp.quantization.rounding import EIGHT, Progress, round_weights, shown, target_layers
+from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
 BATCH = 256

@@ -13,8 +13,9 @@ from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batc
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.progress import Progress
 from ptq_exp.quantization.report import Report, layer_outputs, layer_report, make_report, sqnr_db
-from ptq_exp.quantization.rounding import EIGHT, Progress, learn_rounding, plan_bits, round_weights, target_layers
+from ptq_exp.quantization.rounding import EIGHT, learn_rounding, plan_bits, round_weights, target_layers
 from ptq_exp.quantization.spec import QuantConfig
 
 
@@ -45,15 +46,15 @@ def quantize(
         plan, sensitivity = plan_bits(reference, config, bits), None
     network = copy.deepcopy(reference)
     round_weights(network, config, plan)
-    layers = quantized_layers(network)
+    layers, observed = quantized_layers(network), {}
     if config.act_bits is not None:
         everything = list(target_layers(reference, config.layers))
         widths = {name: _activation_bits(name, everything, config) for name in layers}
-        quantize_activations(
+        observed = quantize_activations(
             network, reference, layers, widths, calibration, memo, rule=config.act_rule,
             percentile=config.act_percentile, alpha=config.act_alpha,
             spared=None if config.act_input_image else everything[0],
-            residual_bits=config.act_bits if config.act_residual else None,
+            residual_bits=config.act_bits if config.act_residual else None, progress=progress,
         )  # fmt: skip
     weights = {name: layer.weight.detach() for name, layer in target_layers(reference, config.layers).items()}
     learn_rounding(network, reference, weights, config, plan, calibration, seed, progress, store)
@@ -68,7 +69,7 @@ def quantize(
         layer_report(name, layer, weights[name], stored_bits(layer.bits, config.sign_bit, config.grid), outputs[name])
         for name, layer in quantized_layers(network).items()
     ]
-    return network, make_report(network, rows, sensitivity)
+    return network, make_report(network, rows, sensitivity, observed)
 
 
 def prepare(model: nn.Module, config: QuantConfig) -> nn.Module:

@@ -37,7 +37,7 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     if worst.clipped_percent > CLIPPED:
         return (
             f"{lead} clipping in {worst.layer}: {worst.clipped_percent:.1f} % of its weights lie beyond alpha "
-            f"({worst.alpha:.3g}; largest {worst.weight_max:.3g}); {loss}. Try quant.alpha_rule=mse."
+            f"({worst.alpha:.3g}; largest {worst.weight_max:.3g}); {loss}. {_other_range(config)}"
         )
     if worst in starved:
         return (
@@ -54,13 +54,23 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     return f"{lead} {_few_levels(worst, loss, config)}"
 
 
+def _other_range(config: QuantConfig) -> str:
+    if config.alpha_rule not in ("mse", "lp"):
+        return "Try quant.alpha_rule=mse."
+    chosen = "That alpha is already the one with the smallest error"
+    return f"{chosen}: what helps now is {_remedy(config)}."
+
+
+def _remedy(config: QuantConfig) -> str:
+    return "learned rounding (quant=best)" if config.rounding == "nearest" else "more bits there (quant=mixed)"
+
+
 def _setter(config: QuantConfig) -> str:
     return "the first convolution's spread" if config.alpha_rule == "first_conv_std" else "the network as a whole"
 
 
 def _few_levels(worst: LayerReport, loss: str, config: QuantConfig) -> str:
-    remedy = "learned rounding (quant=best)" if config.rounding == "nearest" else "more bits there (quant=mixed)"
     return (
         f"the rounding itself, {worst.levels_available} levels, most in {worst.layer}; {loss}. The levels are well "
-        f"used ({worst.levels_used} of {worst.levels_available}): what helps now is {remedy}."
+        f"used ({worst.levels_used} of {worst.levels_available}): what helps now is {_remedy(config)}."
     )

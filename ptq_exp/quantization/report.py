@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer
 
 FLOAT_BYTES = 4
@@ -40,6 +41,7 @@ class Report:
     layers: list[LayerReport]
     bits_mean: float  # stored bits a quantized weight, sign included, over all quantized weights
     sensitivity: dict[str, dict[float, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
+    activations: dict[str, Observation]  # the layers whose input is quantized, as calibrated
     size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
 
 
@@ -93,7 +95,10 @@ def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[
 
 
 def make_report(
-    model: nn.Module, rows: list[LayerReport], sensitivity: dict[str, dict[float, float]] | None = None
+    model: nn.Module,
+    rows: list[LayerReport],
+    sensitivity: dict[str, dict[float, float]] | None = None,
+    activations: dict[str, Observation] | None = None,
 ) -> Report:
     """Totals of a quantized `model` whose layers are described by `rows`."""
     weights = sum(row.weights for row in rows)
@@ -107,4 +112,4 @@ def make_report(
         if not replaced and name.removesuffix(".layer.weight") not in {row.layer for row in rows}:
             floats += tensor.numel()
     size = math.ceil(code_bits / 8) + FLOAT_BYTES * floats
-    return Report(layers=rows, bits_mean=code_bits / weights, sensitivity=sensitivity, size_bytes=size)
+    return Report(rows, code_bits / weights, sensitivity, activations or {}, size)

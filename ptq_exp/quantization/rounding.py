@@ -1,11 +1,8 @@
 """Which layers are quantized to how many bits, and their weights rounded: to nearest, or learned."""
 
-import contextlib
 import fnmatch
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +13,12 @@ from ptq_exp.quantization import reconstruction
 from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
 RECONSTRUCTION_VERSION = 3  # raised when learned rounding changes, so that no older unit is taken from the store
-Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
 def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
@@ -142,8 +139,3 @@ def _restore(unit: nn.Module, file: Path) -> bool:
     except (OSError, ValueError, SafetensorError, RuntimeError):
         return False
     return True
-
-
-def shown(progress: Progress | None, description: str, steps: int) -> Any:
-    """A context manager that yields `advance()`: of a progress bar, or one that does nothing."""
-    return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)

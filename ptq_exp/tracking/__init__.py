@@ -5,6 +5,7 @@ global state, which loses runs when several processes or sweeps share a store.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -42,13 +43,20 @@ class Run:
     """One run in an MLflow store, or nowhere (`client` is None): then every call does nothing.
 
     `known` holds what the run had already when it was taken up again: params cannot be changed, and a point of a
-    metric that is logged twice would be there twice.
+    metric that is logged twice would be there twice. A run that is not `ours` is only read from.
     """
 
-    def __init__(self, client: "MlflowClient | None", experiment_id: str = "", run_id: str = "", uri: str = ""):
+    def __init__(
+        self,
+        client: "MlflowClient | None",
+        experiment_id: str = "",
+        run_id: str = "",
+        uri: str = "",
+        ours: bool = True,
+    ):
         self.client, self.experiment_id, self.run_id, self.uri = client, experiment_id, run_id, uri
         self.known: Any = None
-        if client is not None:
+        if client is not None and ours:
             _open_runs[run_id] = self
 
     def log(
@@ -104,6 +112,28 @@ class Run:
         """Log one file as an artifact, if it is there."""
         if self.client is not None and path.is_file():
             self.client.log_artifact(self.run_id, str(path))
+
+    def log_input(self, about: dict[str, Any]) -> None:
+        """List a data set among the run's inputs: `name`, `fingerprint`, `source` and `profile` (counts)."""
+        if self.client is None:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=about["name"],
+            digest=about["fingerprint"][:36],  # MLflow keeps no more
+            source_type="local",
+            source=json.dumps({"uri": about["source"]}),
+            profile=json.dumps(about["profile"]),
+        )
+        tags = [InputTag("mlflow.data.context", "training, calibration, test")]
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def system_metrics(self) -> contextlib.AbstractContextManager[None]:
+        """A context manager; while it is open, the machine's load is logged."""
+        from ptq_exp.tracking.system import sampled
+
+        return sampled(self.run_id, self.uri) if self.client is not None else contextlib.nullcontext()
 
     def rename(self, name: str) -> None:
         """Give the run the name that the MLflow pages show."""
@@ -205,39 +235,6 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
     run = Run(client, found.info.experiment_id, run_id, uri)
     run.known = found.data
     return run
-
-
-def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
-    """Fetch one artifact of a job's newest finished run into `folder`; the run's id, or None where there is none."""
-    client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
-    wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"
-    for found in client.search_runs([experiment_id], wanted, max_results=1):
-        with contextlib.suppress(UserError):  # logged by an older version, or its artifacts are gone
-            folder.mkdir(parents=True, exist_ok=True)
-            artifact(client, found.info.run_id, name, folder)
-            return str(found.info.run_id)
-    return None
-
-
-def finished_children(parent: Run) -> list[str]:
-    """The ids of the jobs below `parent` that are FINISHED, the oldest first."""
-    if parent.client is None:
-        return []
-    wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FINISHED' and tags.{JOB_TAG} != ''"
-    found = parent.client.search_runs(
-        [parent.experiment_id], wanted, max_results=1000, order_by=["attributes.start_time"]
-    )
-    return [run.info.run_id for run in found]
-
-
-def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Path:
-    """Fetch one artifact of a run into `folder`. Raises `UserError` where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(client.download_artifacts(run_id, name, str(folder)))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"The run {run_id} has no artifact {name}: {error}.") from error
 
 
 @contextlib.contextmanager

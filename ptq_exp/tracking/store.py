@@ -49,6 +49,21 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
         ) from error
 
 
+def open_existing(uri: str) -> "MlflowClient":
+    """A client of a store that is there already. Raises `UserError` where it is not."""
+    from_mlflow = _errors_of_mlflow()
+    from mlflow import MlflowClient
+
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).exists():
+        raise UserError(f"There is no store {uri}: the file does not exist.")
+    try:
+        _check_reachable(uri)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except from_mlflow as error:
+        raise UserError(without_password(f"{uri} cannot be read: {str(error).splitlines()[0]}")) from error
+
+
 def _errors_of_mlflow() -> tuple[type[Exception], ...]:
     """What a store that is down, full or broken raises."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

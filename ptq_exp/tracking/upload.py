@@ -5,6 +5,7 @@ from pathlib import Path
 from ptq_exp import tracking
 from ptq_exp.errors import UserError
 from ptq_exp.jobs import RESULTS_FILE, read_record, write_record
+from ptq_exp.tracking.registry import register
 
 
 def upload(folder: Path, run: "tracking.Run | None" = None, uri: str | None = None, parent: str | None = None) -> None:
@@ -30,5 +31,9 @@ def upload(folder: Path, run: "tracking.Run | None" = None, uri: str | None = No
         run.log_series(points, record["params"], record["tags"])
         run.log_folder(folder / "artifacts")
         run.log_file(folder / RESULTS_FILE)
+        if record.get("dataset"):  # older records have none
+            run.log_input(record["dataset"])
+        if record.get("register"):
+            register(run, record["register"], folder / "artifacts", record["rows"])
         run.end()
     write_record(folder, record | {"uploaded": True})  # last: whatever is killed before is done again

@@ -1,0 +1,89 @@
+"""How all figures look. matplotlib is imported inside, and never through pyplot: no global state, no display."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008: eight colours that stay apart under every common colour blindness.
+BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
+SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", BLACK]
+MARKERS = "osD^v"
+GREY = "#666666"
+WIDTH = 7.0  # inches; 150 dots each, so that text of 10 points has 10 pixels at half the size
+DPI = 150
+TEXT, SMALL = 11, 10  # points
+LETTER = 0.092  # inches that a letter of SMALL takes, generously
+
+
+def canvas(
+    height: float = 4.5, *, left: float = 0.8, right: float = 0.2, top: float = 0.5, bottom: float = 0.65
+) -> Any:
+    """A figure of `WIDTH` x `height` inches and its axes, with margins in inches.
+
+    The margins are given, since letting matplotlib find them takes longer than all the drawing.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, add_axes(figure, left, bottom, WIDTH - left - right, height - top - bottom)
+
+
+def add_axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> Any:
+    """Axes at a place given in inches."""
+    across, up = figure.get_size_inches()
+    axes: Any = figure.add_axes((left / across, bottom / up, width / across, height / up))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=TEXT)
+    axes.xaxis.label.set_size(TEXT)
+    axes.yaxis.label.set_size(TEXT)
+    return axes
+
+
+def write_title(figure: "Figure", title: str) -> None:
+    """The title, from the left edge of the figure."""
+    height = figure.get_size_inches()[1]
+    figure.text(0.12 / WIDTH, 1 - 0.1 / height, shorten(title, 68), ha="left", va="top", fontsize=13)
+
+
+def shorten(text: str, letters: int) -> str:
+    """The text, its end left out where it is longer than so many letters."""
+    return text if len(text) <= letters else textwrap.shorten(text, letters, placeholder=" ...") or text[:letters]
+
+
+def legend(axes: Any, place: str = "lower right") -> None:
+    """A legend inside the axes; what is long or has many entries goes below them, in a figure made taller for it."""
+    names = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, names))
+    if len(names) <= 6 and longest <= 44:
+        axes.legend(loc=place, fontsize=SMALL, framealpha=0.9, edgecolor="none")
+        return
+    columns = 2 if longest <= 32 else 1
+    figure = axes.figure
+    (across, up), extra = figure.get_size_inches(), 0.3 + 0.22 * -(-len(names) // columns)
+    box = axes.get_position()
+    for other in figure.axes:
+        if other is not axes:  # what is below keeps its place
+            left, bottom, width, height = other.get_position().bounds
+            other.set_position((left, bottom * up / (up + extra), width, height * up / (up + extra)))
+    for text in figure.texts:
+        text.set_y(1 - (1 - text.get_position()[1]) * up / (up + extra))
+    figure.set_size_inches(across, up + extra)
+    axes.set_position((box.x0, (box.y0 * up + extra) / (up + extra), box.width, box.height * up / (up + extra)))
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.65 / (box.height * up)), ncols=columns, fontsize=SMALL, frameon=False,
+        borderaxespad=0, columnspacing=1,
+    )  # fmt: skip
+
+
+def margin_for(labels: list[str]) -> float:
+    """Inches that horizontal labels beside an axis take."""
+    return 0.2 + LETTER * max((len(label) for label in labels), default=0)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write the PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 1})  # the best compression takes as long as drawing

@@ -1,0 +1,123 @@
+"""What is kept of a finished job, all that is logged besides its artifacts, and how it gets into the store."""
+
+import dataclasses
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptq_exp import figures
+from ptq_exp.checkpoints import FloatModel
+from ptq_exp.config import Config, flatten
+from ptq_exp.console import log
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.errors import UserError
+from ptq_exp.jobs import write_record
+from ptq_exp.report.build import write_job
+from ptq_exp.results import metrics
+from ptq_exp.summary import Row, markdown_table
+from ptq_exp.tracking import Run, address, without_password
+from ptq_exp.tracking.store import commit
+from ptq_exp.tracking.upload import upload
+
+PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
+LAYER_KEYS = ("layer", "bits", "sqnr_db", "levels_used", "levels_available")  # what a sweep draws of its jobs' layers
+
+
+def make_record(
+    job: Run,
+    key: str,
+    name: str,
+    artifacts: Path,
+    rows: list[Row],
+    config: Config,
+    float_model: FloatModel,
+    dataset: Dataset,
+    tags: dict[str, str],
+) -> dict[str, Any]:
+    """All that is logged of a finished job besides its artifacts. Several bit widths become series."""
+    shown = dataclasses.replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
+    resolved = dataclasses.replace(
+        float_model.config, quant=config.quant, tracking=shown, output_dir=config.output_dir,
+        overrides=without_password(config.overrides), command=list(map(without_password, config.command)),
+        resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
+    )  # fmt: skip
+    (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
+    params = flatten(resolved) | {
+        "data.used": dataset.name,
+        "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
+    }
+    layers = {row["bits"]: json.loads((artifacts / f"layers_w{row['bits']}.json").read_text()) for row in rows}
+    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
+    if len(rows) == 1:
+        points = [(0, metrics(rows[0]))]
+    else:
+        points = [(row["bits"], {f"{key}_vs_bits": value for key, value in metrics(row).items()}) for row in rows]
+        points.append((0, {"top1_float": rows[0]["top1_float"]}))
+    # The job that trained the float model logs the training, once.
+    history, float_model.history = float_model.history, []
+    points += list(enumerate(history, start=1))
+    figures.draw_job(artifacts, rows, layers, history, title, config.quant.name)
+    sentences = "\n\n".join(f"{row['bits']} bits. {row['diagnosis']}" for row in rows)
+    note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
+    return {
+        "title": title,
+        "overrides": resolved.overrides,
+        "command": resolved.command,
+        "job": key,
+        "run_id": job.run_id,
+        "run": address(config.tracking, name),
+        "uploaded": False,
+        "rows": rows,
+        "params": params,
+        "tags": tags | {"mlflow.note.content": note},
+        "points": points,
+        "layers": {bits: [{key: line[key] for key in LAYER_KEYS} for line in table] for bits, table in layers.items()},
+        "dataset": describe(dataset, config),
+        "versions": versions(),
+        "register": config.tracking.register,
+    }
+
+
+def describe(dataset: Dataset, config: Config) -> dict[str, Any]:
+    """The data set as MLflow lists it among a run's inputs."""
+    counts = {"training images": len(dataset.train_images), "test images": len(dataset.test_images)}
+    if dataset.validation_images is not None:
+        counts["validation images"] = len(dataset.validation_images)
+    source = "scikit-learn" if dataset.name == "digits" else str(config.data_root)
+    shape = "x".join(map(str, dataset.test_images.shape[1:]))
+    profile = counts | {"classes": len(dataset.classes), "image": f"{shape} uint8"}
+    return {"name": dataset.name, "fingerprint": dataset.fingerprint(), "source": source, "profile": profile}
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result may depend on."""
+    found = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    return {"Python": platform.python_version()} | found | {"system": system, "commit": commit().get("git.commit", "")}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def keep_and_log(folder: Path, record: dict[str, Any], job: Run, alone: bool) -> None:
+    """Leave the record in the job's folder, then log it. Where that fails, a sweep tries again at its end; a job that
+    is `alone` also gets a report."""
+    write_record(folder, record)
+    if alone:
+        write_job(folder)
+    try:
+        upload(folder, job)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{record['overrides'] or 'The job'}: not logged yet, kept in {folder}: {without_password(reason)}"
+        if alone:
+            raise UserError(f"{message}. To log it later: python -m ptq_exp.tracking upload {folder}") from error
+        log.warning("%s", message)

@@ -1,0 +1,69 @@
+"""`python -m ptq_exp.report --parent <run>`: the report of a finished sweep or run, from MLflow alone."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from ptq_exp.errors import UserError, explain
+from ptq_exp.report.build import REPORT_FILE, Results, comparison, images, job_results, report, sweep_results
+from ptq_exp.tracking.store import default_uri
+
+
+def main() -> int:
+    """Build the report of one sweep, or put two side by side."""
+    parser = argparse.ArgumentParser(prog="python -m ptq_exp.report", description=__doc__)
+    parser.add_argument("--uri", default=default_uri(), help="the MLflow store (default: that of run.py)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--parent", metavar="RUN", help="id of a sweep's parent run, or of a single run")
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two of them, to be put side by side")
+    parser.add_argument("--output", type=Path, default=Path(REPORT_FILE), help=f"the file (default: {REPORT_FILE})")
+    arguments = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            if arguments.compare:
+                found = [fetch(arguments.uri, run, Path(scratch) / str(n)) for n, run in enumerate(arguments.compare)]
+                content = comparison(*found)
+            else:
+                folder = Path(scratch) / "run"
+                content = page_of(fetch(arguments.uri, arguments.parent, folder), folder)
+        arguments.output.write_text(content)
+    except Exception as error:
+        message = explain(error, Path())
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        return 1
+    print(f"Written: {arguments.output}")
+    return 0
+
+
+def fetch(uri: str, run_id: str, folder: Path) -> Results:
+    """Download what a report needs of a run into `folder`. Raises `UserError` where there is nothing to report."""
+    # These import torch and MLflow: --help does not need them.
+    from ptq_exp.sweep import fetch_job, fetch_sweep
+    from ptq_exp.tracking.reading import existing_run
+
+    run, title = existing_run(uri, run_id)
+    folder.mkdir(parents=True)
+    if fetch_job(run, run.run_id, folder):
+        return job_results(folder)
+    results = sweep_results(folder, title, fetch_sweep(run, folder))
+    if not results.jobs:
+        raise UserError(f"{title} (run {run_id}) has no finished job with a record, so there is nothing to report.")
+    return results
+
+
+def page_of(results: Results, folder: Path) -> str:
+    """The report; the figures over all jobs are drawn again."""
+    from ptq_exp.figures import draw_sweep
+
+    if not results.sweep:
+        return report(results, {})
+    target = folder / "sweep"
+    draw_sweep(target, results.jobs)
+    return report(results, images(target))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
