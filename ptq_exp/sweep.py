@@ -33,6 +33,8 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             old = str(json.loads(pointer.read_text())["run_id"])
     parent = tracking.start(config, name, old=old)
+    # What the sweep was told: its row of the runs page shows it.
+    parent.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
     command = list(map(tracking.without_password, overrides))
     content = json.dumps({"name": name, "run_id": parent.run_id, "run": address, "command": command})
     for path in (folder / SWEEP_FILE, pointer):

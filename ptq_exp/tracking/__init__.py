@@ -18,6 +18,7 @@ from ptq_exp.background import later
 from ptq_exp.config import PROJECT_ROOT, TrackingConfig
 from ptq_exp.console import log
 from ptq_exp.errors import UserError
+from ptq_exp.tracking import view
 from ptq_exp.tracking.store import (
     PROCESS_TAG,
     commit,
@@ -147,16 +148,18 @@ class Run:
             self.client.set_terminated(self.run_id, status, int(1000 * time.time()))
 
     def how_to_open(self) -> str:
-        """What to do, in one or two lines, to see this run in MLflow's pages."""
+        """What to do, in two lines, to see this run, and all of them, in MLflow's pages."""
         if self.client is None:
             return ""
-        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        page, everything = f"#/experiments/{self.experiment_id}/runs/{self.run_id}", view.page(self.experiment_id)
         if self.uri.startswith("http"):
-            return f"See it in MLflow: {without_password(self.uri).rstrip('/')}/{page}"
+            server = without_password(self.uri).rstrip("/")
+            return f"See it in MLflow: {server}/{page}\nAll runs: {server}/{everything}"
         mlflow = "mlflow" if shutil.which("mlflow") else os.path.relpath(Path(sys.executable).with_name("mlflow"))
         default = self.uri == default_uri() and Path.cwd() == PROJECT_ROOT
         store = "" if default else f" --backend-store-uri {without_password(self.uri)}"
-        return f"See it in MLflow: run `{mlflow} ui{store}` and open http://127.0.0.1:5000/{page}"
+        server = "http://127.0.0.1:5000"
+        return f"See it in MLflow: run `{mlflow} ui{store}` and open {server}/{page}\nAll runs: {server}/{everything}"
 
 
 _open_runs: dict[str, Run] = {}  # of this process

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from ptq_exp.config import PROJECT_ROOT
 from ptq_exp.errors import UserError
+from ptq_exp.tracking import view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,13 +88,14 @@ def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return client, _create(client, experiment, _artifact_location(uri))
+            found = client.get_experiment(_create(client, experiment, _artifact_location(uri)))
         if found.lifecycle_stage == "deleted":
             raise UserError(
                 f"tracking.experiment={experiment} was deleted in {without_password(uri)}. "
                 "Restore it there, or use another name."
             )
         close_dead_runs(client, found.experiment_id)
+        view.share(client, found)
         return client, str(found.experiment_id)
 
 
