@@ -75,7 +75,9 @@ def make_record(
         "params": params,
         "tags": tags | {"mlflow.note.content": note},
         "points": points,
-        "layers": {bits: [{key: line[key] for key in LAYER_KEYS} for line in table] for bits, table in layers.items()},
+        "layers": {
+            str(bits): [{key: line[key] for key in LAYER_KEYS} for line in table] for bits, table in layers.items()
+        },
         "dataset": describe(dataset, config),
         "versions": versions(),
         "register": config.tracking.register,
