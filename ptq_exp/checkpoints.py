@@ -53,8 +53,8 @@ def load_or_train(
     """The float model that `checkpoint` asks for.
 
     `auto` takes the stored network of this very training configuration and trains it where there is none;
-    `train` trains afresh; anything else is a file. A training runs inside the context manager that `watch` makes.
-    Raises `UserError` where a file is missing or does not fit.
+    `train` trains afresh, inside the context manager that `watch` makes; anything else is a file. Raises `UserError`
+    where a file is missing or does not fit.
     """
     if config.checkpoint not in ("auto", "train"):
         return _from_file(config, dataset, device)

@@ -75,7 +75,8 @@ def make_record(
         "params": params,
         "tags": tags | {"mlflow.note.content": note},
         "points": points,
-        "layers": {bits: [{key: line[key] for key in LAYER_KEYS} for line in table] for bits, table in layers.items()},
+        # Text for keys, as JSON has them: the record's checksum is made before it is written, and again after.
+        "layers": {str(bits): [{k: line[k] for k in LAYER_KEYS} for line in table] for bits, table in layers.items()},
         "dataset": describe(dataset, config),
         "versions": versions(),
         "register": config.tracking.register,

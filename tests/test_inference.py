@@ -23,7 +23,7 @@ def artifacts(run: Any) -> Path:
 
 
 def test_one_line_loads_a_network_that_answers_as_it_did(cli: Cli, tmp_path: Path) -> None:
-    assert cli(*TINY, "quant=mse", "quant.bits=4", "quant.act_bits=8", "quant.fold_batch_norm=true").code == 0
+    assert cli(*TINY, "quant=mse", "quant.bits=4", "quant.fold_batch_norm=true").code == 0
     (file,) = tmp_path.glob("outputs/*/*/artifacts/quantized_w4.safetensors")
     network = ptq_exp.load(file)
     data = load_digits(Config()).limited(64, 48)
@@ -118,7 +118,7 @@ def test_the_machine_is_watched_while_a_network_is_trained(
     import threading
 
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    few = [*TINY, f"cache_dir={tmp_path / 'cache'}", f"tracking.uri={store}"]
+    few = [*TINY, "trainer.epochs=5", f"cache_dir={tmp_path / 'cache'}", f"tracking.uri={store}"]
     assert cli(*few, "quant.bits=4,8", "-m").code == 0
     found = runs(store)
     trained, other = (found[f"w{bits} notebook resnet20 digits"].data.metrics for bits in (4, 8))
