@@ -46,7 +46,9 @@ def make_record(
         resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
     )  # fmt: skip
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
-    params = flatten(resolved) | {
+    # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
+    started = ("output_dir", "command", "overrides")
+    params = {key: value for key, value in flatten(resolved).items() if key not in started} | {
         "data.used": dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
     }
