@@ -111,6 +111,7 @@ def test_another_configuration_is_not_skipped(cli: Cli, change: str) -> None:
 
 KILLED = ["data=digits", "data.train_limit=192", "data.test_limit=48", "trainer.epochs=3", "trainer.batch_size=32"]
 KILLED += ["quant=adaround", "quant.calibration_images=32", "quant.reconstruction.steps=12", "quant.bits=2,3", "-m"]
+ALONE = {"OMP_NUM_THREADS": "1"}  # on a busy machine several threads wait for each other most of the time
 
 
 def kill_and_resume(process: Process, folder: Path, moment: float, undisturbed: list[list[Any]]) -> None:
@@ -119,13 +120,13 @@ def kill_and_resume(process: Process, folder: Path, moment: float, undisturbed: 
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     output = f"hydra.sweep.dir={folder}/outputs/day/${{now:%H-%M-%S-%f}}"
     given = [*KILLED, f"tracking.uri={uri}", f"cache_dir={folder / 'cache'}", output]
-    victim = process(*given)
+    victim = process(*given, **ALONE)
     time.sleep(moment)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     subprocess.run(["pkill", "-9", "-P", str(victim.pid)], check=False)  # the process that draws
-    again = process(*given, "resume=true")
-    text, _ = again.communicate(timeout=300)
+    again = process(*given, "resume=true", **ALONE)
+    text, _ = again.communicate(timeout=600)
     assert again.returncode == 0, text
     assert last_table(folder) == undisturbed, f"killed after {moment:.2f} s"
     runs = all_runs(uri)
@@ -147,8 +148,9 @@ def undisturbed_sweep(process: Process, folder: Path) -> tuple[list[list[Any]], 
     folder.mkdir()
     output = f"hydra.sweep.dir={folder}/outputs/day/first"
     started = time.monotonic()
-    job = process(*KILLED, f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"cache_dir={folder / 'cache'}", output)
-    text, _ = job.communicate(timeout=300)
+    given = [*KILLED, f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"cache_dir={folder / 'cache'}", output]
+    job = process(*given, **ALONE)
+    text, _ = job.communicate(timeout=600)
     assert job.returncode == 0, text
     return last_table(folder), time.monotonic() - started
 
