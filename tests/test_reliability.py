@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT, TINY, Outcome
 
@@ -122,9 +123,10 @@ def kill_and_resume(process: Process, folder: Path, moment: float, undisturbed: 
     given = [*KILLED, f"tracking.uri={uri}", f"cache_dir={folder / 'cache'}", output]
     victim = process(*given, **ALONE)
     time.sleep(moment)
+    helpers = psutil.Process(victim.pid).children(recursive=True)  # the process that draws
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    subprocess.run(["pkill", "-9", "-P", str(victim.pid)], check=False)  # the process that draws
+    assert not psutil.wait_procs(helpers, timeout=20)[1], "outlived the sweep"
     again = process(*given, "resume=true", **ALONE)
     text, _ = again.communicate(timeout=600)
     assert again.returncode == 0, text
