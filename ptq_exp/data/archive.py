@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from ptq_exp.errors import UserError
 
@@ -95,7 +96,7 @@ class _Entry(tarfile.TarInfo):
     """An entry whose own description is of sensible length: the library reads that whole, before anybody can look."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Entry":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         info = super().frombuf(buf, encoding, errors)
         if info.type in DESCRIPTIONS and info.size > MAX_DESCRIPTION:
             raise ValueError(f"the description of an entry takes {info.size:,} bytes")
