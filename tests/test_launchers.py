@@ -1,10 +1,14 @@
-"""Hydra's launchers: the same sweep on other engines, down to a Ray cluster whose nodes share no folder."""
+"""Hydra's launchers: the same sweep on other engines, down to a Ray cluster whose nodes share no folder.
+
+Threads of a job: joblib's share of the cores is in test_speed.py.
+"""
 
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +72,54 @@ def test_submitit_runs_a_sweep_as_processes(process: Process, store: str) -> Non
     pytest.importorskip("submitit")
     finish(process(*TINY, "quant.bits=2,3", "hydra/launcher=submitit_local", f"tracking.uri={store}", "-m"))
     check(store, [2, 3])
+    assert all("1 threads" in run.data.tags["hardware"] for run in jobs_of(store))
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch says that there are two, of these names; nobody has claimed them."""
+    from ptq_exp import gpus
+
+    names = ["GPU-0", "GPU-1"]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(gpus, "_claimed", {})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(uuid=names[number]))
+    return names
+
+
+def test_jobs_of_one_machine_have_gpus_of_their_own(two_gpus: list[str]) -> None:
+    """Another process has the first; when it is killed, the next one takes it."""
+    from ptq_exp.experiment import pick_device
+
+    code = f"from ptq_exp.gpus import claim; print(claim({two_gpus}), flush=True); input()"
+
+    def other() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def number(job: "subprocess.Popen[str]") -> int:
+        assert job.stdout is not None
+        return int(job.stdout.readline())
+
+    jobs = [other()]
+    try:
+        assert number(jobs[0]) == 0
+        assert [str(pick_device("auto")) for _ in range(2)] == ["cuda:1"] * 2  # the jobs of one process share it
+        jobs.append(other())
+        assert number(jobs[1]) in (0, 1)  # all are taken: shared
+        for job in jobs:
+            job.kill()
+            job.wait()
+        jobs = [other()]
+        assert number(jobs[0]) == 0
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
 
 
 NODES = ("first", "second")
