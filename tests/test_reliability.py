@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -47,6 +48,20 @@ def last_table(folder: Path) -> list[list[Any]]:
     sweep = max(folder.glob("outputs/*/*"), key=lambda path: path.stat().st_mtime)
     rows = [row for job in read_jobs(sweep) for row in job["rows"]]
     return [[row[key] for key in MEASURED] for row in sorted(rows, key=lambda row: row["bits"])]
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    there = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    promises = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(promises) > 20
+    for promise in promises:
+        named = re.findall(r"`(?:(test_\w+\.py)(?:::)?)?(test_\w+)?`", promise.rpartition("|")[0].rpartition("|")[2])
+        assert any(test for _, test in named), f"no test is named: {promise}"
+        file = ""
+        for name, test in named:
+            file = name or file
+            assert not test or f"def {test}(" in there[file], f"{file}::{test}"
 
 
 # Resume -----------------------------------------------------------------------------------------------------------
@@ -207,7 +222,7 @@ def test_ctrl_c_ends_the_job_and_marks_the_runs(process: Process, store: str, tm
     few = ["data=digits", "data.test_limit=48", "trainer.batch_size=32", f"cache_dir={tmp_path / 'cache'}"]
     few += ["data.train_limit=1400" if moment == "training" else "data.train_limit=64"]
     few += [] if moment == "training" else ["trainer.epochs=1"]
-    job = process(*few, *steps, "quant.bits=2,3", f"tracking.uri={store}", "-m")
+    job = process(*few, *steps, "quant.bits=2,3", f"tracking.uri={store}", "-m", **ALONE)
     assert job.stdout is not None
     for line in job.stdout:
         if ("Device:" if moment == "training" else moment) in line:
