@@ -1,7 +1,6 @@
 """Hydra in, one dictionary of metrics out: `python run.py --help` lists what can be changed."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,12 @@ def command_line() -> int:
     # argparse wants all overrides on one side of -m; people append to a command what they want changed.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends before it kills: as Ctrl-C
     try:
         main()
     except KeyboardInterrupt:
         background.interrupt()
-        print("Interrupted. What was finished is kept; the same command with resume=true goes on.", file=sys.stderr)
         close_sweep()
+        print(background.INTERRUPTED, file=sys.stderr)
         sys.stdout.flush()
         os._exit(130)  # tearing down the interpreter takes a second
     except Exception as error:
@@ -56,4 +54,5 @@ def command_line() -> int:
 
 
 if __name__ == "__main__":
+    background.heed_interrupts()
     sys.exit(command_line())

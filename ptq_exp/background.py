@@ -9,6 +9,9 @@ from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, Thre
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+SECONDS_TO_END = 1.6
+INTERRUPTED = "Interrupted. What was finished is kept; the same command with resume=true goes on."
+
 _worker: ThreadPoolExecutor | None = None
 _artist: ProcessPoolExecutor | None = None
 _pending: list[Future[None]] = []
@@ -53,6 +56,25 @@ def _draw(figure: Callable[..., None], *arguments: Any) -> None:
     figure(*arguments)
 
 
+def heed_interrupts() -> None:
+    """Ctrl-C, and SIGTERM, which a cluster sends before it kills, end this process in time: whatever still keeps it
+    then, a server that does not answer say, is left to the next start (`tracking.store.close_dead_runs`)."""
+
+    def begin_to_end(*_: object) -> None:
+        timer = threading.Timer(SECONDS_TO_END, _end)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, begin_to_end)
+
+
+def _end() -> None:
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
 def interrupt() -> None:
     """Ctrl-C: what has not begun is dropped, and `finish` returns as soon as what has is over."""
     _interrupted.set()
@@ -90,3 +112,12 @@ def _problem(future: Future[None]) -> str:
 def _step_back() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which ends this process
     os.nice(10)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A sweep that was killed could not end this process, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

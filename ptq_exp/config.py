@@ -74,6 +74,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: str = "auto"
     device: str = "auto"
+    threads: int | None = None
     seed: int = 0
     resume: bool = False
     fail_fast: bool = False
@@ -117,6 +118,8 @@ def validate(config: Config) -> None:
         value = getattr(config.trainer, key)
         if value is not None and value < 1:
             raise UserError(f"trainer.{key}={value} must be at least 1, or null for the data set's own.")
+    if config.threads is not None and config.threads < 1:
+        raise UserError(f"threads={config.threads} must be at least 1, or null for as many as there are cores.")
     for key in ("train_limit", "test_limit", "resize"):
         value = getattr(config.data, key)
         if value is not None and value < 1:

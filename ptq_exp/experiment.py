@@ -22,6 +22,7 @@ from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
+from ptq_exp.gpus import claim
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
@@ -55,6 +56,8 @@ def run(cfg: Any) -> dict[str, float]:
     set_quiet(cfg.quiet is True)
     with jobs.failure_kept(folder, cfg.quant.bits, overrides, cfg.fail_fast is True):
         config = from_hydra(cfg)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         device = pick_device(config.device)
         key = jobs.job_key(config, device.type)
         ledger = jobs.Ledger.of(config, key)
@@ -144,12 +147,18 @@ def test(model: torch.nn.Module, dataset: Dataset, float_model: FloatModel, desc
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is one. Raises `UserError` where it is not there."""
+    """The device called `name`; `auto` is CUDA where there is one, and of several one that no other job has.
+
+    Raises `UserError` where it is not there.
+    """
     # Float32 means float32: by default cuDNN's convolutions drop 13 bits, which would blur 8-bit comparisons. And
     # the same seed gives the same weights: cuDNN may not choose other algorithms from run to run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     keep_freed_memory()
+    if name == "auto" and torch.cuda.device_count() > 1:
+        cards = [str(torch.cuda.get_device_properties(n).uuid) for n in range(torch.cuda.device_count())]
+        name = f"cuda:{claim(cards)}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

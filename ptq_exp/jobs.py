@@ -24,7 +24,9 @@ from ptq_exp.summary import Failure, Row, failure_line
 RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is logged besides the artifacts
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
-UNRELATED = ("tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command")
+UNRELATED = (
+    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads",
+)  # fmt: skip
 
 # Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
 SWEEP_VARIABLE = "PTQ_EXP_SWEEP"

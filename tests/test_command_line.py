@@ -1,10 +1,13 @@
 """The command line: help, mistakes and every shipped experiment."""
 
+import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Outcome
@@ -90,22 +93,101 @@ MISTAKES = [
     ([*TINY, "+model.widht=3"], ["model.widht", "depth"]),
     ([*TINY, "tracking.uri=nowhere://x"], ["tracking.uri=nowhere://x", "tracking=none"]),
     ([*TINY, "tracking.uri=http://127.0.0.1:9"], ["tracking.uri=http://127.0.0.1:9", "tracking=none"]),
+    ([*TINY, "tracking.uri=sqlite:////proc/nowhere/mlflow.db"], ["/proc/nowhere", "tracking=none"]),
+    ([*TINY, "quant.bits=2,3", "tracking.uri=http://127.0.0.1:9", "-m"], ["tracking.uri=http://127.0.0.1:9"]),
+    (["tracking=mlfow"], ["tracking=mlfow", "Did you mean 'mlflow'?"]),
+    (["tracking.enabled=perhaps"], ["tracking.enabled=perhaps", "bool"]),
+    (["resume=maybe"], ["resume=maybe", "bool"]),
+    (["fail_fast=1x"], ["fail_fast=1x", "bool"]),
+    (["threads=0"], ["threads=0", "at least 1"]),
+    (["threads=all"], ["threads=all", "Integer"]),
+    (["quant.percentile=101"], ["quant.percentile=101", "at most at 100"]),
+    (["quant.equalize=true"], ["quant.equalize=true", "quant.fold_batch_norm=true"]),
+    (["quant.grid=apot", "quant.rounding=adaround"], ["quant.rounding=adaround", "apot"]),
+    (["quant.mean_bits=3"], ["quant.mean_bits", "quant.mixed=true"]),
+    (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=90000"], ["quant.mean_bits", "quant.size_budget"]),
+    (["quant.mixed=true"], ["quant.granularity=channel"]),
+    (["quant.reconstruction.drop=1"], ["quant.reconstruction.drop=1", "below 1"]),
+    (["quant.reconstruction.steps=0"], ["quant.reconstruction.steps=0", "positive"]),
+    (["quant.reconstruction=fast"], ["quant.reconstruction=fast"]),
+    (["+quant.layer_bits={linear:99}"], ["quant.layer_bits.linear=99", "1 to 16"]),
+    (["data.timeout=0"], ["data.timeout", "positive"]),
+    (["data.train_limit=0"], ["data.train_limit=0", "at least 1"]),
+    (["trainer.precision=fp8"], ["trainer.precision=fp8", "bf16"]),
+    ([*TINY, "scheduler._target_=nowhere.Thing"], ["scheduler._target_=nowhere.Thing"]),
+    ([*TINY, "+scheduler.gama=2"], ["scheduler.gama", "Did you mean 'gamma'?"]),
+    (["quant.bits"], ["quant.bits cannot be read", "="]),
+    (["=4"], ["A number was given where a group", "quant.bits=4"]),
+    (["quant.bits='4"], ["quant.bits='4 cannot be read"]),
+    (["quant.bits=range(4", "-m"], ["quant.bits=range(4 cannot be read"]),
+    (["~quant.nothing"], ["quant.nothing"]),
+    (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
+    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "no checkpoint"]),
+    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
+    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could run code"]),
+    ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
+    ([*TINY, "checkpoint=ftp://127.0.0.1/a.pth"], ["ftp://127.0.0.1/a.pth"]),
+    (["data=image_folder", "data.root=notes.txt"], ["data.root=notes.txt", "neither a folder nor"]),
+    (["data=image_folder", "data.root=leads-out.zip"], ["data.root=leads-out.zip", "'../a.png'"]),
+    (["data=image_folder", "data.root=cut.zip"], ["data.root=cut.zip"]),
+    (["data=image_folder", "data.root=broken"], ["train/cat/2.png", "data.skip_broken=true"]),
+    (["data=image_folder", "data.root=uneven", "data.resize=null"], ["train/cat/2.png", "data.resize=32"]),
 ]
+
+
+class Harm:
+    """Unpickled, it leaves a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harmed"),)
+
+
+def write_files(folder: Path) -> None:
+    """The files that `MISTAKES` names: images that are too large, broken or of two sizes, and what is none."""
+    for name, second in {"wide": 64, "broken": 0, "uneven": 48}.items():
+        for split in ("train", "test"):
+            (folder / name / split / "cat").mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(folder / name / split / "cat" / "1.png")
+        if second:
+            Image.new("RGB", (second, second)).save(folder / name / "train" / "cat" / "2.png")
+        else:
+            (folder / name / "train" / "cat" / "2.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("what to do next")
+    (folder / "empty.safetensors").touch()
+    (folder / "harmful.pth").write_bytes(pickle.dumps({"conv1.weight": Harm()}, protocol=2))
+    with zipfile.ZipFile(folder / "leads-out.zip", "w") as archive:
+        archive.writestr("../a.png", "")
+    whole = (folder / "leads-out.zip").read_bytes()
+    (folder / "cut.zip").write_bytes(whole[: len(whole) // 2])
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_table_of_mistakes_is_long_and_names_each_once() -> None:
+    assert len(MISTAKES) >= 60
+    assert len({tuple(arguments) for arguments, _ in MISTAKES}) == len(MISTAKES)
 
 
 @pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=lambda value: " ".join(value)[:50])
 def test_a_mistake_gets_an_answer_and_no_traceback(
-    cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path
+    cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path, cache: Path
 ) -> None:
-    for split in ("train", "test"):  # a folder of images of 64x64 pixels
-        (tmp_path / "wide" / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(tmp_path / "wide" / split / "cat" / "1.png")
+    """Nothing half-written either: there is the account of the failure, and in the cache what is whole."""
+    write_files(tmp_path)
+    before = files_below(cache)
     outcome = cli(*arguments)
     assert outcome.code == 1
     assert "Error: " in outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     for words in expected:
         assert words in outcome.err
+    accounts = {"run.log", "failure.json", "config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"}
+    assert {path.name for path in files_below(tmp_path / "outputs")} <= accounts
+    assert {path.suffix for path in files_below(cache) - before} <= {".json", ".lock", ".npy"}  # .npy: decoded images
+    assert not [path for path in cache.rglob(".*") if not path.name.endswith(".lock")]
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_the_traceback_flag_shows_the_traceback() -> None:

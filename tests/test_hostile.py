@@ -1,9 +1,11 @@
 """Files that are damaged or made to harm: refused by name, or rebuilt; never executed, never another number."""
 
+import gzip
 import io
 import json
 import random
 import shutil
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -106,6 +108,45 @@ def test_too_many_entries_are_refused(
     root = pack(tmp_path / "images.archive", GOOD | {f"train/a/x{number}.txt": b"" for number in range(1001)})
     with pytest.raises(UserError, match="more than 1,000 entries"):
         load(root, tmp_path / "cache")
+
+
+def million_in_a_tar(path: Path) -> Path:
+    header = tarfile.TarInfo("train/a/1.txt").tobuf()
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(1000):
+            file.write(1000 * header)
+    return path
+
+
+def million_in_a_zip(path: Path) -> Path:
+    """Its list of contents names a million empty files; zipfile would need a minute to write it."""
+    local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b"x"
+    one = struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 20, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0)
+    listed = b"".join(one + b"%07d" % number for number in range(10**6))
+    size, count = len(listed), 10**6
+    end64 = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, len(local))
+    where = struct.pack("<4sIQI", b"PK\6\7", 0, len(local) + size, 1)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path.write_bytes(local + listed + end64 + where + end)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pack", [million_in_a_zip, million_in_a_tar])
+def test_a_million_entries_are_refused(tmp_path: Path, pack: Callable[[Path], Path]) -> None:
+    with pytest.raises(UserError, match="more than 500,000 entries"):
+        load(pack(tmp_path / "images.archive"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_bomb_in_the_description_of_an_entry_is_refused(tmp_path: Path, kind: bytes) -> None:
+    """tarfile reads it whole before it hands out the entry: here four gigabytes, were they all there."""
+    info = tarfile.TarInfo("train/a/9.png")
+    info.type, info.size = kind, 2**32
+    with gzip.open(tmp_path / "images.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(2**21))
+    with pytest.raises(UserError, match="description of an entry takes 4,294,967,296 bytes"):
+        load(tmp_path / "images.tar.gz", tmp_path / "cache")
 
 
 def test_a_huge_image_is_named(tmp_path: Path) -> None:

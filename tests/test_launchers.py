@@ -1,10 +1,14 @@
-"""Hydra's launchers: the same sweep on other engines, down to a Ray cluster whose nodes share no folder."""
+"""Hydra's launchers: the same sweep on other engines, down to a Ray cluster whose nodes share no folder.
+
+Threads of a job: joblib's share of the cores is in test_speed.py.
+"""
 
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,23 +62,81 @@ def test_a_launcher_that_is_not_installed_is_said(launcher: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def jobs_of(uri: str) -> list[Any]:
+    """The runs of jobs: not the parent."""
+    return [run for run in all_runs(uri) if "hardware" in run.data.tags]
+
+
 @pytest.mark.slow
 def test_submitit_runs_a_sweep_as_processes(process: Process, store: str) -> None:
     pytest.importorskip("submitit")
     finish(process(*TINY, "quant.bits=2,3", "hydra/launcher=submitit_local", f"tracking.uri={store}", "-m"))
     check(store, [2, 3])
+    assert all("1 threads" in run.data.tags["hardware"] for run in jobs_of(store))
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch says that there are two, of these names; nobody has claimed them."""
+    from ptq_exp import gpus
+
+    names = ["GPU-0", "GPU-1"]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(gpus, "_claimed", {})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(uuid=names[number]))
+    return names
+
+
+def test_jobs_of_one_machine_have_gpus_of_their_own(two_gpus: list[str]) -> None:
+    """Another process has the first; when it is killed, the next one takes it."""
+    from ptq_exp.experiment import pick_device
+
+    code = f"from ptq_exp.gpus import claim; print(claim({two_gpus}), flush=True); input()"
+
+    def other() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def number(job: "subprocess.Popen[str]") -> int:
+        assert job.stdout is not None
+        return int(job.stdout.readline())
+
+    jobs = [other()]
+    try:
+        assert number(jobs[0]) == 0
+        assert [str(pick_device("auto")) for _ in range(2)] == ["cuda:1"] * 2  # the jobs of one process share it
+        jobs.append(other())
+        assert number(jobs[1]) in (0, 1)  # all are taken: shared
+        for job in jobs:
+            job.kill()
+            job.wait()
+        jobs = [other()]
+        assert number(jobs[0]) == 0
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+
+
+NODES = ("first", "second")
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Ray cluster of two nodes, one core each, that work in a folder which the sweep knows nothing of."""
+    """A Ray cluster of two nodes, one core each, that work in folders of their own."""
     utilities = pytest.importorskip("ray.cluster_utils")
-    (tmp_path / "worker").mkdir()
-    monkeypatch.chdir(tmp_path / "worker")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    nodes = utilities.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = utilities.Cluster()
     try:
-        nodes.add_node(num_cpus=1)
+        for name in NODES:
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
         yield nodes.address
     finally:
         nodes.shutdown()
@@ -83,26 +145,21 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_ray_cluster_without_a_shared_folder(process: Process, tmp_path: Path, cluster: str) -> None:
-    """Outputs are relative, so every job writes below the node's own folder: the table comes from the MLflow server."""
-    given = [*TINY, "quant.bits=2,3,4,5"]
-    finish(process(*given, "tracking=none", "-m", f"cache_dir={tmp_path / 'here'}"))
+    """Outputs and cache are relative, so that every node has its own: it trains the float model that it does not have,
+    and the sweep's table comes from the MLflow server."""
+    given = [*TINY, "quant.bits=2,3,4,5", "cache_dir=mine", "-m"]
+    finish(process(*given, "tracking=none", OMP_NUM_THREADS="1"))  # as many as a job has there: sums depend on it
     expected = last_table(tmp_path)
     shutil.rmtree(tmp_path / "outputs")
+    there = ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={cluster}"]
     with server(tmp_path, free_port()) as uri:
-        text = finish(
-            process(
-                *given,
-                "hydra/launcher=ray",
-                f"hydra.launcher.ray.init.address={cluster}",
-                f"tracking.uri={uri}",
-                "-m",
-                f"cache_dir={tmp_path / 'there'}",
-            )
-        )
+        text = finish(process(*given, *there, f"tracking.uri={uri}"))
         assert "│     5 │" in text
         check(uri, [2, 3, 4, 5])
-        nodes: set[Any] = {
-            run.data.tags["process"] for run in all_runs(uri) if not run.info.run_name.startswith("sweep")
-        }
-    assert len(nodes) == 2  # both nodes worked
+        assert all("1 threads" in run.data.tags["hardware"] for run in jobs_of(uri))
     assert last_table(tmp_path) == expected
+    records = [len(list((tmp_path / name).glob("outputs/*/*/*/results.json"))) for name in NODES]
+    assert min(records) > 0  # both nodes worked
+    assert sum(records) == 4
+    for name in NODES:
+        assert len(list((tmp_path / name).glob("mine/float/*/last.safetensors"))) == 1

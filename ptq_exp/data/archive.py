@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from ptq_exp.errors import UserError
 
@@ -14,6 +15,8 @@ MAX_ENTRIES = 500_000
 MAX_FILE = 2**26  # bytes of one image file; a photograph takes a few million
 # Bytes of all files: images do not compress, so an archive that holds far more than its own size is a bomb.
 MAX_TOTAL_FACTOR, MAX_TOTAL_FLOOR = 50, 2**28
+# Entries of a tar that describe the next one: long names and attributes.
+DESCRIPTIONS, MAX_DESCRIPTION = b"LKxgX", 2**20
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 Read = Callable[[str], bytes]
@@ -37,7 +40,7 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
         with archive:
             _check_zip(root, archive, wanted)
             yield [name for name in archive.namelist() if wanted(name)], archive.read
-    elif tarfile.is_tarfile(root):
+    elif _is_tar(root):
         contents = _read_tar(root, wanted)
         yield list(contents), contents.__getitem__
     else:
@@ -46,8 +49,9 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
 
 def _check_zip(root: Path, archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> None:
     entries, total, limit = archive.infolist(), 0, _limit(root)
-    for number, info in enumerate(entries):
-        _check_entry(root, info.filename, number, info.file_size, link=(info.external_attr >> 28) == 0o12)
+    _check_count(root, len(entries))
+    for info in entries:
+        _check_entry(root, info.filename, info.file_size, link=(info.external_attr >> 28) == 0o12)
         total += info.file_size
         if total > limit:
             raise _bomb(root, limit)
@@ -58,14 +62,26 @@ def _check_zip(root: Path, archive: zipfile.ZipFile, wanted: Callable[[str], boo
                 raise _broken(root, error) from error
 
 
+def _is_tar(root: Path) -> bool:
+    """As tarfile.is_tarfile, which would read the first entry's description, however long."""
+    try:
+        tarfile.open(root, tarinfo=_Entry).close()
+    except tarfile.TarError:
+        return False
+    except BROKEN as error:
+        raise _broken(root, error) from error
+    return True
+
+
 def _read_tar(root: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """A compressed tar can only be read forwards: every wanted file's bytes in one pass."""
     contents: dict[str, bytes] = {}
     limit = _limit(root)
     try:
-        with tarfile.open(root) as tar:
-            for number, info in enumerate(tar):
-                _check_entry(root, info.name, number, info.size if info.isfile() else 0, info.issym() or info.islnk())
+        with tarfile.open(root, tarinfo=_Entry) as tar:
+            for number, info in enumerate(tar, start=1):
+                _check_count(root, number)
+                _check_entry(root, info.name, info.size if info.isfile() else 0, info.issym() or info.islnk())
                 if info.offset_data + info.size > limit:
                     raise _bomb(root, limit)
                 if info.isfile() and wanted(info.name) and (file := tar.extractfile(info)):
@@ -76,7 +92,23 @@ def _read_tar(root: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     return contents
 
 
-def _check_entry(root: Path, name: str, number: int, size: int, link: bool) -> None:
+class _Entry(tarfile.TarInfo):
+    """An entry whose own description is of sensible length: the library reads that whole, before anybody can look."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in DESCRIPTIONS and info.size > MAX_DESCRIPTION:
+            raise ValueError(f"the description of an entry takes {info.size:,} bytes")
+        return info
+
+
+def _check_count(root: Path, count: int) -> None:
+    if count > MAX_ENTRIES:
+        raise UserError(f"data.root={root} is refused: it has more than {MAX_ENTRIES:,} entries.")
+
+
+def _check_entry(root: Path, name: str, size: int, link: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     reason = ""
     if path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":"):
@@ -87,8 +119,6 @@ def _check_entry(root: Path, name: str, number: int, size: int, link: bool) -> N
         reason = f"it has {size:,} bytes, and an image at most {MAX_FILE:,}"
     if reason:
         raise UserError(f"data.root={root} is refused because of its entry {name!r}: {reason}.")
-    if number >= MAX_ENTRIES:
-        raise UserError(f"data.root={root} is refused: it has more than {MAX_ENTRIES:,} entries.")
 
 
 def _limit(root: Path) -> int:

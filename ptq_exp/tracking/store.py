@@ -155,7 +155,7 @@ def _lock_path(uri: str) -> Path:
         database = Path(uri.removeprefix("sqlite:///"))
         database.parent.mkdir(parents=True, exist_ok=True)
         return database.with_name(f".{database.name}.lock")
-    return Path(tempfile.gettempdir()) / f"ptq_exp-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+    return Path(tempfile.gettempdir()) / f"ptq_exp-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
 
 
 def _artifact_location(uri: str) -> str | None:
