@@ -4,7 +4,6 @@ The store is content-addressed: `<cache>/float/<digest>/` holds the network that
 gives on one data set, so every job and every later sweep that asks for it finds it.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -12,6 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.training import TrainingState, resolve_recipe, train
 
 SHIPPED = PROJECT_ROOT / "checkpoints"
-Watch = Callable[[], contextlib.AbstractContextManager[Any]]  # what watches a training
+Watch = Callable[[], AbstractContextManager[Any]]  # what watches a training
 
 
 @dataclass
@@ -47,9 +47,7 @@ class FloatModel:
     history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
 
 
-def load_or_train(
-    config: Config, dataset: Dataset, device: torch.device, watch: Watch = contextlib.nullcontext
-) -> FloatModel:
+def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch: Watch = nullcontext) -> FloatModel:
     """The float model that `checkpoint` asks for.
 
     `auto` takes the stored network of this very training configuration and trains it where there is none;
@@ -84,7 +82,7 @@ def load_or_train(
     torch.manual_seed(config.seed)  # the initial weights
     model = build_model(classes=len(dataset.classes), **options).to(device)
     model.to(memory_format=torch.channels_last)
-    normalize = _normalizer(config, device)
+    normalize = Normalizer(config.data.mean or (), config.data.std or (), device)
     _check_images_fit(model, dataset, normalize)
     with entry.locked():
         if config.checkpoint == "train":
@@ -148,7 +146,7 @@ def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatM
     model.to(device).to(memory_format=torch.channels_last)
     config = _with_normalization(config, dataset, checkpoint)
     source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
-    normalize = _normalizer(config, device)
+    normalize = Normalizer(config.data.mean or (), config.data.std or (), device)
     _check_images_fit(model, dataset, normalize)
     return FloatModel(model.eval(), normalize, checkpoint.sha256, options, config, source)
 
@@ -195,10 +193,6 @@ def _with_normalization(config: Config, dataset: Dataset, checkpoint: Checkpoint
         )  # fmt: skip
     data = replace(config.data, mean=config.data.mean or list(mean or ()), std=config.data.std or list(std or ()))
     return replace(config, data=data)
-
-
-def _normalizer(config: Config, device: torch.device) -> Normalizer:
-    return Normalizer(config.data.mean or (), config.data.std or (), device)
 
 
 def _metadata(options: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:

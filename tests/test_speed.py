@@ -76,7 +76,7 @@ def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    for module in ("ptq_exp.results", "ptq_exp.sweep"):
+    for module in ("ptq_exp.record", "ptq_exp.sweep"):
         monkeypatch.setattr(f"{module}.upload", fail)
     outcome = cli(*TINY, "quant.bits=3,4", f"tracking.uri={store}", "-m")
     assert outcome.code == 1
