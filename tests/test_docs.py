@@ -34,7 +34,13 @@ INDENTED = [
 ]
 FENCED = [line for _, block in blocks("bash") for line in block.splitlines()]
 LINES = {re.sub(r"\s+#.*", "", line).strip() for line in FENCED + INDENTED}
-JOBS = sorted(line for line in LINES if line.startswith("python run.py"))
+README = (ROOT / "README.md").read_text()
+# Those of the README are run always, those of the other pages with -m slow.
+JOBS = [
+    pytest.param(line, marks=[] if line in README else [pytest.mark.slow])
+    for line in sorted(LINES)
+    if line.startswith("python run.py")
+]
 OTHERS = sorted(line for line in LINES if line and not line.startswith("python run.py"))
 CODE = [(page.relative_to(ROOT), block) for page, block in blocks("python")]
 
