@@ -6,7 +6,8 @@ misspelt word, the nearest valid spelling. `run.py` prints it without a tracebac
 
 import difflib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -89,6 +90,19 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, a server that went away
         return f"{error} ({type(error).__name__}; --traceback shows where)"
     return None
+
+
+def exit_code(work: Callable[[], str]) -> int:
+    """Print what `work` returns, 0; or the message for a user's mistake, 1: for commands other than run.py."""
+    try:
+        print(work())
+    except Exception as error:
+        message = explain(error, Path())
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _explain_missing_option(text: str, conf: Path) -> str:

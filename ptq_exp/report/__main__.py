@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ptq_exp.errors import UserError, explain
+from ptq_exp.errors import UserError, exit_code
 from ptq_exp.report.build import REPORT_FILE, Results, comparison, images, job_results, report, sweep_results
 from ptq_exp.tracking.store import default_uri
 
@@ -19,23 +19,20 @@ def main() -> int:
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two of them, to be put side by side")
     parser.add_argument("--output", type=Path, default=Path(REPORT_FILE), help=f"the file (default: {REPORT_FILE})")
     arguments = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            if arguments.compare:
-                found = [fetch(arguments.uri, run, Path(scratch) / str(n)) for n, run in enumerate(arguments.compare)]
-                content = comparison(*found)
-            else:
-                folder = Path(scratch) / "run"
-                content = page_of(fetch(arguments.uri, arguments.parent, folder), folder)
-        arguments.output.write_text(content)
-    except Exception as error:
-        message = explain(error, Path())
-        if message is None:
-            raise
-        print(f"Error: {message}", file=sys.stderr)
-        return 1
-    print(f"Written: {arguments.output}")
-    return 0
+    return exit_code(lambda: write(arguments))
+
+
+def write(arguments: argparse.Namespace) -> str:
+    """Write the page; what was done, in words."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.compare:
+            found = [fetch(arguments.uri, run, Path(scratch) / str(n)) for n, run in enumerate(arguments.compare)]
+            content = comparison(*found)
+        else:
+            folder = Path(scratch) / "run"
+            content = page_of(fetch(arguments.uri, arguments.parent, folder), folder)
+    arguments.output.write_text(content)
+    return f"Written: {arguments.output}"
 
 
 def fetch(uri: str, run_id: str, folder: Path) -> Results:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ptq_exp.errors import explain
+from ptq_exp.errors import exit_code
 from ptq_exp.sweep import upload_folder
 
 
@@ -16,15 +16,7 @@ def main() -> int:
     upload.add_argument("folder", type=Path, help="of a job, of a sweep, or one that holds several")
     upload.add_argument("--uri", help="another store than the one that the jobs were meant for")
     arguments = parser.parse_args()
-    try:
-        print(upload_folder(arguments.folder, arguments.uri))
-    except Exception as error:
-        message = explain(error, Path())
-        if message is None:
-            raise
-        print(f"Error: {message}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: upload_folder(arguments.folder, arguments.uri))
 
 
 if __name__ == "__main__":
