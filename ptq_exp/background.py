@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -66,6 +67,13 @@ def heed_interrupts() -> None:
         timer.start()
         raise KeyboardInterrupt
 
+    def once_more(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is KeyboardInterrupt:  # it struck in a destructor or the like, where Python drops it
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = once_more
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, begin_to_end)
 

@@ -239,6 +239,23 @@ def test_ctrl_c_ends_the_job_and_marks_the_runs(process: Process, store: str, tm
     assert len(all_runs(store)) == 2
 
 
+def test_ctrl_c_is_not_lost_where_python_drops_exceptions() -> None:
+    """In a destructor, of SQLAlchemy's objects for example."""
+    code = (
+        "import signal, time\n"
+        "from ptq_exp import background\n"
+        "class Dropping:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "background.heed_interrupts()\n"
+        "try:\n"
+        "    Dropping()\n"
+        "    time.sleep(30)\n"
+        "except KeyboardInterrupt: print('noticed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "noticed\n", "")
+
+
 @pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(process: Process, tmp_path: Path) -> None:
     few = ["data=digits", "trainer.epochs=500", "quant.bits=2,3", f"cache_dir={tmp_path / 'cache'}", "-m"]
