@@ -86,7 +86,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
                 reconstruction_store(config, shared, bits, device), memo,
             )  # fmt: skip
             seconds = time.perf_counter() - started
-            result = test(quantized, dataset, float_model, f"Evaluating {bits} bits")
+            result = measure(quantized, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
             row = results.make_row(
@@ -131,7 +131,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
         log.info("Data: %s, %s, %d classes. Device: %s.", dataset.name, sizes, len(dataset.classes), hardware(device))
         float_model = load_or_train(config, dataset, device, watch)
         log.info("Float model: %s.", float_model.source)
-        baseline = test(float_model.model, dataset, float_model, "Evaluating the float network")
+        baseline = measure(float_model.model, dataset, float_model, "Evaluating the float network")
         log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
         _prepared.clear()
         data = float_model.config.data
@@ -140,7 +140,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
     return _prepared[key]
 
 
-def test(model: torch.nn.Module, dataset: Dataset, float_model: FloatModel, description: str) -> Evaluation:
+def measure(model: torch.nn.Module, dataset: Dataset, float_model: FloatModel, description: str) -> Evaluation:
     """What `model` answers on the test images."""
     with progress(description, len(dataset.test_labels)) as advance:
         return evaluate(model, dataset.test_images, dataset.test_labels, float_model.normalize, advance)
