@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -335,9 +335,7 @@ def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path)
     with server(tmp_path, port) as uri:
         job = process(*TINY, "quant.bits=2,3,4", f"tracking.uri={uri}", "-m")
         assert job.stdout is not None
-        for line in job.stdout:
-            if "w3 notebook" in line:
-                break
+        _read_until(job.stdout, "w3 notebook")
     rest = job.stdout.read()
     assert job.wait(timeout=300) == 1
     assert "python -m ptq_exp.tracking upload" in rest
@@ -358,6 +356,34 @@ def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path)
         parent = next(run for run in runs if run.info.run_name.startswith("sweep"))
         assert [step for step, _ in points(uri, parent, "top1_vs_bits")] == [2, 3, 4]
         assert all(len(points(uri, run, "top1")) == 1 for run in runs if run != parent)
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_gets_what_it_missed(process: Process, tmp_path: Path) -> None:
+    """Gone for two jobs and back before the sweep ends, which then uploads them: nothing is left to do by hand."""
+    port = free_port()
+    with server(tmp_path, port) as uri:
+        job = process(*TINY, "quant.bits=2,3,4,5,6", f"tracking.uri={uri}", "-m")
+        assert job.stdout is not None
+        _read_until(job.stdout, "w3 notebook")
+    _read_until(job.stdout, "w5 notebook")
+    job.send_signal(signal.SIGSTOP)  # the server takes longer to start than such small jobs to end
+    with server(tmp_path, port) as uri:
+        job.send_signal(signal.SIGCONT)
+        rest = job.stdout.read()
+        assert job.wait(timeout=300) == 0, rest
+        runs = all_runs(uri)
+        assert sorted(run.info.run_name.split()[0] for run in runs) == ["sweep", "w2", "w3", "w4", "w5", "w6"]
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        parent = next(run for run in runs if run.info.run_name.startswith("sweep"))
+        assert [step for step, _ in points(uri, parent, "top1_vs_bits")] == [2, 3, 4, 5, 6]
+
+
+def _read_until(lines: IO[str], text: str) -> None:
+    for line in lines:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without {text!r}")
 
 
 def test_upload_of_a_folder_without_results_is_said(tmp_path: Path) -> None:
