@@ -62,6 +62,7 @@ def compare(model: ResNet, precision: str, images: Tensor, tolerance: float, buf
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="is the one that starts it")
 def test_in_the_interpreter() -> None:
     """Triton reads TRITON_INTERPRET when it is imported: a process of its own."""
