@@ -134,8 +134,7 @@ def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Repor
 
 def _alpha(layer: QuantizedLayer) -> Tensor:
     """The larger end of the grid, shaped to broadcast against the weights."""
-    ends = [torch.full_like(layer.scale, code) for code in (layer.grid.low, layer.grid.high)]
-    low, high = (layer.grid.dequantize(end, layer.scale, layer.zero_point) for end in ends)
+    low, high = layer.ends()
     return torch.maximum(high, -low)
 
 

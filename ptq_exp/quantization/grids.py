@@ -122,9 +122,7 @@ def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor) -> tuple[Tensor
     Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent.
     """
     if kind == FLOAT_ZERO_POINT:
-        scale = (high - low) / (grid.levels - 1)
-        constant = scale <= 0  # a group of equal weights: one level is enough
-        scale = torch.where(constant, torch.ones_like(scale), scale)
+        scale = _positive((high - low) / (grid.levels - 1))
         return scale, -low / scale
     if kind == ASYMMETRIC:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays a level
@@ -138,7 +136,7 @@ def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor) -> tuple[Tensor
 
 
 def _positive(scale: Tensor) -> Tensor:
-    """A group of equal zeros has no range: any scale represents it exactly."""
+    """A group of equal weights has no range: any scale represents it exactly."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 

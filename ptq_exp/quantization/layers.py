@@ -58,6 +58,12 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int32))
         self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value that the grid can take, shaped as `scale`."""
+        codes = (torch.full_like(self.scale, code) for code in (self.grid.low, self.grid.high))
+        low, high = (self.grid.dequantize(code, self.scale, self.zero_point) for code in codes)
+        return low, high
+
     def set_codes(self, codes: Tensor) -> None:
         """Use `codes` (whole numbers on the grid, the shape of the weights) as the weights."""
         self.codes.copy_(codes)

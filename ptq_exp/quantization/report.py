@@ -47,8 +47,7 @@ class Report:
 
 def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, output_db: float) -> LayerReport:
     """The row of `layer`, whose float weights were `weight`."""
-    ends = [torch.full_like(layer.scale, code) for code in (layer.grid.low, layer.grid.high)]
-    low, high = (layer.grid.dequantize(end, layer.scale, layer.zero_point) for end in ends)
+    low, high = layer.ends()
     alpha = torch.maximum(high, -low)
     groups = layer.codes.reshape(layer.scale.numel(), -1)
     used = sum(len(torch.unique(group)) for group in groups) / len(groups)
