@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="notebook", choices=["notebook", "fast"])
     parser.add_argument("--precision", default=None, help="of the training; the recipe's own by default")
+    parser.add_argument("--fused", action="store_true", help="train through this project's own kernels (CUDA)")
     parser.add_argument("--no-quantization", action="store_true", help="train and evaluate the float networks only")
     parser.add_argument("--workers", type=int, default=1, help="processes at once")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
@@ -104,7 +105,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         config = dataclasses.replace(
             recipe(name), seed=seed, cache_dir=arguments.cache, data=_images(arguments, "").data
         )
-        config.trainer.precision = precision
+        config.trainer.precision, config.trainer.fused = precision, arguments.fused
         found = load_or_train(
             dataclasses.replace(config, checkpoint=str(file)) if file.exists() else config, jpeg, device
         )
@@ -120,6 +121,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             float_model = network(name, str(variant), seed)
             model = float_model.model
             line |= {"best_epoch_jpeg": max((epoch["test_top1"] for epoch in float_model.history), default=None)}
+            line |= {"fused": arguments.fused}
         else:
             precision = arguments.precision or recipe(arguments.recipe).trainer.precision
             float_model = network(arguments.recipe, precision, seed)

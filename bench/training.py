@@ -15,10 +15,11 @@ from bench.harness import floor_seconds, machine_rates, resnet20_cost, rows_of, 
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.experiment import pick_device
 from ptq_exp.models import build_model
-from ptq_exp.training import train_epoch
+from ptq_exp.training import build_optimizer, train_epoch
 from ptq_exp.training_step import TrainingStep
 
 BATCH = 160
+SGD = {"lr": 0.022, "momentum": 0.9, "weight_decay": 9e-5}
 
 
 def main() -> None:
@@ -60,14 +61,14 @@ def main() -> None:
     save("training", device, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
 
 
-def _model(device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _model(device: torch.device) -> nn.Module:
     torch.manual_seed(0)
-    model = build_model("resnet", 10, depth=20, shortcut="conv").to(device)
-    return model, torch.optim.SGD(model.parameters(), lr=0.022, momentum=0.9, weight_decay=9e-5)
+    return build_model("resnet", 10, depth=20, shortcut="conv").to(device)
 
 
 def _notebook(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> Callable[[], object]:
-    model, optimizer = _model(device)
+    model = _model(device)
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
     batches = notebook.loader(images, labels, train=True)
 
     def epoch() -> None:
@@ -81,7 +82,8 @@ def _notebook(images: torch.Tensor, labels: torch.Tensor, device: torch.device) 
 
 
 def _plain(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> Callable[[], object]:
-    model, optimizer = _model(device)
+    model = _model(device)
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
     normalize = Normalizer(notebook.MEAN, notebook.STD, device)
     batches = TrainingLoader(images, labels, BATCH, 4, True, seed=0)
 
@@ -96,8 +98,8 @@ def _plain(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> 
 
 
 def _ours(images: torch.Tensor, labels: torch.Tensor, device: torch.device, precision: str) -> Callable[[], object]:
-    model, optimizer = _model(device)
-    model.to(memory_format=torch.channels_last)
+    model = _model(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer({"_target_": "torch.optim.SGD", **SGD}, list(model.parameters()))
     step = TrainingStep(model, Normalizer(notebook.MEAN, notebook.STD, device), optimizer, precision, fused=True)
     batches = TrainingLoader(images, labels, BATCH, 4, True, seed=0)
     return lambda: train_epoch(step, batches, 0, lambda *_, **__: None)

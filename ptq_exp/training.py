@@ -23,6 +23,8 @@ from ptq_exp.training_step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
 DIVERGED = 10  # times the loss of guessing
+# Those that torch also has as one kernel for all parameters, where one for each takes longer to launch than to compute.
+FUSED_OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
 Weights = dict[str, Tensor]
 
@@ -85,6 +87,14 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
         raise UserError(f"{group}: {path} does not accept {arguments}: {error}.") from error
 
 
+def build_optimizer(node: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; on CUDA with the fused kernel, unless `node` chooses."""
+    if node.get("_target_") in FUSED_OPTIMIZERS and parameters[0].is_cuda and not node.keys() & {"fused", "foreach"}:
+        node = node | {"fused": True}
+    optimizer: torch.optim.Optimizer = instantiate("optimizer", node, parameters)
+    return optimizer
+
+
 def train(
     model: nn.Module,
     dataset: Dataset,
@@ -104,7 +114,7 @@ def train(
     loader = TrainingLoader(
         dataset.train_images, dataset.train_labels, batch_size, recipe.crop_padding, recipe.flip, config.seed
     )
-    optimizer = instantiate("optimizer", config.optimizer, model.parameters())
+    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
         raise UserError(f"optimizer._target_={config.optimizer['_target_']} needs a closure, which no epoch here has.")
     scheduler = instantiate("scheduler", config.scheduler, optimizer)
