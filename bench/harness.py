@@ -20,7 +20,13 @@ from ptq_exp.config import PROJECT_ROOT
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"
-REMARKS = {"training": ["", "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`)."]}
+REMARKS = {
+    "training": [
+        "",
+        "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The tables of the H100 and the "
+        "H200 are from before these kept the maps' gradients in memory until the end of a step.",
+    ]
+}
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
 

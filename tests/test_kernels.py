@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +156,21 @@ def test_on_cuda_gradients_are_as_exact_as_plain_pytorchs(shortcut: str, precisi
         results.append(gradient_error(model, fused, images))
     assert results[0][0] < 2 * allowed
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))  # the same bits
+
+
+@cuda
+@pytest.mark.cuda
+def test_on_cuda_gradients_do_not_depend_on_which_stream_is_quicker() -> None:
+    """The weights' gradients are computed beside the rest, from maps whose memory must not be used again meanwhile."""
+    torch.manual_seed(1)
+    images = torch.randn(160, 3, 32, 32, device="cuda")
+    grads = []
+    for delay in (0, 200_000_000):
+        model = network("conv", "cuda", 20).to(memory_format=torch.channels_last)
+        fused: Any = fuse(model, "fp32", images.shape)
+        loss = fused(images).square().sum()
+        with torch.cuda.stream(fused.side):
+            torch.cuda._sleep(delay)  # cycles
+        loss.backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

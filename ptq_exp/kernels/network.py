@@ -1,5 +1,6 @@
 """A CIFAR ResNet's training pass as some sixty launches: one per convolution forward, two backward, and a few more."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from ptq_exp.models.resnet import PadShortcut, ResNet
 DOT = {"fp32": "tf32x3", "tf32": "tf32", "bf16": "bf16"}  # tf32x3: three products that together round like float32
 BLOCK, CHUNK = 128, 32  # of the last addition of weight gradients
 ELEMENTS = 4096  # of partial sums loaded at a time
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all networks: torch hands out the same 32 streams again and again, the capturing one's too."""
+    return torch.cuda.Stream(device)
 
 
 class FusedResNet:
@@ -47,7 +54,7 @@ class FusedResNet:
             self.size = -(-(layer.beta_at + layer.norm.num_features) // 16) * 16
         self.counter = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.tables: dict[int, tuple[Tensor, list[int], int]] = {}
-        self.side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.side = _side_stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of normalized `images`; `backward` on what follows fills the parameters' gradients."""
@@ -165,6 +172,7 @@ class FusedResNet:
         last, linear = run.sums[-1], self.model.linear
         _, height, width, channels = last.y.shape
         g, shortcut = torch.empty_like(last.y), last.shortcut or last.layer
+        run.gradients.append(g)
         head_backward[(len(g),)](
             grad_logits.contiguous(), linear.weight, run.inputs[-1], last.y, run.norms[last.layer.index],
             last.other, run.norms[shortcut.index], g, run.partial, self.counter,
@@ -182,6 +190,7 @@ class FusedResNet:
     ) -> Tensor:  # fmt: skip
         """The gradient of what the ReLU before `layer` got; `block`, if the layer is that block's first."""
         conv, norms, g_in = layer.conv, run.norms, torch.empty_like(before.y)
+        run.gradients.append(g_in)
         tile = backward_tile(conv.in_channels, conv.out_channels, self.precision)
         programs = min(-(-g_in.numel() // conv.in_channels // tile.pixels), tile.programs)
         shortcut = block.shortcut if block and block.shortcut else layer

@@ -70,3 +70,4 @@ class Pass:
     inputs: list[Tensor] = field(default_factory=list)  # every block's, and the head's
     middle: list[Tensor] = field(default_factory=list)  # every block's first convolution's output
     pooled: Tensor | None = None
+    gradients: list[Tensor] = field(default_factory=list)  # the maps': the side stream reads them until the end
