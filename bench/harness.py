@@ -3,7 +3,6 @@
 Absolute times of a shared machine mean little, so every benchmark runs what it is compared to beside it.
 """
 
-import importlib.metadata
 import json
 import platform
 import re
@@ -17,14 +16,15 @@ from typing import Any
 import torch
 
 from ptq_exp.config import PROJECT_ROOT
+from ptq_exp.versions import installed
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"
 REMARKS = {
     "training": [
         "",
-        "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The tables of the H100 and the "
-        "H200 are from before these kept the maps' gradients in memory until the end of a step.",
+        "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The GPUs' tables are from "
+        "before these kept the maps' gradients in memory until the end of a step.",
     ]
 }
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
@@ -105,23 +105,13 @@ def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
         "command": " ".join(["python -m", f"bench.{name}", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "hardware": hardware if device.type == "cuda" else f"{hardware} ({platform.machine()}, {platform.system()})",
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | installed(PACKAGES),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     (RESULTS / f"{name}-{slug}.json").write_text(json.dumps(about | content, indent=1) + "\n")
     print(section(about | content))
     write_page()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def section(result: dict[str, Any]) -> str:

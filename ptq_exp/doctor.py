@@ -1,6 +1,5 @@
 """`python -m ptq_exp.doctor`: what a bug report needs; whether devices, data and the MLflow store are there."""
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from ptq_exp.config import PROJECT_ROOT, Config
 from ptq_exp.errors import UserError
+from ptq_exp.versions import installed
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "scipy", "safetensors", "matplotlib")
 EXTRAS = {
@@ -52,23 +52,18 @@ def versions() -> Section:
     from ptq_exp.tracking.store import commit
 
     yield "ptq_exp", commit().get("git.commit", "not a git checkout")
-    missing = []
-    for package in PACKAGES:
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(package)
-    if missing:
+    found = installed(PACKAGES)
+    yield from found.items()
+    if missing := [package for package in PACKAGES if package not in found]:
         raise UserError(f"not installed: {', '.join(missing)}. Run: pip install -c requirements.lock -e .")
 
 
 def extras() -> Section:
     """What is installed beyond the required."""
+    found = installed(EXTRAS.values())
     for extra, package in EXTRAS.items():
-        try:
-            yield extra, f"{package} {importlib.metadata.version(package)}"
-        except importlib.metadata.PackageNotFoundError:
-            yield extra, f"not installed (pip install -e '.[{extra}]')"
+        version = found.get(package)
+        yield extra, f"{package} {version}" if version else f"not installed (pip install -e '.[{extra}]')"
 
 
 def devices() -> Section:

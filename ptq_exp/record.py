@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ptq_exp.summary import Row, markdown_table
 from ptq_exp.tracking import Run, address, without_password
 from ptq_exp.tracking.store import commit
 from ptq_exp.tracking.upload import upload
+from ptq_exp.versions import installed
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
 LAYER_KEYS = ("layer", "bits", "sqnr_db", "levels_used", "levels_available")  # what a sweep draws of its jobs' layers
@@ -98,16 +98,9 @@ def describe(dataset: Dataset, config: Config) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of everything that a result may depend on."""
-    found = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    return {"Python": platform.python_version()} | found | {"system": system, "commit": commit().get("git.commit", "")}
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return False
+    others = {"system": system, "commit": commit().get("git.commit", "")}
+    return {"Python": platform.python_version()} | installed(PACKAGES) | others
 
 
 def keep_and_log(folder: Path, record: dict[str, Any], job: Run, alone: bool) -> None:
