@@ -15,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
 
+# Tests run in several processes at once: one thread each, also for the jobs they start, or the threads wait for each other.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 # One short training on few images: its accuracy means nothing, its steps are all of a real job's.
 TINY = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]
 

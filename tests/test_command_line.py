@@ -212,7 +212,7 @@ def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, 
 
 @pytest.mark.parametrize("folder", ["model", "optimizer", "scheduler"])
 def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
-    few = [*TINY[:1], "data.train_limit=16", "data.test_limit=16", *TINY[3:]]
+    few = [*TINY[:1], "data.train_limit=16", "data.test_limit=16", *TINY[3:], "quant.bits=4"]
     for option in sorted(path.stem for path in (ROOT / "conf" / folder).glob("*.yaml")):
         outcome = cli(f"{folder}={option}", *few)
         assert outcome.code == 0, f"{folder}={option}: {outcome.err}"

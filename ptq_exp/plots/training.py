@@ -23,7 +23,7 @@ def training_curves(history: list[dict[str, float]], title: str, path: Path) -> 
         label = f"{key.removesuffix('_top1')} images"
         top1.plot(epochs, [epoch[key] for epoch in history], color=colour, linewidth=2, label=label)
     top1.set(xlabel="epoch", ylabel="top-1 accuracy (%)")
-    top1.legend(loc="lower right", fontsize=SMALL, framealpha=0.9, edgecolor="none")
+    top1.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=SMALL, frameon=False)  # above the curves
     for axes in (loss, top1):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
