@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
 
-# Tests run in several processes at once: one thread each, also for the jobs they start, or the threads wait for each other.
+# Several tests run at once: one thread each, and each job they start, or the threads wait for each other.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -329,13 +329,30 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def left_by_its_server(process: Process, folder: Path, port: int, bits: str) -> "subprocess.Popen[str]":
+    """A running sweep over `bits` whose MLflow server was killed when it had begun with 3 bits."""
+    with server(folder, port) as uri:
+        job = process(*TINY, f"quant.bits={bits}", f"tracking.uri={uri}", "-m")
+        assert job.stdout is not None
+        _read_until(job.stdout, "w3 notebook")
+    return job
+
+
+def everything_is_there(uri: str, widths: list[int]) -> None:
+    """One finished run a bit width, each with one result, and their parent with the curve."""
+    runs = all_runs(uri)
+    assert sorted(run.info.run_name.split()[0] for run in runs) == ["sweep", *(f"w{bits}" for bits in widths)]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = next(run for run in runs if run.info.run_name.startswith("sweep"))
+    assert [step for step, _ in points(uri, parent, "top1_vs_bits")] == widths
+    assert all(len(points(uri, run, "top1")) == 1 for run in runs if run != parent)
+
+
 @pytest.mark.slow
 def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path) -> None:
     port = free_port()
-    with server(tmp_path, port) as uri:
-        job = process(*TINY, "quant.bits=2,3,4", f"tracking.uri={uri}", "-m")
-        assert job.stdout is not None
-        _read_until(job.stdout, "w3 notebook")
+    job = left_by_its_server(process, tmp_path, port, "2,3,4")
+    assert job.stdout is not None
     rest = job.stdout.read()
     assert job.wait(timeout=300) == 1
     assert "python -m ptq_exp.tracking upload" in rest
@@ -350,33 +367,22 @@ def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path)
             done = subprocess.run(upload, cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             assert expected in done.stdout
-        runs = all_runs(uri)
-        assert sorted(run.info.run_name.split()[0] for run in runs) == ["sweep", "w2", "w3", "w4"]
-        assert {run.info.status for run in runs} == {"FINISHED"}
-        parent = next(run for run in runs if run.info.run_name.startswith("sweep"))
-        assert [step for step, _ in points(uri, parent, "top1_vs_bits")] == [2, 3, 4]
-        assert all(len(points(uri, run, "top1")) == 1 for run in runs if run != parent)
+        everything_is_there(uri, [2, 3, 4])
 
 
 @pytest.mark.slow
 def test_a_server_that_comes_back_gets_what_it_missed(process: Process, tmp_path: Path) -> None:
     """Gone for two jobs and back before the sweep ends, which then uploads them: nothing is left to do by hand."""
     port = free_port()
-    with server(tmp_path, port) as uri:
-        job = process(*TINY, "quant.bits=2,3,4,5,6", f"tracking.uri={uri}", "-m")
-        assert job.stdout is not None
-        _read_until(job.stdout, "w3 notebook")
+    job = left_by_its_server(process, tmp_path, port, "2,3,4,5,6")
+    assert job.stdout is not None
     _read_until(job.stdout, "w5 notebook")
     job.send_signal(signal.SIGSTOP)  # the server takes longer to start than such small jobs to end
     with server(tmp_path, port) as uri:
         job.send_signal(signal.SIGCONT)
         rest = job.stdout.read()
         assert job.wait(timeout=300) == 0, rest
-        runs = all_runs(uri)
-        assert sorted(run.info.run_name.split()[0] for run in runs) == ["sweep", "w2", "w3", "w4", "w5", "w6"]
-        assert {run.info.status for run in runs} == {"FINISHED"}
-        parent = next(run for run in runs if run.info.run_name.startswith("sweep"))
-        assert [step for step, _ in points(uri, parent, "top1_vs_bits")] == [2, 3, 4, 5, 6]
+        everything_is_there(uri, [2, 3, 4, 5, 6])
 
 
 def _read_until(lines: IO[str], text: str) -> None:
