@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
+from ptq_exp.errors import explain, without_password
+
 # Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 
@@ -32,7 +34,6 @@ class SweepCallback(Callback):
         from ptq_exp import background, sweep, tracking
         from ptq_exp.config import PROJECT_ROOT, TrackingConfig
         from ptq_exp.console import set_quiet
-        from ptq_exp.errors import explain
         from ptq_exp.jobs import SWEEP_VARIABLE
 
         self.folder = Path(config.hydra.sweep.dir).absolute()
@@ -59,7 +60,13 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Every job finished."""
-        self.finish()
+        try:
+            self.finish()
+        except Exception as error:  # Hydra would turn it into a warning and exit code 0
+            from ptq_exp import tracking
+
+            tracking.end_open_runs("FAILED")
+            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {self.folder}: {error!r}") from error
 
     def finish(self) -> None:
         """Show the sweep's table and log it on the parent run. Runs once, in the process that started the sweep."""
@@ -119,4 +126,4 @@ def sweep_name(overrides: list[str]) -> str:
     """`sweep quant.bits=4,8`: the overrides that take several values, or all of them where none does."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
-    return " ".join(["sweep", *(swept or overrides)])
+    return without_password(" ".join(["sweep", *(swept or overrides)]))

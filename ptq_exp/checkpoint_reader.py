@@ -83,13 +83,13 @@ def _read(path: Path, location: str) -> Checkpoint:
         )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     content, metadata = _load(path)
-    weights, container = _unwrap(content, path)
+    weights, container, parallel = _unwrap(content, path)
     _refuse_quantization_aware(weights, path)
     weights, layout = _rename(weights)
     architecture, options = _identify(weights, path)
     if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
         raise UserError(f"checkpoint={path}: {broken[0]} holds values that are not numbers. The file is broken.")
-    mean, std = _normalization(layout, container, options, len(weights["linear.weight"]), metadata)
+    mean, std = _normalization(layout, container, parallel, options, len(weights["linear.weight"]), metadata)
     return Checkpoint(path, sha256, weights, architecture, options, len(weights["linear.weight"]), mean, std, metadata)
 
 
@@ -139,8 +139,9 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {error}).") from error
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict inside its container and without prefixes, and the container's name."""
+def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str, bool]:
+    """The state dict inside its container and without prefixes, the container's name, and whether `nn.DataParallel`
+    wrote it."""
     container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
     weights = content[container] if container else content
     named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
@@ -149,9 +150,10 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
             f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
             f"{', '.join(CONTAINERS)}."
         )
+    parallel = all(key.startswith("module.") for key in weights)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights, container
+    return weights, container, parallel
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
@@ -206,7 +208,7 @@ def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, An
 
 
 def _normalization(
-    layout: str, container: str, options: dict[str, Any], classes: int, metadata: dict[str, Any]
+    layout: str, container: str, parallel: bool, options: dict[str, Any], classes: int, metadata: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Mean and std the network was trained with: our own files say, some projects are known by their layout."""
     if "mean" in metadata:
@@ -215,7 +217,7 @@ def _normalization(
         return CHENYAOFO_CIFAR100
     if (layout or container == "net") and classes == 10:
         return KUANGLIU
-    if classes == 10 and container == "state_dict" and options.get("shortcut") == "pad":
+    if classes == 10 and container == "state_dict" and parallel and options.get("shortcut") == "pad":
         return IMAGENET  # akamaster's pytorch_resnet_cifar10
     return None, None
 

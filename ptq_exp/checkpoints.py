@@ -73,7 +73,8 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     if config.trainer.fused:
         identity["trainer"].append("fused")
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
-    if config.checkpoint == "auto" and not entry.complete() and (file := shipped(config, options, dataset)):
+    # Before what the store may hold: the same configuration gives the same network on every machine.
+    if config.checkpoint == "auto" and (file := shipped(config, options, dataset)):
         found = _from_file(replace(config, checkpoint=str(file)), dataset, device)
         found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
         return found
@@ -103,7 +104,8 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
 def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path | None:
     """The checkpoint in this repository that the resolved `config` would train, or None.
 
-    CIFAR-10 counts as the same data whether its images are lossless or were JPEG files: the model card says which.
+    CIFAR-10 counts as the same data whether its images are lossless or were JPEG files, and a training as the same in
+    any precision: the model card says which it was. A folder that is called cifar10 is not CIFAR-10.
     """
     if config.trainer.select != "last":
         return None
@@ -117,7 +119,7 @@ def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path |
     whole = config.data.train_limit is None and config.data.validation_images == 0
     for path in sorted(SHIPPED.glob("*.safetensors")):
         _, about = load_checked(path)
-        same_data = dataset.name == about["data"] and whole
+        same_data = dataset.name == about["data"] and config.data.name in ("auto", about["data"]) and whole
         same_network = all(about.get(key) == value for key, value in options.items())
         if not same_network or recipe(about) != wanted:
             continue
@@ -186,11 +188,13 @@ def _with_normalization(config: Config, dataset: Dataset, checkpoint: Checkpoint
     mean = checkpoint.mean if checkpoint and known else dataset.mean
     std = checkpoint.std if checkpoint and known else dataset.std
     if checkpoint and (config.data.mean is None or config.data.std is None):
-        log.info(
-            "Normalization by the %s: mean %s, std %s.",
-            "checkpoint's own constants" if known else f"constants of {dataset.name} (the checkpoint's are not known)",
-            list(mean or ()), list(std or ()),
-        )  # fmt: skip
+        if known and "mean" in checkpoint.metadata:
+            whose = "the checkpoint's own constants"
+        elif known:
+            whose = "the constants of the project whose files look like this one (data.mean and data.std overrule them)"
+        else:
+            whose = f"the constants of {dataset.name} (the checkpoint's are not known)"
+        log.info("Normalization by %s: mean %s, std %s.", whose, list(mean or ()), list(std or ()))
     data = replace(config.data, mean=config.data.mean or list(mean or ()), std=config.data.std or list(std or ()))
     return replace(config, data=data)
 

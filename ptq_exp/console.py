@@ -10,9 +10,10 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(soft_wrap=True, highlight=False)
+# No markup: brackets in a user's overrides and paths are brackets.
+console = Console(soft_wrap=True, highlight=False, markup=False)
 if not console.is_terminal:  # a log file has no width: tables keep their columns
-    console = Console(soft_wrap=True, highlight=False, width=140)
+    console = Console(soft_wrap=True, highlight=False, markup=False, width=140)
 log = logging.getLogger("ptq_exp")
 FIRST_LINE_SECONDS = 10.0  # without a terminal: when progress is first told, and then ever more rarely
 _quiet = threading.Event()
@@ -35,7 +36,7 @@ class Handler(logging.Handler):
         if is_quiet() and record.levelno < logging.WARNING:
             return
         style = "yellow" if record.levelno >= logging.WARNING else None
-        console.print(self.format(record), style=style, markup=False)
+        console.print(self.format(record), style=style)
 
 
 @contextmanager

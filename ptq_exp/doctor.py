@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ptq_exp.config import PROJECT_ROOT, Config
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.versions import installed
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "scipy", "safetensors", "matplotlib")
@@ -102,7 +102,7 @@ def _megabytes(folder: Path) -> float:
 
 def store() -> Section:
     """Whether the MLflow store that runs are logged to answers. A database that is not there yet is not made."""
-    from ptq_exp.tracking.store import default_uri, open_store, without_password
+    from ptq_exp.tracking.store import default_uri, open_store
 
     uri = default_uri()
     yield "tracking.uri", without_password(uri)

@@ -11,8 +11,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
+def without_password(text: str) -> str:
+    """The text as it may be shown and logged: who logs in where, in an address, and a token, are starred."""
+
+    def starred(found: re.Match[str]) -> str:
+        user, colon, _ = found[1].partition(":")
+        return f"://{user}:***@" if user and colon else "://***@"
+
+    return re.sub(r"""://([^/\s"']*)@""", starred, text)
+
+
 class UserError(Exception):
     """Something in the configuration, the files or the machine that the user can put right."""
+
+    def __init__(self, message: str):
+        super().__init__(without_password(message))
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -58,15 +58,17 @@ class Evaluation:
 def drop_interval(baseline: Evaluation, result: Evaluation, labels: Tensor) -> tuple[float, float]:
     """95 % interval of the top-1 drop in points, from both networks' predictions on the same images.
 
-    With b images that only `baseline` gets right and c that only `result` does, the drop is (b - c) / n and its
-    standard error sqrt(b + c - (b - c)^2 / n) / n (Agresti 2013, section 11.1.1).
+    With b images that only `baseline` gets right and c that only `result` does, the drop is (b - c) / n. Its interval
+    is Wald's with one image added to b and to c and two to n (Bonett & Price 2012, "Adjusted Wald confidence interval
+    for a difference of binomial proportions based on paired data"): without them a handful of images counts as proof.
     """
     labels = labels.cpu()
     before, after = baseline.predictions == labels, result.predictions == labels
     lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(labels)
-    drop = (lost - gained) / count
-    half = 1.959964 * math.sqrt(max(lost + gained - (lost - gained) ** 2 / count, 0)) / count
-    return 100 * (drop - half), 100 * (drop + half)
+    total = count + 2
+    drop = (lost - gained) / total
+    half = 1.959964 * math.sqrt(lost + gained + 2 - (lost - gained) ** 2 / total) / total
+    return 100 * max(-1.0, drop - half), 100 * min(1.0, drop + half)
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:

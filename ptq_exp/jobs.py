@@ -17,7 +17,7 @@ from ptq_exp.checkpoints import write_atomically
 from ptq_exp.config import Config, digest
 from ptq_exp.console import log
 from ptq_exp.data.image_folder import source_digest
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.summary import Failure, Row, failure_line
 
@@ -122,8 +122,9 @@ def failure_kept(folder: Path, bits: object, overrides: str, fail_fast: bool) ->
             raise UserError("Not run: another job failed, and fail_fast=true.")
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        failure = {"bits": str(bits), "overrides": overrides, "error": reason, "log": str(folder / "run.log")}
+        reason = without_password(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        words = without_password(overrides)
+        failure = {"bits": str(bits), "overrides": words, "error": reason, "log": str(folder / "run.log")}
         failure["run_id"] = getattr(error, "run_id", "")  # of the job's run in MLflow, where it came so far
         with contextlib.suppress(OSError):  # the disk may be what failed
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ from ptq_exp.checkpoints import FloatModel
 from ptq_exp.config import Config, flatten
 from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import write_record
 from ptq_exp.report.build import write_job
 from ptq_exp.results import metrics
 from ptq_exp.summary import Row, markdown_table
-from ptq_exp.tracking import Run, address, without_password
+from ptq_exp.tracking import Run, address
 from ptq_exp.tracking.store import commit
 from ptq_exp.tracking.upload import upload
 from ptq_exp.versions import installed
@@ -44,6 +44,7 @@ def make_record(
         float_model.config, quant=config.quant, tracking=shown, output_dir=config.output_dir,
         overrides=without_password(config.overrides), command=list(map(without_password, config.command)),
         resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
+        checkpoint=without_password(float_model.config.checkpoint),
     )  # fmt: skip
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.

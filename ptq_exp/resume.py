@@ -1,9 +1,11 @@
 """`resume=true`: what an earlier job with the same configuration left, so that nothing is done twice."""
 
+import shutil
 from pathlib import Path
 
 from ptq_exp.config import Config
 from ptq_exp.console import log
+from ptq_exp.errors import without_password
 from ptq_exp.jobs import RESULTS_FILE, Ledger, read_record, rows_of, write_record
 from ptq_exp.summary import Row
 from ptq_exp.tracking import reading
@@ -26,7 +28,10 @@ def finished(config: Config, key: str, ledger: Ledger, folder: Path) -> list[Row
         record = _from_store(config, key, folder)
     if record is None or record["job"] != key:
         return None
-    write_record(folder, record | {"overrides": config.overrides})
+    elsewhere = there["folder"] / "artifacts" if there else folder
+    if elsewhere.is_dir() and not (folder / "artifacts").exists():
+        shutil.copytree(elsewhere, folder / "artifacts")  # the sweep's report shows them
+    write_record(folder, record | {"overrides": without_password(config.overrides)})
     log.info("%s: finished before, not run again (resume=true).", record["run"]["name"] if record["run"] else folder)
     return rows_of(record)
 

@@ -10,7 +10,7 @@ Failure = dict[str, str]  # of a failed job: `bits`, `overrides`, `error`, the p
 JOB = "job"
 HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "against float", "agreement %", "size"]
 VERDICT = HEADINGS.index("against float")
-NOT_DISTINGUISHABLE = "not distinguishable"
+NOT_DISTINGUISHABLE, LOWER = "not distinguishable", "lower"
 
 
 def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -54,7 +54,7 @@ def verdict(row: Row) -> str:
     """Whether the drop can be told from zero: its 95 % interval, from both networks' answers to the same images."""
     if row["top1_drop_ci_low"] <= 0 <= row["top1_drop_ci_high"]:
         return NOT_DISTINGUISHABLE
-    return "lower" if row["top1_drop"] > 0 else "higher"
+    return LOWER if row["top1_drop_ci_low"] > 0 else "higher"
 
 
 def answers(series: dict[str, list[Row]]) -> list[str]:
@@ -63,13 +63,17 @@ def answers(series: dict[str, list[Row]]) -> list[str]:
     for label, rows in seed_groups(series).items():
         good = [
             bits for bits in sorted({row["bits"] for row in rows})
-            if all(verdict(row) == NOT_DISTINGUISHABLE for row in rows if row["bits"] == bits)
+            if all(verdict(row) != LOWER for row in rows if row["bits"] == bits)
         ]  # fmt: skip
         start = f"{label}: " if label else ""
         if good:
-            sentences.append(f"{start}{good[0]} bits are the fewest that are not distinguishable from float.")
+            most = max(row["top1_drop_ci_high"] for row in rows if row["bits"] == good[0])
+            sentences.append(
+                f"{start}{good[0]} bits are the fewest that show no loss against float; these images do not rule out a "
+                f"loss of up to {max(most, 0):.2f} points."
+            )
         else:
-            sentences.append(f"{start}{'no' if start else 'No'} bit width tried is indistinguishable from float.")
+            sentences.append(f"{start}{'e' if start else 'E'}very bit width tried loses accuracy against float.")
     return sentences
 
 

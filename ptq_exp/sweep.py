@@ -9,7 +9,7 @@ from ptq_exp import tracking
 from ptq_exp.checkpoints import write_atomically
 from ptq_exp.config import TrackingConfig, digest
 from ptq_exp.console import log
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
 from ptq_exp.report.build import SUMMARY_FILE, write_sweep
 from ptq_exp.summary import Row, as_series, failure_line, markdown_table, with_labels
@@ -25,7 +25,7 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
 
     Raises `UserError` where the store cannot be used.
     """
-    words = sorted(word for word in overrides if not word.startswith(NOT_THE_SWEEP))
+    words = sorted(word for word in overrides if not word.lstrip("+~").startswith(NOT_THE_SWEEP))
     address = tracking.address(config, name)
     pointer = cache / "sweeps" / f"{digest(words, address)[:32]}.json"
     old = None
@@ -35,7 +35,7 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
     parent = tracking.start(config, name, old=old)
     # What the sweep was told: its row of the runs page shows it.
     parent.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
-    command = list(map(tracking.without_password, overrides))
+    command = list(map(without_password, overrides))
     content = json.dumps({"name": name, "run_id": parent.run_id, "run": address, "command": command})
     for path in (folder / SWEEP_FILE, pointer):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +58,7 @@ def fetch_job(store: "tracking.Run", run_id: str, folder: Path) -> bool:
         reading.artifact(store.client, run_id, RESULTS_FILE, folder)
         if record := read_record(folder):
             write_record(folder, record | {"uploaded": True, "run_id": run_id})
-            for name in reading.artifact_names(store.client, run_id):
-                if name.endswith(".png"):
-                    reading.artifact(store.client, run_id, name, folder / "artifacts")
+            reading.figures(store.client, run_id, folder)
             return True
     return False
 
@@ -71,6 +69,10 @@ def fetch_sweep(parent: "tracking.Run", folder: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError, ValueError):
         path = reading.artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)
         summary: dict[str, Any] = json.loads(path.read_text())
+        here = {record["run_id"] for record in read_jobs(folder)}
+        for number, run_id in enumerate(summary.get("jobs", [])):  # resumed ones hang below the sweep that ran them
+            if run_id and run_id not in here:
+                fetch_job(parent, run_id, folder / f"resumed-{number:04d}-{run_id[:8]}")
         return summary
     return {"failures": reading.failed_children(parent)}
 
@@ -102,7 +104,7 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
         write_sweep(folder, title, read_command(folder), figures)
         lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
         note += f"\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
-    parent.log(tags={"mlflow.note.content": note})
+    parent.log(tags={"mlflow.note.content": _fitting(note)})
     parent.log_folder(figures)
     for failure in failures:
         if not failure["run_id"]:  # it failed before it had a run: its configuration is at fault
@@ -114,6 +116,14 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
     if jobs and all(len(job["rows"]) == 1 for job in jobs):
         _log_curves(parent, series)
     parent.end(status)
+
+
+def _fitting(note: str) -> str:
+    """The note, whole lines of it where it is longer than MLflow takes."""
+    if len(note) <= tracking.MAX_VALUE_LENGTH:
+        return note
+    end = note.rfind("\n", 0, tracking.MAX_VALUE_LENGTH - 100)
+    return f"{note[:end]}\n\nToo long for this page: all of it is in `table.md` among the artifacts."
 
 
 def read_command(folder: Path) -> list[str]:

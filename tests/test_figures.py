@@ -88,10 +88,12 @@ def test_the_verdict_is_what_the_interval_says() -> None:
     series = {"": [row(2, 50.0), row(4, 89.0, (-0.5, 2.5)), row(8, 90.0, (-1.0, 1.0))]}
     assert [verdict(r) for r in series[""]] == ["lower", "not distinguishable", "not distinguishable"]
     assert verdict(row(8, 95.0, (-6.0, -4.0))) == "higher"
-    assert answers(series) == ["4 bits are the fewest that are not distinguishable from float."]
-    assert answers({"": [row(2, 50.0)]}) == ["No bit width tried is indistinguishable from float."]
+    assert answers(series)[0].startswith("4 bits are the fewest that show no loss against float; these images do not")
+    assert answers({"": [row(2, 50.0)]}) == ["Every bit width tried loses accuracy against float."]
+    better = row(8, 91.0) | {"top1_drop_ci_low": -2.0, "top1_drop_ci_high": -0.1}
+    assert answers({"": [row(4, 50.0), better]})[0].startswith("8 bits are the fewest that show no loss")
     seeds = {"seed=0": [row(4, 89.0, (-1, 1))], "seed=1": [row(4, 80.0, (9, 11)), row(8, 90.0, (-1, 1))]}
-    assert answers(seeds) == ["8 bits are the fewest that are not distinguishable from float."]  # not in every seed
+    assert answers(seeds)[0].startswith("8 bits are the fewest")  # 4 bits not in every seed
 
 
 def network() -> torch.nn.Module:

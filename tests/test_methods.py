@@ -127,6 +127,9 @@ def test_additive_powers_of_two() -> None:
     assert levels == pytest.approx(sorted({-m for m in magnitudes} | set(magnitudes)))
     assert additive_powers_of_two(2) == pytest.approx([-1, -1 / 2, -1 / 4, 0, 1 / 4, 1 / 2, 1])
     assert additive_powers_of_two(1) == (-1.0, 0.0, 1.0)
+    odd = {(a + b) / 0.625 for a in (0, 1 / 2, 1 / 4, 1 / 16) for b in (0, 1 / 8)}  # their code's, three bits
+    assert additive_powers_of_two(3) == pytest.approx(sorted({-m for m in odd} | odd))
+    assert [len(additive_powers_of_two(bits)) for bits in range(1, 8)] == [2 * 2**bits - 1 for bits in range(1, 8)]
 
 
 @given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30).map(torch.tensor), st.integers(1, 6))
@@ -321,7 +324,26 @@ def test_batch_norm_reestimation_takes_the_statistics_of_the_images() -> None:
     assert not any(module.training for module in model.modules())
 
 
+def test_batch_norm_reestimation_counts_every_image_once() -> None:
+    """257 images are no full batch and one image that counts as much."""
+    model, x = nn.Sequential(nn.BatchNorm2d(3)), torch.zeros(257, 3, 4, 4)
+    x[256] = 257.0
+    reestimate_batch_norm(model, x)
+    assert torch.allclose(model[0].running_mean, torch.ones(3), atol=0.01)
+
+
 # Learned rounding ------------------------------------------------------------------------------------------------
+
+
+def test_a_stored_unit_of_other_bit_widths_is_not_taken(tmp_path: Path) -> None:
+    model, x = network(), images()
+    config = QuantConfig(
+        rounding="adaround", granularity="channel", reconstruction=ReconstructionConfig(steps=2), layers="all"
+    )
+    quantize(model, config, 8, x, store=tmp_path)
+    again, _ = quantize(model, config, 2, x, store=tmp_path)
+    fresh, _ = quantize(model, config, 2, x)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), fresh.state_dict().values(), strict=True))
 
 
 def test_soft_rounding_starts_at_the_float_weights_and_ends_on_the_grid() -> None:
@@ -585,6 +607,9 @@ def test_one_layer_at_a_time_is_a_table_and_a_figure(cli: Callable[..., Outcome]
         (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=1000"], "Give one of them"),
         (["quant.rounding=adaruond"], "Did you mean 'adaround'?"),
         (["quant.reconstruction.drop=1"], "below 1"),
+        (["quant.alpha_rule=mse", "quant.first_and_last=eight"], "quant.granularity=channel"),
+        (["quant.act_bits=1", "quant.act_input_image=true", *TINY, *SHORT], "Use 2 bits"),
+        (["quant.bits=1", "quant.sign_bit=included"], "float_zero_point"),
         (["quant.act_rule=mean"], "percentile"),
         (["+quant.layer_bits={layer9.*:3}", *TINY, *SHORT], "matches no layer"),
     ],

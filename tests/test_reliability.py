@@ -68,7 +68,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
 
 
 def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
-    cli: Cli, store: str, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first sweep the jobs with 4 bits fail; the second does only those."""
     from ptq_exp import experiment
@@ -90,6 +90,8 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     assert second.code == 0, second.err
     assert second.out.count("finished before, not run again") == 2
     assert second.out.count("results go to") == 2
+    for job in tmp_path.glob("outputs/*/*/*/results.json"):  # the report of the second sweep shows them all
+        assert list((job.parent / "artifacts").glob("confusion_w*.png")), job
     runs = all_runs(store)
     parents = [run for run in runs if run.info.run_name.startswith("sweep")]
     assert [run.info.status for run in runs] == ["FINISHED"] * 7  # 4 jobs, 2 curves, 1 parent
@@ -108,6 +110,27 @@ def test_a_job_that_finished_elsewhere_is_found_in_the_store(cli: Cli, store: st
     assert outcome.code == 0, outcome.err
     assert "finished before, not run again" in outcome.out
     assert len(all_runs(store)) == 1
+
+
+def test_a_sweep_that_grows_has_a_report_of_all_its_jobs(cli: Cli, store: str, tmp_path: Path) -> None:
+    """Also from MLflow alone, where the jobs of before hang below the sweep that ran them."""
+    given = [*TINY, f"tracking.uri={store}", "-m"]
+    assert cli(*given, "quant.bits=4").code == 0
+    assert cli(*given, "quant.bits=3,4", "resume=true").code == 0
+    parent = next(run for run in all_runs(store) if run.info.run_name == "sweep quant.bits=3,4")
+    page = tmp_path / "again.html"
+    command = [sys.executable, "-m", "ptq_exp.report", "--uri", store, "--parent", parent.info.run_id]
+    done = subprocess.run([*command, "--output", str(page)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 jobs finished, 0 failed" in page.read_text()
+
+
+def test_brackets_in_what_the_user_wrote_are_brackets(cli: Cli, store: str) -> None:
+    outcome = cli(*TINY, "quant.bits=3", "quant.name='a[old]','b[/new]'", f"tracking.uri={store}", "-m")
+    assert outcome.code == 0, outcome.err
+    assert "a[old], 3 bits" in outcome.out
+    assert "│ quant.name='b[/new]'" in outcome.out  # the table
+    assert {run.info.status for run in all_runs(store)} == {"FINISHED"}
 
 
 def test_without_resume_everything_is_measured_again(cli: Cli, store: str) -> None:

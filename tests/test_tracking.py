@@ -10,9 +10,9 @@ import torch
 from conftest import TINY, Outcome
 from PIL import Image
 
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.models import build_model
 from ptq_exp.quantization.files import load_quantized
-from ptq_exp.tracking import without_password
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -122,6 +122,9 @@ def test_a_sweep_of_lists_draws_every_curve_once(cli: Cli, store: str, runs: Run
 
 def test_a_password_in_the_uri_is_not_logged() -> None:
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    text = without_password("http://me:se@cret@host/x@y and https://token@host")
+    assert text == "http://me:***@host/x@y and https://***@host"
+    assert "secret" not in str(UserError("checkpoint=http://me:secret@host/file is not there"))
     assert without_password("sqlite:///folder/mlflow.db") == "sqlite:///folder/mlflow.db"
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY, Outcome
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 
 from ptq_exp.checkpoints import load_or_train, shipped
 from ptq_exp.config import Config, DataConfig, TrainerConfig
@@ -316,9 +317,21 @@ def test_the_interval_of_the_drop_is_paired() -> None:
     before[:2] = 1
     after[10:20] = 1
     low, high = drop_interval(Evaluation(before, 98, 0, 0.0, 0.0), Evaluation(after, 90, 0, 0.0, 0.0), labels)
-    assert (low, high) == pytest.approx((8 - 1.959964 * 3.37046, 8 + 1.959964 * 3.37046), abs=1e-3)
-    same_answers = Evaluation(before, 98, 0, 0.0, 0.0)
-    assert drop_interval(same_answers, same_answers, labels) == (0.0, 0.0)
+    # By hand: 10 lost, 2 gained of 100; (10 - 2) / 102, standard error sqrt(14 - 64 / 102) / 102.
+    assert (low, high) == pytest.approx((7.84314 - 1.959964 * 3.58528, 7.84314 + 1.959964 * 3.58528), abs=1e-3)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (4, 0), (5, 0), (6, 0), (7, 1), (8, 1), (9, 1), (30, 12)])
+def test_the_drop_s_interval_judges_as_the_exact_test_does(lost: int, gained: int) -> None:
+    """McNemar's exact test: of the images on which the networks differ, as many would go either way."""
+    labels = torch.zeros(400, dtype=torch.long)
+    before, after = labels.clone(), labels.clone()
+    after[:lost] = 1
+    before[lost : lost + gained] = 1
+    low, high = drop_interval(Evaluation(before, 0, 0, 0.0, 0.0), Evaluation(after, 0, 0, 0.0, 0.0), labels)
+    assert low < high
+    p = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert (low > 0) == (p < 0.05)
 
 
 def test_evaluation_restores_the_mode_of_the_model() -> None:
@@ -380,6 +393,8 @@ def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Pa
     resolved = replace(resolve_recipe(plain, data), data=replace(plain.data, mean=list(data.mean), std=list(data.std)))
     assert shipped(resolved, options, data) is not None
     assert shipped(replace(resolved, seed=1), options, data) is None
+    folder = replace(resolved, data=replace(resolved.data, name="image_folder"))
+    assert shipped(folder, options, data) is None  # a folder of that name
     assert shipped(replace(resolved, optimizer=resolved.optimizer | {"lr": 0.1}), options, data) is None
     assert shipped(replace(resolved, data=replace(resolved.data, train_limit=5)), options, data) is None
     assert shipped(resolved, options | {"depth": 32}, data) is None

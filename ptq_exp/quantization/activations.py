@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.errors import UserError
 from ptq_exp.quantization.grids import UniformGrid, activation_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
 from ptq_exp.quantization.memo import Memo
@@ -157,6 +158,11 @@ def quantize_activations(
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
         signed = observation.low < 0
+        if signed and width == 1:
+            raise UserError(
+                "quant.act_bits=1 leaves tensors with negative values (the image, residual sums) no level above zero. "
+                "Use 2 bits, or leave act_input_image and act_residual false."
+            )
         chosen = (
             alpha if alpha is not None else OBSERVERS[rule](observation, activation_grid(width, signed), percentile)
         )

@@ -131,7 +131,8 @@ def pareto(
 def plan_mixed(
     reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, memo: Memo, progress: Progress | None = None
 ) -> tuple[dict[str, float], Sensitivities]:
-    """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or `bits` on average."""
+    """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or what `bits` everywhere
+    would take."""
     layers = target_layers(reference, config.layers)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
     total = sum(weights.values())
@@ -144,7 +145,7 @@ def plan_mixed(
         channels = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
         budget = 8.0 * config.size_budget - rest - scales - ranges - 32 * channels * config.bias_correction
     else:
-        budget = (config.mean_bits or bits) * total
+        budget = (config.mean_bits or stored_bits(bits, config.sign_bit, config.grid)) * total
     # They depend on the method, not on the budget.
     method = replace(config, act_bits=None, bits=0, mean_bits=None, size_budget=None, name="")
     found = memo.once(("sensitivities", repr(method)), lambda: sensitivities(reference, method, images, progress))

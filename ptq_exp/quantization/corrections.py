@@ -95,7 +95,7 @@ def output_mean(model: nn.Module, name: str, images: Tensor) -> Tensor:
 def reestimate_batch_norm(model: nn.Module, images: Tensor) -> None:
     """Replace the running statistics of every batch norm by those of the quantized network on `images`, in place.
 
-    A cumulative average over batches (Sun et al. 2019, "Hybrid 8-bit training"). Few or unaugmented images can
+    An average over batches of equal size (Sun et al. 2019, "Hybrid 8-bit training"). Few or unaugmented images can
     do harm: on 1,024 of them a float ResNet-20 lost three points.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -104,7 +104,7 @@ def reestimate_batch_norm(model: nn.Module, images: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # torch: a cumulative average
         norm.train()
-    for batch in images.split(BATCH):
+    for batch in images.tensor_split(-(-len(images) // BATCH)):  # a short last batch would count like a full one
         model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

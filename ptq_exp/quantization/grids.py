@@ -105,12 +105,13 @@ def additive_powers_of_two(bits: int) -> tuple[float, ...]:
     """Signed levels whose magnitudes have `bits` bits: sums of powers of two, the largest 1.
 
     With two bits a term, term i takes zero or one of 2^-i, 2^-(i+n), 2^-(i+2n) for n terms; an odd bit is one
-    more term of zero or 2^-n (Li, Dong & Wang 2020, "Additive Powers-of-Two Quantization", equation 4).
+    more term of zero or 2^-2n, below which the third powers move. No power occurs twice, so all sums differ
+    (Li, Dong & Wang 2020, "Additive Powers-of-Two Quantization", equation 4 and, for odd bits, the authors' code).
     """
-    terms = bits // 2
-    choices = [[0.0] + [2.0 ** -(i + terms * j) for j in range(3)] for i in range(terms)]
-    if bits % 2:
-        choices.append([0.0, 2.0 ** -(max(terms, 1))])
+    terms, odd = bits // 2, bits % 2
+    choices = [[0.0] + [2.0 ** -(i + terms * j + (odd if j == 2 else 0)) for j in range(3)] for i in range(terms)]
+    if odd:
+        choices.append([0.0, 2.0 ** -(2 * terms)])
     sums = {sum(combination) for combination in itertools.product(*choices)}
     largest = max(sums)
     return tuple(sorted({sign * value / largest for value in sums for sign in (-1.0, 1.0)}))

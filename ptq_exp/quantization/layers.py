@@ -13,7 +13,9 @@ def round_through(x: Tensor) -> Tensor:
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes activations on 2^bits levels up to `alpha` (for signed ones from -alpha). Keeps the shape.
+    """Fake-quantizes activations on 2^bits levels up to `alpha`. Keeps the shape.
+
+    Signed ones in two's complement: the lowest level is one step below -alpha.
 
     `drop` is the share of elements that pass unquantized while a block is reconstructed (QDrop, Wei et al. 2022);
     0 otherwise. The gradient with respect to alpha is that of learned step sizes (Esser et al. 2020).

@@ -49,6 +49,7 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
     """The row of `layer`, whose float weights were `weight`."""
     low, high = layer.ends()
     alpha = torch.maximum(high, -low)
+    beyond = 1e-6 * (high - low)  # scale times level is not the range's end to the last bit
     groups = layer.codes.reshape(layer.scale.numel(), -1)
     used = sum(len(torch.unique(group)) for group in groups) / len(groups)
     return LayerReport(
@@ -59,7 +60,7 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
         alpha=alpha.mean().item(),
         weight_std=weight.std(correction=0).item(),
         weight_max=weight.abs().max().item(),
-        clipped_percent=100 * ((weight > high) | (weight < low)).float().mean().item(),
+        clipped_percent=100 * ((weight > high + beyond) | (weight < low - beyond)).float().mean().item(),
         levels_used=round(used),
         levels_available=layer.grid.levels,
         sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),

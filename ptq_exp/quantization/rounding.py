@@ -97,7 +97,7 @@ def learn_rounding(
     """AdaRound, block reconstruction and distillation, as configured, in place.
 
     Nothing is learned where all weights have more than `reconstruction.up_to_bits` and the activations more than
-    `reconstruction.act_up_to_bits`. A unit found in the folder `store` is taken from there.
+    `reconstruction.act_up_to_bits`. A unit that the folder `store` holds, of the same `plan`, is taken from there.
     """
     how = config.reconstruction
     coarse_activations = config.act_bits is not None and config.act_bits <= how.act_up_to_bits
@@ -110,32 +110,35 @@ def learn_rounding(
     for number, name in enumerate(parts):
         torch.manual_seed(seed * 1000 + number)
         file = store / f"{number:03d}.safetensors" if store else None
-        if file and _restore(network.get_submodule(name), file):
+        if file and _restore(network.get_submodule(name), file, plan):
             continue
         with shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
             reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
         if file:
-            _keep(network.get_submodule(name), file)
+            _keep(network.get_submodule(name), file, plan)
     whole = store / "distilled.safetensors" if store else None
-    if how.distill_steps and not (whole and _restore(network, whole)):
+    if how.distill_steps and not (whole and _restore(network, whole, plan)):
         torch.manual_seed(seed * 1000 + 999)
         with shown(progress, "Distilling the network", how.distill_steps) as advance:
             reconstruction.distill(network, reference, images, how, advance)
         if whole:
-            _keep(network, whole)
+            _keep(network, whole, plan)
 
 
-def _keep(unit: nn.Module, file: Path) -> None:
+def _keep(unit: nn.Module, file: Path, plan: dict[str, float]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
-    save_checked({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial, {})
+    save_checked({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial, {"plan": plan})
     partial.replace(file)
 
 
-def _restore(unit: nn.Module, file: Path) -> bool:
-    """Load a unit reconstructed before; False where there is none or the file is damaged."""
+def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
+    """Load a unit reconstructed before; False where there is none, or of other bit widths, or the file is damaged."""
     try:
-        unit.load_state_dict(load_checked(file)[0])
-    except (OSError, ValueError, SafetensorError, RuntimeError):
+        tensors, about = load_checked(file)
+        if about["plan"] != plan:  # sensitivities are measured: another machine's may give another plan
+            return False
+        unit.load_state_dict(tensors)
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
         return False
     return True

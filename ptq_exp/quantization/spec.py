@@ -106,7 +106,7 @@ class QuantConfig:
             if bits == 1 and self.sign_bit == "included" and not two_sided:
                 raise UserError(
                     f"{key}=1 with quant.sign_bit=included leaves no level but zero. Use 2 bits (three levels), "
-                    f"quant.sign_bit=extra, or quant.grid=asymmetric."
+                    f"quant.sign_bit=extra, or quant.grid=float_zero_point."
                 )
         if len(set(widths)) < len(widths):
             raise UserError(f"quant.bits={widths} names a bit width twice.")
@@ -157,6 +157,12 @@ class QuantConfig:
             raise UserError("quant.mean_bits and quant.size_budget have no effect without quant.mixed=true.")
         if self.mixed and (self.layer_bits or self.first_and_last != "same"):
             raise UserError("quant.mixed=true chooses every layer's bits: leave layer_bits and first_and_last alone.")
+        several = bool(self.layer_bits) or self.first_and_last == "eight"
+        if several and self.granularity == "model" and self.alpha_rule in ("mse", "lp"):
+            raise UserError(
+                f"quant.alpha_rule={self.alpha_rule} finds the best range for one bit width: layers of several widths "
+                f"cannot share it. Set quant.granularity=channel or tensor."
+            )
         if self.mixed and self.granularity == "model":
             raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")
 

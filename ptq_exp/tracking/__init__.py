@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ptq_exp.background import later
 from ptq_exp.config import PROJECT_ROOT, TrackingConfig
 from ptq_exp.console import log
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.tracking import view
 from ptq_exp.tracking.store import (
     PROCESS_TAG,
@@ -26,13 +26,12 @@ from ptq_exp.tracking.store import (
     open_store,
     this_process,
     user,
-    without_password,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Run", "address", "default_uri", "job_run", "start", "without_password"]
+__all__ = ["Run", "address", "default_uri", "job_run", "start"]
 
 # Set by the sweep callback for the jobs of a multirun, whichever process they run in.
 PARENT_VARIABLE = "PTQ_EXP_PARENT_RUN"
@@ -87,8 +86,8 @@ class Run:
             Metric(k, float(v), now, step) for step, metrics in series for k, v in metrics.items()
             if (k, step) not in there
         ]  # fmt: skip
-        entries = [Param(k, str(v)[:MAX_VALUE_LENGTH]) for k, v in (params or {}).items() if k not in old_params]
-        labels = [RunTag(k, v[:MAX_VALUE_LENGTH]) for k, v in (tags or {}).items()]
+        entries = [Param(k, _loggable(v)) for k, v in (params or {}).items() if k not in old_params]
+        labels = [RunTag(k, _loggable(v)) for k, v in (tags or {}).items()]
         self.client.log_batch(self.run_id, points[:800], entries[:100], labels)
         for start_ in range(800, len(points), 800):
             self.client.log_batch(self.run_id, points[start_ : start_ + 800])
@@ -163,6 +162,10 @@ class Run:
 
 
 _open_runs: dict[str, Run] = {}  # of this process
+
+
+def _loggable(value: Any) -> str:
+    return without_password(str(value))[:MAX_VALUE_LENGTH]
 
 
 def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:

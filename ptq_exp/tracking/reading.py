@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptq_exp.config import TrackingConfig
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.tracking import JOB_TAG, Run
-from ptq_exp.tracking.store import default_uri, open_existing, open_store, without_password
+from ptq_exp.tracking.store import default_uri, open_existing, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
-    """Fetch one artifact of a job's newest finished run into `folder`; the run's id, or None where there is none."""
+    """Fetch one artifact of a job's newest finished run, and its figures; the run's id, or None where there is none."""
     client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
     wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"
     for found in client.search_runs([experiment_id], wanted, max_results=1):
         with contextlib.suppress(UserError):  # logged by an older version, or its artifacts are gone
             folder.mkdir(parents=True, exist_ok=True)
             artifact(client, found.info.run_id, name, folder)
+            figures(client, found.info.run_id, folder)
             return str(found.info.run_id)
     return None
 
@@ -61,6 +62,13 @@ def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Pa
 def artifact_names(client: "MlflowClient", run_id: str) -> list[str]:
     """The names of a run's artifacts, folders left out."""
     return [found.path for found in client.list_artifacts(run_id) if not found.is_dir]
+
+
+def figures(client: "MlflowClient", run_id: str, folder: Path) -> None:
+    """Fetch a run's figures into the job folder `folder`."""
+    for name in artifact_names(client, run_id):
+        if name.endswith(".png"):
+            artifact(client, run_id, name, folder / "artifacts")
 
 
 def existing_run(uri: str, run_id: str) -> tuple[Run, str]:

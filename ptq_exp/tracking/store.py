@@ -5,7 +5,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import socket
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ import psutil
 from filelock import FileLock
 
 from ptq_exp.config import PROJECT_ROOT
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, without_password
 from ptq_exp.tracking import view
 
 if TYPE_CHECKING:
@@ -30,11 +29,6 @@ PATIENCE = {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}  # MLflo
 def default_uri() -> str:
     """The store that is used where neither `tracking.uri` nor the environment names one."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and logged."""
-    return re.sub(r"://([^:/@]+):[^@]*@", r"://\1:***@", uri)
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
