@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptq_exp.console import progress
-from ptq_exp.errors import UserError
+from ptq_exp.errors import UserError, did_you_mean
 from ptq_exp.quantization.checked import load_checked
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
@@ -77,8 +77,10 @@ def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
 
 def _read(path: Path, location: str) -> Checkpoint:
     if not path.is_file():
+        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
+        near = did_you_mean(path.name, there)
         raise UserError(
-            f"checkpoint={location}: there is no such file. Give the path or URL of a checkpoint, "
+            f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, "
             f"or checkpoint=auto to train a network (or use the one already trained)."
         )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -136,7 +138,11 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
                 f"checkpoint={path} holds more than tensors: loading it could run code hidden in it, so it is "
                 f"refused. Save its state_dict() alone, with torch.save or as safetensors."
             ) from error
-        raise UserError(f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {error}).") from error
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        raise UserError(
+            f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {reason}). Expected is a file of "
+            f"torch.save or a .safetensors file with the network's state_dict()."
+        ) from error
 
 
 def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str, bool]:
@@ -157,6 +163,11 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str, bool]:
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
+    if any(key.endswith(".codes") for key in weights):
+        raise UserError(
+            f"checkpoint={path} is a network that ptq_exp quantized. Give the float checkpoint it was made from; "
+            f"ptq_exp.load('{path.name}') uses it as it is."
+        )
     if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
         raise UserError(
             f"checkpoint={path} was trained quantization-aware ({_shortened(found[:3])}): its weights are adapted to "

@@ -55,9 +55,15 @@ def known_keys(conf: Path) -> set[str]:
 
     keys: set[str] = set()
     for path in [conf / "config.yaml", *conf.glob("*/*.yaml")]:
-        content = OmegaConf.load(path)
-        if isinstance(content, DictConfig) and path.parent.name not in {"experiment", "hydra"}:
-            group = "" if path.parent == conf else f"{path.parent.name}."
+        if path.parent.name in {"experiment", "hydra"}:
+            continue
+        try:
+            content = OmegaConf.load(path)
+        except Exception:  # a broken file elsewhere is another mistake
+            continue
+        if isinstance(content, DictConfig):
+            nested = path.parent != conf and "@package _global_" not in path.read_text()
+            group = f"{path.parent.name}." if nested else ""
             keys |= {group.rstrip(".")} - {""} | set(flatten(content, group))
     return keys
 
@@ -78,6 +84,12 @@ def explain(error: BaseException, conf: Path) -> str | None:
         return f"This hydra/launcher needs a package that is not installed: pip install -e '.[{extra}]'."
     if "MissingConfigException" in kinds:
         return _explain_missing_option(text, conf)
+    if "YAMLError" in kinds and (mark := getattr(error, "problem_mark", None)):
+        return f"{mark.name}, line {mark.line + 1}: this is no valid YAML ({getattr(error, 'problem', text)})."
+    if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
+        return f"A YAML file: {_explain_unknown_key(wrong[2], text, conf)}"
+    if "MlflowException" in kinds:
+        return f"MLflow: {text.splitlines()[0]}"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
     if "Ambiguous value for argument" in text:
@@ -130,6 +142,11 @@ def _explain_missing_option(text: str, conf: Path) -> str:
 
 def _explain_unknown_key(key: str, text: str, conf: Path) -> str:
     keys = known_keys(conf)
+    if "." not in key and (conf / key).is_dir():
+        return (
+            f"{key} is a group, and its option cannot be chosen here. In a YAML file of conf/experiment the first line "
+            f"must be '# @package _global_', and the option is chosen under 'defaults' as '- override /{key}: ...'."
+        )
     if key in keys:  # known, but in another option of its group: `data.resize` of another data set, say
         return f"{key} cannot be set like this here. To add entries to it, put a plus sign before it: '+{key}=...'."
     parent = key.rpartition(".")[0]

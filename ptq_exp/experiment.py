@@ -89,9 +89,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
             result = measure(quantized, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
-            row = results.make_row(
-                bits, config.quant, float_model, shared.baseline, result, dataset.test_labels, report, seconds
-            )
+            row = results.make_row(bits, config.quant, float_model, shared.baseline, result, dataset, report, seconds)
             rows.append(row)
             results.save_artifacts(
                 folder / "artifacts", row, config, float_model, dataset, quantized, report,
@@ -186,7 +184,8 @@ def run_name(config: Config, dataset_name: str) -> str:
     """The telling part first, since MLflow shows about 18 characters: `w4 notebook resnet20 cifar10`."""
     widths = ",".join(map(str, config.quant.bit_widths()))
     activations = f"a{config.quant.act_bits}" if config.quant.act_bits else ""
-    changed = [word for word in config.overrides.split() if word.startswith(("quant.", "seed="))]
+    words = [word.lstrip("+") for word in config.overrides.split()]
+    changed = [word for word in words if word.startswith(("quant.", "seed="))]
     return " ".join([f"w{widths}{activations}", config.quant.name, str(config.model["name"]), dataset_name, *changed])
 
 

@@ -1,5 +1,6 @@
 """Quantized networks from their files, ready to answer."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ class QuantizedNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3:
+            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+            raise ValueError(f"Expected are images as a tensor (N, 3, H, W), not {found}.")
+        if images.is_floating_point() and len(images) and images.min() >= 0:
+            warnings.warn("Float images must be normalized; these have no negative value.", stacklevel=2)
         if images.dtype == torch.uint8:
             images = Normalizer(self.about["mean"], self.about["std"], images.device)(images)
         logits: Tensor = self.network(images)
@@ -36,13 +42,19 @@ class QuantizedNetwork(nn.Module):
 def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
     """The quantized network of a `quantized_w<bits>.safetensors`; the file itself says which architecture it has.
 
+    It takes uint8 images (N, 3, H, W) as they are, and float ones normalized by `about["mean"]` and `about["std"]`.
+
     Raises `UserError` where the file is missing, damaged or no quantized network.
     """
     try:
         about = load_checked(Path(path))[1]
         network = build_model(classes=len(about["classes"]), **about["model"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path} is not a quantized network that ptq_exp saved ({error}).") from error
+        reason = "it says nothing of a quantized network" if isinstance(error, KeyError | TypeError) else error
+        raise UserError(
+            f"{path} is not a quantized network that ptq_exp saved ({reason}). "
+            f"Give a job's quantized_w<bits>.safetensors."
+        ) from error
     return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
 
 
@@ -54,7 +66,7 @@ class _Predictor:
 
     @torch.inference_mode()
     def predict(self, images: Any, params: Any = None) -> Any:
-        """Logits (N, classes), float32, of uint8 images (N, 3, H, W) or normalized float ones, both numpy arrays."""
+        """Logits (N, classes), float32, of uint8 images (N, 3, H, W) in a numpy array."""
         if isinstance(images, dict):  # a named input
             (images,) = images.values()
         return self.network(torch.as_tensor(images)).numpy()

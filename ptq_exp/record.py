@@ -49,7 +49,9 @@ def make_record(
     (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
     started = ("output_dir", "command", "overrides")
-    params = {key: value for key, value in flatten(resolved).items() if key not in started} | {
+    plain = dataclasses.replace(resolved, quant=dataclasses.replace(config.quant, layer_bits={}))
+    params = {key: value for key, value in flatten(plain).items() if key not in started} | {
+        "quant.layer_bits": json.dumps(config.quant.layer_bits),  # its keys are patterns, which name no param
         "data.used": dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
     }

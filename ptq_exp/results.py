@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ptq_exp import figures
 from ptq_exp.checkpoints import FloatModel
@@ -20,7 +20,7 @@ from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.spec import QuantConfig
 from ptq_exp.summary import NOT_DISTINGUISHABLE, Row, verdict
 
-NOT_METRICS = {"bits", "act_bits", "diagnosis"}
+NOT_METRICS = {"bits", "act_bits", "diagnosis", "chance"}
 
 
 def make_row(
@@ -29,14 +29,14 @@ def make_row(
     float_model: FloatModel,
     baseline: Evaluation,
     result: Evaluation,
-    labels: Tensor,
+    dataset: Dataset,
     report: Report,
     quantize_seconds: float,
 ) -> Row:
     """Everything measured at one bit width, under the names of the metrics that are logged (percent, bytes, s)."""
     low, high = result.interval()
     float_low, float_high = baseline.interval()
-    drop_low, drop_high = drop_interval(baseline, result, labels)
+    drop_low, drop_high = drop_interval(baseline, result, dataset.test_labels)
     state = float_model.model.state_dict()
     parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
     return {
@@ -45,6 +45,7 @@ def make_row(
         "top1": result.top1,
         "top1_ci_low": low,
         "top1_ci_high": high,
+        "chance": 100 / len(dataset.classes),
         "top1_float": baseline.top1,
         "top1_float_ci_low": float_low,
         "top1_float_ci_high": float_high,

@@ -61,6 +61,11 @@ def answers(series: dict[str, list[Row]]) -> list[str]:
     """How few bits each series (or group of seeds) can take: one sentence each."""
     sentences = []
     for label, rows in seed_groups(series).items():
+        if all(row.get("top1_float_ci_low", 100.0) <= row.get("chance", 0.0) for row in rows):
+            start = f"{label}: the" if label else "The"
+            chance = f"{rows[0]['chance']:.3g} %"
+            sentences.append(f"{start} float network is no better than guessing ({chance}): its bits mean nothing yet.")
+            continue
         good = [
             bits for bits in sorted({row["bits"] for row in rows})
             if all(verdict(row) != LOWER for row in rows if row["bits"] == bits)

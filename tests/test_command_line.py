@@ -1,6 +1,7 @@
 """The command line: help, mistakes and every shipped experiment."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY, Outcome
 from PIL import Image
+
+from ptq_exp.errors import explain, known_keys
 
 Cli = Callable[..., Outcome]
 
@@ -190,6 +193,39 @@ def test_a_mistake_gets_an_answer_and_no_traceback(
     assert not (tmp_path / "harmed").exists()
 
 
+def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    broken = conf / "quant" / "mine.yaml"
+    broken.write_text("name: mine\nbits: [2, 3\nlayers: all\n")
+    with pytest.raises(Exception, match="mine") as caught:
+        OmegaConf.load(broken)
+    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is no valid YAML")
+    assert "trainer.trainer" not in known_keys(conf)
+    unknown = RuntimeError("Could not override 'quant.bit'.")
+    assert "Did you mean 'quant.bits'?" in (explain(unknown, conf) or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("# @package _global_\nquant: {act_bit: 8}\n", ["quant.act_bit", "Did you mean 'quant.act_bits'?"]),
+        ("defaults:\n  - override /quant: mse\n", ["# @package _global_"]),
+    ],
+)
+def test_a_mistake_in_ones_own_experiment_is_told(cli: Cli, tmp_path: Path, content: str, words: list[str]) -> None:
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(content)
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "experiment=mine", *TINY)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
 def test_the_traceback_flag_shows_the_traceback() -> None:
     command = [sys.executable, "run.py", "quant.bits=99", "--traceback", "tracking=none"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -212,7 +248,8 @@ def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, 
 
 @pytest.mark.parametrize("folder", ["model", "optimizer", "scheduler"])
 def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
-    few = [*TINY[:1], "data.train_limit=16", "data.test_limit=16", *TINY[3:], "quant.bits=4"]
+    few = ["data=digits", "data.train_limit=16", "data.test_limit=16", "trainer.epochs=1", "quant.bits=4"]
+    few += [] if folder == "model" else ["model.depth=8"]
     for option in sorted(path.stem for path in (ROOT / "conf" / folder).glob("*.yaml")):
         outcome = cli(f"{folder}={option}", *few)
         assert outcome.code == 0, f"{folder}={option}: {outcome.err}"

@@ -399,6 +399,18 @@ def test_a_test_class_that_train_does_not_have_is_named(tmp_path: Path) -> None:
         load(tmp_path, "image_folder", root=str(tmp_path / "tree"))
 
 
+def test_a_class_without_test_images_is_said(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for split, label in (("train", "cat"), ("train", "dog"), ("test", "cat")):
+        (tree / split / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tree / split / label / "0.png")
+    data = load(tmp_path, "image_folder", root=str(tree))
+    assert data.note == "No test image is of the classes ['dog']."
+    shutil.rmtree(tree / "train" / "dog")
+    with pytest.raises(UserError, match="one class only, cat"):
+        load(tmp_path, "image_folder", root=str(tree))
+
+
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_text("not a zip at all")
     with pytest.raises(UserError, match=r"images\.zip is neither a folder nor a zip or tar archive"):

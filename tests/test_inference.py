@@ -48,6 +48,19 @@ def test_a_file_that_is_none_is_said(content: bytes | None, tmp_path: Path) -> N
         ptq_exp.load(file)
 
 
+def test_images_of_another_kind_are_not_taken_in_silence(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*TINY, "quant.bits=4").code == 0
+    (file,) = tmp_path.glob("outputs/*/*/artifacts/quantized_w4.safetensors")
+    network = ptq_exp.load(file)
+    with pytest.raises(ValueError, match=r"\(N, 3, H, W\), not \(3, 32, 32\)"):
+        network(torch.zeros(3, 32, 32))
+    with pytest.warns(UserWarning, match="must be normalized"):
+        network(torch.rand(2, 3, 32, 32))
+    outcome = cli(*TINY, f"checkpoint={file}")  # and it is no float checkpoint
+    assert outcome.code == 1
+    assert "is a network that ptq_exp quantized" in outcome.err
+
+
 def test_float_weights_are_no_quantized_network(tmp_path: Path) -> None:
     from ptq_exp.checkpoints import save_weights
     from ptq_exp.models import build_model

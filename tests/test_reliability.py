@@ -149,7 +149,14 @@ def test_another_configuration_is_not_skipped(cli: Cli, change: str) -> None:
 
 
 KILLED = ["data=digits", "data.train_limit=192", "data.test_limit=48", "trainer.epochs=3", "trainer.batch_size=32"]
-KILLED += ["quant=adaround", "quant.calibration_images=32", "quant.reconstruction.steps=12", "quant.bits=2,3", "-m"]
+KILLED += [
+    "model.depth=8",
+    "quant=adaround",
+    "quant.calibration_images=32",
+    "quant.reconstruction.steps=12",
+    "quant.bits=2,3",
+    "-m",
+]
 ALONE = {"OMP_NUM_THREADS": "1"}  # on a busy machine several threads wait for each other most of the time
 
 

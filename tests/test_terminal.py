@@ -57,7 +57,7 @@ def test_quiet_must_be_true_or_false(cli: Cli) -> None:
 
 def test_a_single_job_says_how_few_bits_it_takes_and_where_its_report_is(cli: Cli, tmp_path: Path) -> None:
     outcome = cli(*TINY, "quant.bits=[4,16]")
-    assert "show no loss against float" in outcome.out or "loses accuracy against float" in outcome.out
+    assert "The float network is no better than guessing (10 %)" in outcome.out  # after one epoch
     (report,) = tmp_path.glob("outputs/*/*/artifacts/report.html")
     assert str(report.relative_to(tmp_path)) in outcome.out
 

@@ -136,6 +136,14 @@ def test_a_password_is_in_no_message(cli: Cli) -> None:
     assert "secret" not in "".join(said)  # Hydra repeats the command line as it was typed
 
 
+def test_bits_by_layer_pattern_are_logged(cli: Cli, store: str, runs: Runs) -> None:
+    assert cli(*TINY, "quant.bits=4", "+quant.layer_bits={layer3.*:3}", f"tracking.uri={store}").code == 0
+    ((name, run),) = runs(store).items()
+    assert "layer_bits" in name
+    assert json.loads(run.data.params["quant.layer_bits"]) == {"layer3.*": 3}
+    assert run.info.status == "FINISHED"
+
+
 def test_activation_bits_are_in_the_name(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant.bits=4", "quant.act_bits=5", f"tracking.uri={store}").code == 0
     (name,) = runs(store)
@@ -179,6 +187,7 @@ def test_a_failing_job_is_failed_in_mlflow_with_its_error(cli: Cli, store: str, 
     assert "nowhere.pth" in run.data.tags["error"]
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_on_a_fresh_store_lose_nothing(
     process: Callable[..., Any], tmp_path: Path, runs: Runs
 ) -> None:

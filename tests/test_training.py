@@ -134,9 +134,11 @@ def test_an_interrupted_training_ends_bit_identical(tmp_path: Path, monkeypatch:
     assert parts.history == whole.history
 
 
+@pytest.mark.slow
 def test_a_killed_training_process_is_taken_up_again(process: Callable[..., Any], tmp_path: Path) -> None:
     """SIGKILL in the middle; the second run goes on, and ends with the weights of an undisturbed one."""
-    arguments = ["data=digits", "data.train_limit=192", "data.test_limit=40", "trainer.epochs=5", "tracking=none"]
+    few = ["data.train_limit=192", "data.test_limit=40", "trainer.epochs=5"]
+    arguments = ["data=digits", "model.depth=8", *few, "tracking=none"]
     killed = process(*arguments, f"cache_dir={tmp_path / 'killed'}")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("float/*/training-state.pt")):
@@ -155,6 +157,7 @@ def test_a_killed_training_process_is_taken_up_again(process: Callable[..., Any]
     assert same(load_file(files[0]), load_file(files[1]))
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_model_once(process: Callable[..., Any], tmp_path: Path) -> None:
     arguments = ["data=digits", "data.train_limit=200", "data.test_limit=40", "trainer.epochs=3", "tracking=none"]
     jobs = [process(*arguments, f"cache_dir={tmp_path / 'cache'}") for _ in range(2)]

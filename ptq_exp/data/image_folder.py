@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ptq_exp.config import Config
 from ptq_exp.console import track
@@ -118,7 +118,10 @@ def _decode(root: Path, resize: int | None, skip_broken: bool, folder: Path) -> 
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member, _ in whole], dtype=np.int64)
     tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
     fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
-    note = f"{len(broken)} images cannot be read and were left out, {broken[0]} first." if broken else ""
+    notes = [f"{len(broken)} images cannot be read and were left out, {broken[0]} first."] if broken else []
+    if absent := sorted(set(range(len(classes))) - set(arrays["test_labels"].tolist())):
+        notes.append(f"No test image is of the classes {[classes[label] for label in absent]}.")
+    note = " ".join(notes)
     with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder.parent) as scratch:
         complete = Path(scratch) / "complete"
         complete.mkdir()
@@ -147,12 +150,17 @@ def _decode_all(members: list[Member], read: Read, resize: int | None, skip_brok
             if skip_broken:
                 return None
             raise UserError(
-                f"{key} is not an image that can be read ({error}). Repair or remove it, "
+                f"{key} is not an image that can be read ({_plain(error)}). Repair or remove it, "
                 "or leave such images out: data.skip_broken=true."
             ) from error
 
     with ThreadPoolExecutor() as pool:
         yield from pool.map(lambda member: decode(member[2]), members)
+
+
+def _plain(error: BaseException) -> str:
+    """Without the address of the object that Pillow was given."""
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _classes(members: list[Member], root: Path) -> list[str]:
@@ -161,12 +169,14 @@ def _classes(members: list[Member], root: Path) -> list[str]:
     for split in SPLITS:
         if not found[split]:
             raise UserError(
-                f"data.root={root} has no classes: no image matches {split}/<class>/<name>. "
+                f"data.root={root} has no classes: no image matches {split}/<class>/<name> below it. "
                 f"Expected are the folders train and test with one folder of images for each class "
                 f"({', '.join(sorted(SUFFIXES))})."
             )
     if unknown := found["test"] - found["train"]:
         raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which train does not have.")
+    if len(found["train"]) < 2:
+        raise UserError(f"data.root={root} has one class only, {found['train'].pop()}: there is nothing to tell apart.")
     return sorted(found["train"])
 
 

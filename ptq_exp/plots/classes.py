@@ -55,7 +55,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     axes.tick_params(length=0)
     axes.set(xlabel="predicted class", ylabel="true class")
     write_title(figure, title)
-    note = "points more (red) or fewer (blue) of a class's test images, against the float network"
+    note = "points more (orange) or fewer (blue) of a class's test images, against the float network"
     figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
     save(figure, path)
 

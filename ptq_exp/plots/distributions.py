@@ -45,7 +45,8 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
             axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
     write_title(figure, title)
-    legend(axes, "upper left")
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
+    legend(axes)
     save(figure, path)
 
 

@@ -34,7 +34,7 @@ def levels_used(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
         text = f"{row['levels_used']} of {row['levels_available']}, {_decibels(row['sqnr_db'])} dB"
         axes.text(share + 1, position, text, va="center", fontsize=SMALL)
-    axes.set(xlim=(0, 150), xlabel="levels used (%), and SQNR of the weights (dB)")
+    axes.set(xlim=(0, 150), xlabel="levels used (%); beside the bars the SQNR of the weights")
     axes.set_xticks([0, 25, 50, 75, 100])
     write_title(figure, title)
     save(figure, path)
@@ -109,7 +109,7 @@ def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dic
     axes.set(xlabel="mean bits a weight, sign included", ylabel="summed divergence (nats)")
     axes.grid(alpha=0.3)
     write_title(figure, "Mixed precision: what is lost, and for how many bits")
-    legend(axes, "upper right")
+    legend(axes)
     save(figure, path)
 
 

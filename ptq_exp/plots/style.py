@@ -53,12 +53,15 @@ def shorten(text: str, letters: int) -> str:
     return text if len(text) <= letters else textwrap.shorten(text, letters, placeholder=" ...") or text[:letters]
 
 
-def legend(axes: Any, place: str = "lower right") -> None:
-    """A legend inside the axes; what is long or has many entries goes below them, in a figure made taller for it."""
+def legend(axes: Any) -> None:
+    """A legend inside the axes, where it covers the least.
+
+    What is long or has many entries goes below them, in a figure made taller for it.
+    """
     names = axes.get_legend_handles_labels()[1]
     longest = max(map(len, names))
     if len(names) <= 6 and longest <= 44:
-        axes.legend(loc=place, fontsize=SMALL, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="best", fontsize=SMALL, framealpha=0.9, edgecolor="none")
         return
     columns = 2 if longest <= 32 else 1
     figure = axes.figure

@@ -59,7 +59,7 @@ def quantize(
     weights = {name: layer.weight.detach() for name, layer in target_layers(reference, config.layers).items()}
     learn_rounding(network, reference, weights, config, plan, calibration, seed, progress, store)
     if config.bias_correction:
-        correct_biases(network, reference, calibration)
+        correct_biases(network, reference, calibration, progress)
     if config.batch_norm_reestimation:
         reestimate_batch_norm(network, calibration)
     wanted = memo.once(("outputs", *kind), lambda: layer_outputs(reference, list(weights), calibration))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.chains import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.progress import Progress, shown
 
 BATCH = 256  # images at a time; only memory depends on it
 
@@ -57,38 +58,45 @@ def equalize(model: nn.Module, sweeps: int = 20) -> None:
 
 
 @torch.no_grad()
-def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor) -> None:
+def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor, progress: Progress | None = None) -> None:
     """Shift every quantized layer's bias so that its mean output per channel is the float network's, in place.
 
     Empirical bias correction, layer after layer, so that a layer sees its corrected predecessors (Nagel et al.
     2019, section 4.2). `reference` is the float network with the same layers.
     """
-    for name, layer in quantized_layers(model).items():
-        wanted = output_mean(reference, name, images)
-        found = output_mean(model, name, images)
-        bias = layer.layer.bias
-        before = torch.zeros_like(wanted) if bias is None else bias.data
-        layer.layer.bias = nn.Parameter(before + wanted - found, requires_grad=False)
+    layers = quantized_layers(model)
+    wanted = output_means(reference, list(layers), images)
+    with shown(progress, "Correcting biases", len(layers)) as advance:
+        for name, layer in layers.items():
+            found = output_means(model, [name], images)[name]
+            bias = layer.layer.bias
+            before = torch.zeros_like(found) if bias is None else bias.data
+            layer.layer.bias = nn.Parameter(before + wanted[name] - found, requires_grad=False)
+            advance()
 
 
 @torch.no_grad()
-def output_mean(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    """Mean output per channel (C,) of the module called `name` over `images`."""
-    total, count = torch.zeros(()), 0
+def output_means(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """Mean output per channel (C,) of the modules called `names` over `images`."""
+    totals: dict[str, Tensor] = {}
+    counts = dict.fromkeys(names, 0)
 
-    def watch(_: nn.Module, __: object, output: Tensor) -> None:
-        nonlocal total, count
+    def watch(name: str, output: Tensor) -> None:
         channels = output.transpose(0, 1).flatten(1).double()
-        total = channels.sum(1) if count == 0 else total + channels.sum(1)
-        count += channels.shape[1]
+        totals[name] = totals[name] + channels.sum(1) if name in totals else channels.sum(1)
+        counts[name] += channels.shape[1]
 
-    handle = model.get_submodule(name).register_forward_hook(watch)
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: watch(name, output))
+        for name in names
+    ]
     try:
         for batch in images.split(BATCH):
             model(batch)
     finally:
-        handle.remove()
-    return (total / count).to(images)
+        for handle in handles:
+            handle.remove()
+    return {name: (totals[name] / counts[name]).to(images) for name in names}
 
 
 @torch.no_grad()

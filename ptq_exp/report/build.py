@@ -124,9 +124,10 @@ def result_table(results: Results) -> str:
 def _details(results: Results, drawn: dict[str, bytes]) -> list[str]:
     names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
     said = [
-        [name, str(row["bits"]), row["diagnosis"]]
+        [*([name] if any(names) else []), str(row["bits"]), row["diagnosis"]]
         for name, job in zip(names, results.jobs, strict=True) for row in job["rows"]
     ]  # fmt: skip
+    why = [*([JOB] if any(names) else []), "bits", "diagnosis"]
     own = []
     for name, job, pictures in list(zip(names, results.jobs, results.figures, strict=True))[:MOST_JOBS]:
         bits = ", ".join(str(row["bits"]) for row in job["rows"])
@@ -137,7 +138,7 @@ def _details(results: Results, drawn: dict[str, bytes]) -> list[str]:
         own.append(page.paragraph(f"The figures of the other {len(results.jobs) - MOST_JOBS} jobs are in their runs."))
     return [
         page.section("Figures", page.figures(captioned(drawn))),
-        page.section("Why", page.table([JOB, "bits", "diagnosis"], said, (JOB,), ("diagnosis",))) if said else "",
+        page.section("Why", page.table(why, said, (JOB,), ("diagnosis",))) if said else "",
         page.section("Job by job" if results.sweep else "Layers and classes", *own),
         *_provenance(results),
     ]

@@ -7,6 +7,7 @@ global state, which loses runs when several processes or sweeps share a store.
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -86,7 +87,7 @@ class Run:
             Metric(k, float(v), now, step) for step, metrics in series for k, v in metrics.items()
             if (k, step) not in there
         ]  # fmt: skip
-        entries = [Param(k, _loggable(v)) for k, v in (params or {}).items() if k not in old_params]
+        entries = [Param(_named(k), _loggable(v)) for k, v in (params or {}).items() if k not in old_params]
         labels = [RunTag(k, _loggable(v)) for k, v in (tags or {}).items()]
         self.client.log_batch(self.run_id, points[:800], entries[:100], labels)
         for start_ in range(800, len(points), 800):
@@ -162,6 +163,11 @@ class Run:
 
 
 _open_runs: dict[str, Run] = {}  # of this process
+
+
+def _named(key: str) -> str:
+    """As MLflow allows: a layer pattern in the key may hold a star."""
+    return re.sub(r"[^\w\-./: ]", "_", key)
 
 
 def _loggable(value: Any) -> str:
