@@ -109,6 +109,8 @@ def train(
     the highest top-1 on the validation split, or on the test set where there is none. Raises `UserError` when
     the loss is no longer a number.
     """
+    if len(dataset.classes) < 2:
+        raise UserError(f"{dataset.name} has one class only, {dataset.classes[0]}: there is nothing to tell apart.")
     epochs, batch_size = config.trainer.epochs or 0, config.trainer.batch_size or 0
     recipe = dataset.recipe
     loader = TrainingLoader(

@@ -90,6 +90,7 @@ MISTAKES = [
         [*TINY, "model=vgg16", "model.depth=11", "data=image_folder", "data.root=wide", "data.resize=null"],
         ["64x64", "data.resize=32"],
     ),
+    (["data=image_folder", "data.root=wide", "data.resize=32"], ["one class only", "cat"]),
     (["quant.layer_bits={linear:8}"], ["+quant.layer_bits="]),
     (["trainer.select=best_test", "data.validation_images=5"], ["best_validation"]),
     (["data=auto", "data.download=false", "data.root=nowhere", "checkpoint=some.th"], ["data=image_folder"]),

@@ -406,9 +406,6 @@ def test_a_class_without_test_images_is_said(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tree / split / label / "0.png")
     data = load(tmp_path, "image_folder", root=str(tree))
     assert data.note == "No test image is of the classes ['dog']."
-    shutil.rmtree(tree / "train" / "dog")
-    with pytest.raises(UserError, match="one class only, cat"):
-        load(tmp_path, "image_folder", root=str(tree))
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:

@@ -504,6 +504,7 @@ def test_the_allocator_is_exact() -> None:
         assert sum(found[n][b] for n, b in plan.items()) == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_mixed_precision_meets_its_budget_and_beats_uniform() -> None:
     model, x = network(), images(64)
     config = QuantConfig(**LEARNED)

@@ -191,6 +191,7 @@ def test_a_network_that_cannot_be_traced_is_evaluated_as_it_is() -> None:
 # Several workers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_joblib_workers_share_the_cores_and_one_parent(
     process: Callable[..., Any], store: str, runs: Callable[[str], dict[str, Any]]
 ) -> None:

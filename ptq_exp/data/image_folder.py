@@ -175,8 +175,6 @@ def _classes(members: list[Member], root: Path) -> list[str]:
             )
     if unknown := found["test"] - found["train"]:
         raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which train does not have.")
-    if len(found["train"]) < 2:
-        raise UserError(f"data.root={root} has one class only, {found['train'].pop()}: there is nothing to tell apart.")
     return sorted(found["train"])
 
 
