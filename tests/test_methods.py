@@ -375,7 +375,7 @@ def test_units_cover_every_layer_once() -> None:
     ("rounding", "act_bits", "grid"),
     [
         ("adaround", None, "asymmetric"),
-        ("adaround", 3, "asymmetric"),
+        pytest.param("adaround", 3, "asymmetric", marks=pytest.mark.slow),
         ("block", None, "float_zero_point"),
         ("block", 3, "asymmetric"),
     ],
@@ -392,7 +392,9 @@ def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None, gri
         assert layer.soft is None
 
 
-@pytest.mark.parametrize(("grid", "mixup"), [("asymmetric", 0.0), ("float_zero_point", 0.5)])
+@pytest.mark.parametrize(
+    ("grid", "mixup"), [pytest.param("asymmetric", 0.0, marks=pytest.mark.slow), ("float_zero_point", 0.5)]
+)
 def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path, grid: str, mixup: float) -> None:
     model, x = network(), images(128)
     config = QuantConfig(**LEARNED | {"grid": grid}, act_bits=4)

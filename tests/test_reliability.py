@@ -112,6 +112,7 @@ def test_a_job_that_finished_elsewhere_is_found_in_the_store(cli: Cli, store: st
     assert len(all_runs(store)) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_that_grows_has_a_report_of_all_its_jobs(cli: Cli, store: str, tmp_path: Path) -> None:
     """Also from MLflow alone, where the jobs of before hang below the sweep that ran them."""
     given = [*TINY, f"tracking.uri={store}", "-m"]
@@ -202,6 +203,7 @@ def undisturbed_sweep(process: Process, folder: Path) -> tuple[list[list[Any]], 
     return last_table(folder), time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_taken_up_again(process: Process, tmp_path: Path) -> None:
     table, seconds = undisturbed_sweep(process, tmp_path / "undisturbed")
     kill_and_resume(process, tmp_path / "killed", 0.8 * seconds, table)
@@ -429,6 +431,7 @@ def test_upload_of_a_folder_without_results_is_said(tmp_path: Path) -> None:
     assert "no finished job" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_without_a_store_can_be_uploaded_to_another(cli: Cli, store: str, tmp_path: Path) -> None:
     """The store of the job is gone for good: `--uri` names a new one."""
     old = f"sqlite:///{tmp_path / 'old' / 'mlflow.db'}"
