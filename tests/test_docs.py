@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, TINY, Outcome
 from PIL import Image
 
-from ptq_exp import reference
+from ptq_exp import doctor, reference
 from ptq_exp.models import build_model
 from ptq_exp.quantization.ranges import ALPHA_RULES
 
@@ -139,18 +139,15 @@ def test_shell_completion_completes(tmp_path: Path) -> None:
     assert "quant=notebook" in done.stdout.split()
 
 
-def test_the_doctor_finds_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+def test_the_doctor_finds_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
     """Versions and devices, and a store with a run; a store that does not answer is to be mended."""
-    command = [sys.executable, "-m", "ptq_exp.doctor"]
-
-    def examine(uri: str) -> "subprocess.CompletedProcess[str]":
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    well = examine(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    well = subprocess.run([sys.executable, "-m", "ptq_exp.doctor"], cwd=ROOT, capture_output=True, text=True)
     assert well.returncode == 0, well.stdout
     assert f"* torch: {torch.__version__.partition('+')[0]}" in well.stdout
     assert "* runs: 0 in the experiment 'ptq_exp'" in well.stdout
-    ill = examine("http://127.0.0.1:9")
-    assert ill.returncode == 1
-    assert "**to mend**: tracking.uri=http://127.0.0.1:9 cannot be used" in ill.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert doctor.main() == 1
+    assert "**to mend**: tracking.uri=http://127.0.0.1:9 cannot be used" in capsys.readouterr().out
