@@ -15,7 +15,6 @@ from ptq_exp.plots.style import (
     TEXT,
     WIDTH,
     canvas,
-    legend,
     save,
     write_title,
 )  # fmt: skip
@@ -45,8 +44,7 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
             axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
     write_title(figure, title)
-    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
-    legend(axes)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=SMALL, frameon=False)
     save(figure, path)
 
 
