@@ -140,6 +140,11 @@ def test_two_sweeps_side_by_side(
     assert differ["quant.sign_bit"] == {"extra", "included"}
     assert "data.name" not in differ
     assert len(both.images) == 2
+    assert "different images" not in content
+    other = cli(*TINY, "quant.bits=3", "data.train_limit=63", f"tracking.uri={store}", "-m")
+    assert other.code == 0, other.err
+    newest = next(run.info.run_id for run in all_runs(store) if is_parent(run) and run.info.run_id not in ids)
+    assert "different images" in rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", ids[0], newest)[1]
 
 
 def all_runs(uri: str) -> list[Any]:

@@ -234,8 +234,11 @@ def comparison(first: Results, second: Results) -> str:
         [key, ", ".join(ours.get(key, [])), ", ".join(theirs.get(key, []))]
         for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)
     ]  # fmt: skip
+    data = [{job["tags"].get("data_fingerprint") for job in results.jobs} for results in (first, second)]
+    warning = "These were measured on different images: compare what each loses, not the accuracies themselves."
     return page.document(
         f"{names[0]} and {names[1]}",
+        page.paragraph(warning, "answer") if data[0] != data[1] else "",
         page.sides(*columns),
         page.section("Figures", page.figures(captioned(draw(both)))),
         page.section("Settings that differ", page.table(["key", *names], differ, ("key",), names)),
