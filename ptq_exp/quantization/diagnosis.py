@@ -4,17 +4,19 @@ from ptq_exp.quantization.report import LayerReport, Report
 from ptq_exp.quantization.spec import QuantConfig
 
 STARVED = 0.5  # a layer that uses less than this share of its levels wastes a bit
+NEGLIGIBLE = 20.0  # dB: noise with a hundredth of the weights' energy
 CLIPPED = 1.0  # percent of a layer's weights beyond its range that is worth naming
 
 
 def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> str:
     """The sentence. The layer named is the one whose weights lost the most (lowest SQNR).
 
-    `significant` tells whether the network lost accuracy beyond chance: where it did not, nothing is explained.
+    `significant` tells whether the network lost accuracy beyond chance: where it did not, the sentence says what would
+    cost the most, or, where no layer loses much signal, that nothing needs explaining.
     """
     rows = report.layers
     worst = min(rows, key=lambda row: row.sqnr_db)
-    if not significant:
+    if not significant and worst.sqnr_db >= NEGLIGIBLE:
         return (
             f"Nothing to explain: the accuracy is not distinguishable from the float network's. The layer that loses "
             f"the most signal is {worst.layer}, with {worst.sqnr_db:.1f} dB left."
@@ -24,7 +26,7 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     loss = (
         f"its weights keep {worst.sqnr_db:.1f} dB of signal over rounding noise, its output {worst.output_sqnr_db:.1f}"
     )
-    lead = "What costs the most accuracy:"
+    lead = "What costs the most accuracy:" if significant else "No loss beyond chance. What is likeliest to cost one:"
     if worst in starved and config.granularity == "model" and worst.alpha > worst.weight_max:
         share = sum(row.weights for row in starved) / sum(row.weights for row in rows)
         return (
