@@ -26,7 +26,7 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     loss = (
         f"its weights keep {worst.sqnr_db:.1f} dB of signal over rounding noise, its output {worst.output_sqnr_db:.1f}"
     )
-    lead = "What costs the most accuracy:" if significant else "No loss beyond chance. What is likeliest to cost one:"
+    lead = "What costs the most accuracy:" if significant else "No loss beyond chance. Likeliest to cost accuracy:"
     if worst in starved and config.granularity == "model" and worst.alpha > worst.weight_max:
         share = sum(row.weights for row in starved) / sum(row.weights for row in rows)
         return (
