@@ -60,19 +60,22 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         """Every job finished."""
-        try:
-            self.finish()
-        except Exception as error:  # Hydra would turn it into a warning and exit code 0
-            from ptq_exp import tracking
-
-            tracking.end_open_runs("FAILED")
-            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {self.folder}: {error!r}") from error
+        self.finish()
 
     def finish(self) -> None:
         """Show the sweep's table and log it on the parent run. Runs once, in the process that started the sweep."""
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
+        try:
+            self._finish()
+        except Exception as error:  # Hydra would turn it into a warning and exit code 0
+            from ptq_exp import tracking
+
+            tracking.end_open_runs("FAILED")
+            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {self.folder}: {error!r}") from error
+
+    def _finish(self) -> None:
         from ptq_exp import background, sweep, tracking
         from ptq_exp.console import console, is_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs

@@ -184,16 +184,15 @@ def _describe(options: dict[str, Any]) -> str:
 
 def _with_normalization(config: Config, dataset: Dataset, checkpoint: Checkpoint | None) -> Config:
     """Mean and std: as configured, else the checkpoint's where they are known, else the data set's."""
-    known = checkpoint is not None and checkpoint.mean is not None
-    mean = checkpoint.mean if checkpoint and known else dataset.mean
-    std = checkpoint.std if checkpoint and known else dataset.std
+    source: Checkpoint | Dataset = checkpoint if checkpoint and checkpoint.mean is not None else dataset
+    mean, std = source.mean, source.std
     if checkpoint and (config.data.mean is None or config.data.std is None):
-        if known and "mean" in checkpoint.metadata:
-            whose = "the checkpoint's own constants"
-        elif known:
-            whose = "the constants of the project whose files look like this one (data.mean and data.std overrule them)"
-        else:
+        if source is dataset:
             whose = f"the constants of {dataset.name} (the checkpoint's are not known)"
+        elif "mean" in checkpoint.metadata:
+            whose = "the checkpoint's own constants"
+        else:
+            whose = "the constants of the project whose files look like this one (data.mean and data.std overrule them)"
         log.info("Normalization by %s: mean %s, std %s.", whose, list(mean or ()), list(std or ()))
     data = replace(config.data, mean=config.data.mean or list(mean or ()), std=config.data.std or list(std or ()))
     return replace(config, data=data)

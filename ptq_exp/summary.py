@@ -59,27 +59,22 @@ def verdict(row: Row) -> str:
 
 def answers(series: dict[str, list[Row]]) -> list[str]:
     """How few bits each series (or group of seeds) can take: one sentence each."""
-    sentences = []
-    for label, rows in seed_groups(series).items():
-        if all(row.get("top1_float_ci_low", 100.0) <= row.get("chance", 0.0) for row in rows):
-            start = f"{label}: the" if label else "The"
-            chance = f"{rows[0]['chance']:.3g} %"
-            sentences.append(f"{start} float network is no better than guessing ({chance}): its bits mean nothing yet.")
-            continue
-        good = [
-            bits for bits in sorted({row["bits"] for row in rows})
-            if all(verdict(row) != LOWER for row in rows if row["bits"] == bits)
-        ]  # fmt: skip
-        start = f"{label}: " if label else ""
-        if good:
-            most = max(row["top1_drop_ci_high"] for row in rows if row["bits"] == good[0])
-            sentences.append(
-                f"{start}{good[0]} bits are the fewest that show no loss against float; these images do not rule out a "
-                f"loss of up to {max(most, 0):.2f} points."
-            )
-        else:
-            sentences.append(f"{start}{'e' if start else 'E'}very bit width tried loses accuracy against float.")
-    return sentences
+    found = {label: _answer(rows) for label, rows in seed_groups(series).items()}
+    return [f"{label}: {text}" if label else text[0].upper() + text[1:] for label, text in found.items()]
+
+
+def _answer(rows: list[Row]) -> str:
+    if all(row.get("top1_float_ci_low", 100.0) <= row.get("chance", 0.0) for row in rows):
+        return f"the float network is no better than guessing ({rows[0]['chance']:.3g} %): its bits mean nothing yet."
+    lossy = {row["bits"] for row in rows if verdict(row) == LOWER}  # in one seed, at least
+    good = sorted({row["bits"] for row in rows} - lossy)
+    if not good:
+        return "every bit width tried loses accuracy against float."
+    most = max(row["top1_drop_ci_high"] for row in rows if row["bits"] == good[0])
+    return (
+        f"{good[0]} bits are the fewest that show no loss against float; these images do not rule out a loss of up to "
+        f"{max(most, 0):.2f} points."
+    )
 
 
 def cells(row: Row) -> list[str]:

@@ -45,10 +45,15 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
 
 def gather(parent: "tracking.Run", folder: Path) -> None:
     """Fetch records and figures of jobs that ran where this folder is not: on workers without a shared disk."""
+    _fetch_missing(parent, reading.finished_children(parent), folder, "from-worker")
+
+
+def _fetch_missing(store: "tracking.Run", run_ids: list[str], folder: Path, kind: str) -> None:
+    """Fetch those jobs of the store that are not below `folder` yet."""
     here = {record["run_id"] for record in read_jobs(folder)}
-    for number, run_id in enumerate(reading.finished_children(parent)):
-        if run_id not in here:
-            fetch_job(parent, run_id, folder / f"from-worker-{number:04d}-{run_id[:8]}")
+    for number, run_id in enumerate(run_ids):
+        if run_id and run_id not in here:
+            fetch_job(store, run_id, folder / f"{kind}-{number:04d}-{run_id[:8]}")
 
 
 def fetch_job(store: "tracking.Run", run_id: str, folder: Path) -> bool:
@@ -69,10 +74,7 @@ def fetch_sweep(parent: "tracking.Run", folder: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError, ValueError):
         path = reading.artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)
         summary: dict[str, Any] = json.loads(path.read_text())
-        here = {record["run_id"] for record in read_jobs(folder)}
-        for number, run_id in enumerate(summary.get("jobs", [])):  # resumed ones hang below the sweep that ran them
-            if run_id and run_id not in here:
-                fetch_job(parent, run_id, folder / f"resumed-{number:04d}-{run_id[:8]}")
+        _fetch_missing(parent, summary.get("jobs", []), folder, "resumed")  # they hang below the sweep that ran them
         return summary
     return {"failures": reading.failed_children(parent)}
 
