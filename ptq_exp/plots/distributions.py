@@ -44,7 +44,10 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
             axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
     write_title(figure, title)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=SMALL, frameon=False)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # the legend's room, above all but the vertical lines
+    axes.legend(
+        loc="upper center", ncols=4, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
+    )
     save(figure, path)
 
 
