@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.arithmetic import tf32
-from ptq_exp.kernels import fuse
+from ptq_exp.kernels import fuse, quick_fake_quantize
 from ptq_exp.models import build_model
 from ptq_exp.models.resnet import ResNet
+from ptq_exp.quantization.layers import ActivationQuantizer
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs inside the test that starts the interpreter")
@@ -101,6 +102,40 @@ def test_interpreted_nan_survives() -> None:
     images = torch.randn(2, 3, 8, 8)
     images[0, 0, 0, 0] = torch.nan
     assert fused(images).isnan().any()
+
+
+def check_fake_quantize(device: str) -> None:
+    """The kernel, and the module through it, give the bits of PyTorch's own operations."""
+    kernel = quick_fake_quantize(torch.device(device))
+    assert kernel is not None
+    torch.manual_seed(0)
+    for bits, signed, alpha in ((8, False, 3.7), (4, False, 1.0), (2, True, 0.9), (1, False, 2.0), (16, True, 5.0)):
+        quantizer = ActivationQuantizer(bits, alpha, signed).to(device)
+        low, high = quantizer.grid.low, quantizer.grid.high
+        scale = quantizer.alpha / high
+        x = 2 * torch.randn(3, 5, 7, 11, device=device)
+        x.view(-1)[:40] = scale * (torch.arange(40, device=device) - 20 + 0.5)  # ties
+        x.view(-1)[40:45] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e-30])
+        wanted = torch.div(x, scale).round().clamp(low, high) * scale
+        for layout in (torch.contiguous_format, torch.channels_last):
+            here = x.contiguous(memory_format=layout)
+            with torch.no_grad():
+                for found in (kernel(here, quantizer.alpha, low, high), quantizer(here), quantizer(here[:, ::2, 1:])):
+                    expected = wanted if found.shape == wanted.shape else wanted[:, ::2, 1:]
+                    assert torch.equal(found.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
+            assert quantizer(here).stride() == here.stride()
+        assert kernel(x[:0], quantizer.alpha, low, high).shape == (0, 5, 7, 11)
+
+
+@interpreter
+def test_interpreted_fake_quantization_has_pytorchs_bits() -> None:
+    check_fake_quantize("cpu")
+
+
+@cuda
+@pytest.mark.cuda
+def test_on_cuda_fake_quantization_has_pytorchs_bits() -> None:
+    check_fake_quantize("cuda")
 
 
 def test_unknown_models_fall_back() -> None:

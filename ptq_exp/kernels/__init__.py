@@ -1,8 +1,9 @@
-"""Triton kernels for training a CIFAR ResNet on CUDA: the same numbers as the module's, several times as fast."""
+"""Triton kernels for CUDA: a CIFAR ResNet's training pass, and the quantization of activations."""
 
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,17 +12,37 @@ from torch import Tensor, nn
 from ptq_exp.models.resnet import BasicBlock, PadShortcut, ResNet
 
 
+@cache
+def usable(device: torch.device) -> bool:
+    """Whether Triton is there and knows this device (or interprets its kernels, as tests do)."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def quick_fake_quantize(device: torch.device) -> Callable[[Tensor, Tensor, int, int], Tensor] | None:
+    """The kernel that fake-quantizes activations (see `activation.fake_quantize`), or None where it doesn't run."""
+    if not usable(device):
+        return None
+    from ptq_exp.kernels.activation import fake_quantize
+
+    try:
+        fake_quantize(torch.ones(1, device=device), torch.ones((), device=device), 0, 1)
+    except Exception:  # Triton needs a C compiler, and fails in many ways without
+        return None
+    return fake_quantize
+
+
 def fuse(model: nn.Module, precision: str, images: torch.Size | None = None) -> Callable[[Tensor], Tensor] | None:
     """The model's training pass, normalized images (N, 3, H, W) to logits, or None where there are no kernels for it.
 
     `images` is the batches' shape, of which height and width count. Everything stays the module's own: parameters get
     their `grad`, batch norms move their running statistics. `precision` is fp32, tf32 or bf16.
     """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if importlib.util.find_spec("triton") is None or precision not in ("fp32", "tf32", "bf16") or not _known(model):
-        return None
-    device = next(model.parameters()).device
-    if not interpreted and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+    if precision not in ("fp32", "tf32", "bf16") or not _known(model) or not usable(next(model.parameters()).device):
         return None
     height, width = (32, 32) if images is None else images[-2:]
     if height % 4 or width % 4:  # the maps are halved twice

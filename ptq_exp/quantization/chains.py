@@ -7,15 +7,23 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ptq_exp.errors import UserError
+from ptq_exp.quantization.layers import ActivationQuantizer
 
 # Between two layers these leave a positive factor per channel where it is: f(s x) = s f(x).
 _HOMOGENEOUS_MODULES = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Flatten, nn.Dropout)
 _HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, operator.getitem}
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into a quantizer, which asks its input for more than a symbol can answer."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _graph(model: nn.Module) -> tuple[fx.Graph, dict[str, nn.Module]]:
     try:
-        return fx.symbolic_trace(model).graph, dict(model.named_modules())
+        return _Tracer().trace(model), dict(model.named_modules())
     except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
         raise UserError(
             f"The network cannot be traced ({error}), which batch-norm folding and equalization need. Set "
