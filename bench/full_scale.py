@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=PROJECT_ROOT / "cache" / "full_scale")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="notebook", choices=["notebook", "fast"])
+    parser.add_argument("--epochs", type=int, default=None, help="another number than the recipe's, to compare")
     parser.add_argument("--precision", default=None, help="of the training; the recipe's own by default")
     parser.add_argument("--fused", action="store_true", help="train through this project's own kernels (CUDA)")
     parser.add_argument("--no-quantization", action="store_true", help="train and evaluate the float networks only")
@@ -52,6 +53,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.weights.mkdir(parents=True, exist_ok=True)
+    if arguments.epochs:
+        arguments.recipe += f", {arguments.epochs} epochs"
     started = time.time()
     for archive in (arguments.jpeg, arguments.lossless):  # decoded once, before the workers need them
         load_dataset(_images(arguments, archive), torch.device("cpu"))
@@ -73,9 +76,16 @@ def main() -> None:
 
 
 def recipe(name: str) -> Config:
-    """The configuration of conf/trainer, with the groups that it chooses, read without Hydra."""
-    if name == "notebook":
-        return Config()  # the defaults are the notebook's
+    """The configuration of conf/trainer, with the groups that it chooses, read without Hydra; `name` may go on with
+    ", <n> epochs"."""
+    name, _, epochs = name.partition(", ")
+    config = Config() if name == "notebook" else _read_recipe(name)  # the defaults are the notebook's
+    if epochs:
+        config.trainer.epochs = int(epochs.split()[0])
+    return config
+
+
+def _read_recipe(name: str) -> Config:
     conf = PROJECT_ROOT / "conf"
     content = yaml.safe_load((conf / "trainer" / f"{name}.yaml").read_text())
     chosen = {key.removeprefix("override /"): option for line in content["defaults"] for key, option in line.items()}
@@ -139,7 +149,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
 
 def weights_file(folder: Path, name: str, precision: str, seed: int) -> Path:
     """Where the float weights of one training are kept."""
-    return folder / f"resnet20-{name}-{precision}-seed{seed}.safetensors"
+    return folder / f"resnet20-{name.replace(', ', '-').replace(' ', '-')}-{precision}-seed{seed}.safetensors"
 
 
 def _about(float_model: Any, fingerprint: str, seed: int) -> dict[str, Any]:
