@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.arithmetic import tf32
-from ptq_exp.kernels import fuse, quick_fake_quantize
+from ptq_exp.kernels import fake_quantize, fuse, usable
 from ptq_exp.models import build_model
 from ptq_exp.models.resnet import ResNet
 from ptq_exp.quantization.layers import ActivationQuantizer
@@ -106,8 +106,7 @@ def test_interpreted_nan_survives() -> None:
 
 def check_fake_quantize(device: str) -> None:
     """The kernel, and the module through it, give the bits of PyTorch's own operations."""
-    kernel = quick_fake_quantize(torch.device(device))
-    assert kernel is not None
+    assert usable(torch.device(device))
     torch.manual_seed(0)
     for bits, signed, alpha in ((8, False, 3.7), (4, False, 1.0), (2, True, 0.9), (1, False, 2.0), (16, True, 5.0)):
         quantizer = ActivationQuantizer(bits, alpha, signed).to(device)
@@ -120,16 +119,37 @@ def check_fake_quantize(device: str) -> None:
         for layout in (torch.contiguous_format, torch.channels_last):
             here = x.contiguous(memory_format=layout)
             with torch.no_grad():
-                for found in (kernel(here, quantizer.alpha, low, high), quantizer(here), quantizer(here[:, ::2, 1:])):
+                for found in (
+                    fake_quantize(here, quantizer.alpha, low, high),
+                    quantizer(here),
+                    quantizer(here[:, ::2, 1:]),
+                ):
                     expected = wanted if found.shape == wanted.shape else wanted[:, ::2, 1:]
                     assert torch.equal(found.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
             assert quantizer(here).stride() == here.stride()
-        assert kernel(x[:0], quantizer.alpha, low, high).shape == (0, 5, 7, 11)
+        assert fake_quantize(x[:0], quantizer.alpha, low, high).shape == (0, 5, 7, 11)
 
 
 @interpreter
 def test_interpreted_fake_quantization_has_pytorchs_bits() -> None:
     check_fake_quantize("cpu")
+
+
+@interpreter
+def test_interpreted_no_compiler_means_plain_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles with the machine's C compiler; without one everything works, only slower."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr("ptq_exp.kernels.activation.fake_quantize", fails)
+    usable.cache_clear()
+    try:
+        assert fuse(network("conv"), "fp32") is None
+        with torch.no_grad():
+            assert ActivationQuantizer(4, 1.5)(torch.tensor([[0.11, 2.0]])).tolist() == [[pytest.approx(0.1), 1.5]]
+    finally:
+        usable.cache_clear()
 
 
 @cuda

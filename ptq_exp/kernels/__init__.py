@@ -14,26 +14,25 @@ from ptq_exp.models.resnet import BasicBlock, PadShortcut, ResNet
 
 @cache
 def usable(device: torch.device) -> bool:
-    """Whether Triton is there and knows this device (or interprets its kernels, as tests do)."""
+    """Whether kernels run there: Triton is installed, finds the C compiler it needs, and knows the device (or
+    interprets its kernels, as tests do)."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@cache
-def quick_fake_quantize(device: torch.device) -> Callable[[Tensor, Tensor, int, int], Tensor] | None:
-    """The kernel that fake-quantizes activations (see `activation.fake_quantize`), or None where it doesn't run."""
-    if not usable(device):
-        return None
-    from ptq_exp.kernels.activation import fake_quantize
-
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        return False
     try:
         fake_quantize(torch.ones(1, device=device), torch.ones((), device=device), 0, 1)
-    except Exception:  # Triton needs a C compiler, and fails in many ways without
-        return None
-    return fake_quantize
+    except Exception:  # Triton's, the compiler's or the driver's: there are many
+        return False
+    return True
+
+
+def fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
+    """See `activation.fake_quantize`."""
+    from ptq_exp.kernels import activation
+
+    return activation.fake_quantize(x, alpha, low, high)
 
 
 def fuse(model: nn.Module, precision: str, images: torch.Size | None = None) -> Callable[[Tensor], Tensor] | None:

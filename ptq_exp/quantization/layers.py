@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.kernels import quick_fake_quantize
+from ptq_exp.kernels import fake_quantize, usable
 from ptq_exp.quantization.grids import Grid, activation_grid
 
 
@@ -42,10 +42,9 @@ class ActivationQuantizer(nn.Module):
 
     def _infer(self, x: Tensor) -> Tensor:
         """The same without a gradient, in as few passes over memory as there are."""
-        kernel = quick_fake_quantize(x.device) if x.dtype == self.alpha.dtype == torch.float32 else None
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-        if kernel and dense and self.grid.high:
-            return kernel(x, self.alpha, self.grid.low, self.grid.high)
+        if usable(x.device) and dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32:
+            return fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
         scale = self._scale()  # in place after the division: new memory costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
 
