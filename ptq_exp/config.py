@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptq_exp.errors import UserError, check_choice
+from ptq_exp.errors import UserError, check_choice, did_you_mean
 from ptq_exp.quantization.spec import QuantConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -101,8 +101,21 @@ def from_hydra(cfg: Any) -> Config:
         from omegaconf import OmegaConf
 
         cfg = OmegaConf.to_object(cfg)
+        _refuse_unknown(cfg)
     validate(cfg)
     return cfg
+
+
+def _refuse_unknown(node: Any, prefix: str = "") -> None:
+    """`+quant.bitss=4` adds what Hydra would refuse without the plus sign: nothing would ever read it."""
+    known = [field.name for field in dataclasses.fields(node)]
+    for key, value in vars(node).items():
+        if key not in known:
+            names = [f"{prefix}{name}" for name in sorted(known)]
+            near = did_you_mean(prefix + key, names)
+            raise UserError(f"There is no key '{prefix}{key}'.{near} Allowed: {', '.join(names)}.")
+        if dataclasses.is_dataclass(value):
+            _refuse_unknown(value, f"{prefix}{key}.")
 
 
 def validate(config: Config) -> None:

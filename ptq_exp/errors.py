@@ -86,12 +86,12 @@ def explain(error: BaseException, conf: Path) -> str | None:
         return _explain_missing_option(text, conf)
     if "YAMLError" in kinds and (mark := getattr(error, "problem_mark", None)):
         return f"{mark.name}, line {mark.line + 1}: this is no valid YAML ({getattr(error, 'problem', text)})."
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
     if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
         return f"A YAML file: {_explain_unknown_key(wrong[2], text, conf)}"
     if "MlflowException" in kinds:
         return f"MLflow: {text.splitlines()[0]}"
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
     if "Ambiguous value for argument" in text:
         override = text.split("'")[1]
         key, _, value = override.partition("=")

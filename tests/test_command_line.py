@@ -42,7 +42,9 @@ def test_help_and_cfg_import_neither_torch_nor_mlflow(arguments: list[str]) -> N
 
 
 MISTAKES = [
-    (["quant.bitz=4"], ["quant.bitz", "Did you mean 'quant.bits'?", "quant.sign_bit"]),
+    (["quant.bitz=4"], ["Error: There is no key 'quant.bitz'", "Did you mean 'quant.bits'?", "quant.sign_bit"]),
+    (["+quant.bitz=4"], ["Error: There is no key 'quant.bitz'", "Did you mean 'quant.bits'?"]),
+    (["+sede=1"], ["There is no key 'sede'", "Did you mean 'seed'?"]),
     (["modle=resnet20"], ["modle", "Did you mean 'model'?"]),
     (["model=resnet21"], ["model=resnet21", "resnet20", "vgg16"]),
     (["quant=notebok"], ["quant=notebok", "Did you mean 'notebook'?"]),
