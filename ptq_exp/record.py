@@ -82,13 +82,13 @@ def make_record(
         "points": points,
         # Text for keys, as JSON has them: the record's checksum is made before it is written, and again after.
         "layers": {str(bits): [{k: line[k] for k in LAYER_KEYS} for line in table] for bits, table in layers.items()},
-        "dataset": describe(dataset, config),
+        "dataset": describe(dataset, config, tags["data_fingerprint"]),
         "versions": versions(),
         "register": config.tracking.register,
     }
 
 
-def describe(dataset: Dataset, config: Config) -> dict[str, Any]:
+def describe(dataset: Dataset, config: Config, fingerprint: str) -> dict[str, Any]:
     """The data set as MLflow lists it among a run's inputs."""
     counts = {"training images": len(dataset.train_images), "test images": len(dataset.test_images)}
     if dataset.validation_images is not None:
@@ -96,7 +96,7 @@ def describe(dataset: Dataset, config: Config) -> dict[str, Any]:
     source = "scikit-learn" if dataset.name == "digits" else str(config.data_root)
     shape = "x".join(map(str, dataset.test_images.shape[1:]))
     profile = counts | {"classes": len(dataset.classes), "image": f"{shape} uint8"}
-    return {"name": dataset.name, "fingerprint": dataset.fingerprint(), "source": source, "profile": profile}
+    return {"name": dataset.name, "fingerprint": fingerprint, "source": source, "profile": profile}
 
 
 def versions() -> dict[str, str]:
