@@ -1,7 +1,8 @@
 """Several workers: `python -m bench.scaling --checkpoint FILE --images ARCHIVE`.
 
 The same sweep of reconstruction jobs by Hydra's basic launcher, which uses all cores for one job after another, and by
-the joblib launcher with one worker a core, each with its share of the threads. Needs the extra `joblib`.
+the joblib launcher with one worker a core, each with its share of the threads; and on one thread, which says what
+there is to gain: nothing where all cores work for one job as well as for one each. Needs the extra `joblib`.
 """
 
 import argparse
@@ -32,7 +33,11 @@ def main() -> None:
         f"quant.reconstruction.steps={arguments.steps}",
     ]  # fmt: skip
     joblib = [*jobs, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={arguments.workers}"]
-    cases = {"basic launcher": jobs, f"joblib launcher, {arguments.workers} workers": joblib}
+    cases = {
+        "basic launcher": jobs,
+        f"joblib launcher, {arguments.workers} workers": joblib,
+        "basic launcher, threads=1": [*jobs, "threads=1"],
+    }
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(arguments.rounds):
         for name in list(cases) if number % 2 else list(cases)[::-1]:
@@ -40,7 +45,12 @@ def main() -> None:
             took = sweep([*cases[name], f"quant.reconstruction.penalty={penalties}"])["seconds"]
             seconds[name].append(took / arguments.jobs)
     rows = rows_of(seconds, "basic launcher")
-    notes = [f"{1 / rows[1]['ratio']:.2f} times the jobs per second; start-up of every process is counted."]
+    most = arguments.workers / rows[2]["ratio"]
+    notes = [
+        f"{1 / rows[1]['ratio']:.2f} times the jobs per second; start-up of every process is counted.",
+        f"On one thread a job takes {rows[2]['ratio']:.2f} times as long as on all: {arguments.workers} workers that "
+        f"do not slow each other down could be {most:.2f} times as quick, not more.",
+    ]
     content = {"unit": f"seconds a job, {arguments.jobs} jobs", "ratio_of": "of the basic launcher's"}
     save("scaling", pick_device("auto"), content | {"rows": rows, "notes": notes})
 
