@@ -94,10 +94,10 @@ def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], mon
 
     def trace(*arguments: Any) -> Any:
         threads.add(threading.current_thread().name)
-        return symbolic_trace(*arguments)
+        return whole_trace(*arguments)
 
-    symbolic_trace = chains.fx.symbolic_trace
-    monkeypatch.setattr(chains.fx, "symbolic_trace", trace)
+    whole_trace = chains.fx.Tracer.trace
+    monkeypatch.setattr(chains.fx.Tracer, "trace", trace)
     assert cli(*TINY, "quant=mse", "quant.fold_batch_norm=true", "quant.bits=3,4", "-m").code == 0
     assert threads == {threading.main_thread().name}
 
@@ -169,6 +169,17 @@ def test_folding_removes_every_batch_norm_and_keeps_the_function() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
     with torch.no_grad():
         assert torch.allclose(quick(x), model(x), atol=1e-4)
+
+
+def test_folding_sees_through_quantizers() -> None:
+    """Of activations, too: they are not looked into, since what they do depends on more than a symbol knows."""
+    model, x = network_with_statistics().eval(), torch.randn(32, 3, 32, 32)
+    quantized, _ = quantize(model, QuantConfig(act_bits=8, act_residual=True), 8, x)
+    quick = for_inference(quantized)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in quantized.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
+    with torch.no_grad():
+        assert (quick(x) - quantized(x)).abs().max() < 0.1 * quantized(x).std()  # a value may round the other way
 
 
 def test_a_network_that_cannot_be_traced_is_evaluated_as_it_is() -> None:
