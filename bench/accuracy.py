@@ -9,6 +9,7 @@ bench/results/accuracy.jsonl one by one; what is there is not computed again. Ne
 import argparse
 import dataclasses
 import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -88,8 +89,19 @@ def main() -> None:
 
 def read(path: Path, sha256: str) -> list[dict[str, Any]]:
     """The measurements so far of this checkpoint with the preset as it is now."""
-    learned = dataclasses.asdict(preset("best").reconstruction)
-    return [line for line in read_lines(path) if line["checkpoint"] == sha256 and line["reconstruction"] == learned]
+    configs = {row: preset("best", **changes) for row, (_, changes, _) in ROWS.items()}
+    return [
+        line
+        for line in read_lines(path)
+        if line["checkpoint"] == sha256 and line["row"] in configs and is_current(line, configs[line["row"]])
+    ]
+
+
+def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
+    """Whether `line` was measured with these options; those that the project did not have then do not count."""
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    then = line.get("quant")
+    return then is not None and all(now.get(key) == value for key, value in then.items())
 
 
 def _config(arguments: argparse.Namespace, archive: str) -> Config:
@@ -126,7 +138,7 @@ def measure(
         torch.cuda.synchronize()
     line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
     line |= {"checkpoint": float_model.digest[:16], "bits_mean": report.bits_mean, "size_bytes": report.size_bytes}
-    line |= {"reconstruction": dataclasses.asdict(config.reconstruction)}
+    line |= {"quant": dataclasses.asdict(config)}
     for name, (test_images, labels) in tests.items():
         line[name] = evaluate(network, test_images, labels, float_model.normalize).top1
         line[f"{name}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, mean_and_std, preset, write_between
+from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, preset, write_between
 from bench.workers import read_lines, share_out
 from ptq_exp.checkpoints import load_or_train, save_weights
 from ptq_exp.config import PROJECT_ROOT, Config, DataConfig, TrainerConfig
@@ -64,15 +64,23 @@ def main() -> None:
     if not arguments.no_quantization:
         stages.append([("quantized", name, bits, seed) for bits in BITS for seed in seeds for name in PRESETS])
     for tasks in stages:
-        done = {tuple(line["task"]) for line in read_lines(arguments.results)}
+        done = {tuple(line["task"]) for line in read(arguments.results)}
         missing = [task for task in tasks if task not in done]
         left = arguments.minutes - (time.time() - started) / 60
         if missing and left > 0:
             share_out(missing, arguments.workers, ready, arguments, arguments.results, left)
-    table = table_of(read_lines(arguments.results))
+    table = table_of(read(arguments.results))
     print(table)
     if arguments.results == RESULTS:
         write_between(RESULTS_PAGE, "full scale", table)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The measurements so far, the quantized ones with the presets as they are now."""
+    configs = {name: preset(name) for name in PRESETS}
+    return [
+        line for line in read_lines(path) if line["task"][0] == "float" or is_current(line, configs[line["task"][1]])
+    ]
 
 
 def recipe(name: str) -> Config:
@@ -137,8 +145,13 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             float_model = network(arguments.recipe, precision, seed)
             order = torch.randperm(len(jpeg.train_images), generator=torch.Generator().manual_seed(seed))
             images = float_model.normalize(jpeg.train_images[order[:CALIBRATION_IMAGES].to(device)])
-            model, report = quantize(float_model.model, preset(name), int(variant), images, seed)
-            line |= {"bits_mean": report.bits_mean, "size_bytes": report.size_bytes}
+            config = preset(name)
+            model, report = quantize(float_model.model, config, int(variant), images, seed)
+            line |= {
+                "quant": dataclasses.asdict(config),
+                "bits_mean": report.bits_mean,
+                "size_bytes": report.size_bytes,
+            }
         line["seconds"] = time.perf_counter() - started
         for test, (images, labels) in tests.items():
             line[test] = evaluate(model, images, labels, float_model.normalize).top1

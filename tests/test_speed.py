@@ -1,9 +1,11 @@
 """What makes a sweep quick must not change its results: background work, shared statistics, folded evaluation."""
 
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from conftest import TINY, Outcome
 from torch import nn
 
-from bench import evaluation, harness, training
+from bench import accuracy, evaluation, full_scale, harness, training
 from ptq_exp import background
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation import evaluate, for_inference
@@ -100,6 +102,17 @@ def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], mon
     monkeypatch.setattr(chains.fx.Tracer, "trace", trace)
     assert cli(*TINY, "quant=mse", "quant.fold_batch_norm=true", "quant.bits=3,4", "-m").code == 0
     assert threads == {threading.main_thread().name}
+
+
+def test_what_another_form_of_the_preset_measured_is_not_shown(tmp_path: Path) -> None:
+    now = asdict(accuracy.preset("best"))
+    other = {"row": "W2 (4 levels)", "task": ["quantized", "best", 2, 0], "checkpoint": "0" * 16}
+    lines = [other | {"quant": now | {"grid": "symmetric"}, "n": 1}, other | {"quant": now, "n": 2}, other | {"n": 3}]
+    later = {key: value for key, value in now.items() if key != "mixed"}  # measured before there was such an option
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, other | {"quant": later, "n": 4}]))
+    assert [line["n"] for line in accuracy.read(file, "0" * 16)] == [2, 4]
+    assert [line["n"] for line in full_scale.read(file)] == [2, 4]
 
 
 # What jobs share -------------------------------------------------------------------------------------------------
