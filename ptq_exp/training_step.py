@@ -19,8 +19,9 @@ class TrainingStep:
     `totals` (2,) sums, on the device, the losses and the correct predictions of the images seen. ResNet-20's kernels
     take a few microseconds each, less than Python needs to launch them: on CUDA the passes over the first batch's
     shape are captured once and replayed. A batch of another shape, the last of an epoch, runs kernel by kernel.
-    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast). `fused`: through the
-    kernels of `ptq_exp.kernels` where they know the model; they take half a minute to compile.
+    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast), the last two on CUDA
+    alone: a CPU trains in fp32, since most emulate bf16, at a fraction of the speed. `fused`: through the kernels of
+    `ptq_exp.kernels` where they know the model; they take half a minute to compile.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class TrainingStep:
 
     def _passes(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        half = self.precision == "bf16"
+        half = self.precision == "bf16" and self.device.type == "cuda"
         with tf32(self.precision == "tf32"):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
                 logits = self.forward(self.normalize(images))

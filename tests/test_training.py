@@ -259,6 +259,20 @@ def test_the_loop_equals_a_plain_reference_loop() -> None:
         assert torch.allclose(p, q, atol=1e-9)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_on_a_cpu_every_precision_is_fp32(precision: str) -> None:
+    """What makes a GPU quicker is emulated there: `trainer=fast` would be several times slower than without it."""
+    images, labels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10
+    states = []
+    for name in ("fp32", precision):
+        torch.manual_seed(0)
+        model = build_model("resnet", 10, depth=8)
+        step = TrainingStep(model, Normalizer((0.5,) * 3, (0.25,) * 3, CPU), torch.optim.SGD(model.parameters()), name)
+        step(images, labels)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 def test_a_long_training_is_announced_with_the_quicker_ways(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
