@@ -120,6 +120,8 @@ def train(
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
         raise UserError(f"optimizer._target_={config.optimizer['_target_']} needs a closure, which no epoch here has.")
     scheduler = instantiate("scheduler", config.scheduler, optimizer)
+    if config.trainer.precision != "fp32" and not loader.labels.is_cuda:
+        log.info("trainer.precision=%s is for CUDA: this CPU trains in fp32.", config.trainer.precision)
     if state is None:
         state = TrainingState()
         if loader.labels.device.type == "cpu":
