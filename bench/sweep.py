@@ -1,7 +1,9 @@
 """What one more job of a sweep costs: `python -m bench.sweep --checkpoint FILE --images ARCHIVE`.
 
-Real multiruns of `run.py` of several lengths, logged to an MLflow store of their own: the cost of a job is the slope,
-compared to the time that the job itself spent evaluating. Memory is the process's own while it runs.
+Real multiruns of `run.py` of several lengths, logged to an MLflow store of their own. The cost of a job that evaluates
+all images is the time from its start to the next one's, and what it adds before the first (Hydra composes all jobs
+there), compared to the time that the job itself spent evaluating. Of quick jobs it is the slope over whole sweeps:
+their figures are still being drawn when the last of them has ended. Memory is the process's own while it runs.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +37,41 @@ def main() -> None:
     ]  # fmt: skip
     sweep([*data, "quant.alpha_multiplier=3.0"])  # images decoded, file caches warm
     short, long = (sweep([*data, _multipliers(count)]) for count in (2, arguments.jobs))
-    job = (long["seconds"] - short["seconds"]) / (arguments.jobs - 2)
-    evaluation = statistics.median(long["evaluate_seconds"][2:])
+    before = (long["starts"][0] - short["starts"][0]) / (arguments.jobs - 2)
+    evaluations = long["evaluate_seconds"][2:-1]
+    costs = [before + later - start for start, later in pairwise(long["starts"])][2:]
+    evaluation = statistics.median(evaluations)
+    extra = statistics.median(cost - own for cost, own in zip(costs, evaluations, strict=True))
     quick = [*data, "data.test_limit=500"]
     tenth = arguments.many // 10
     few, many = (sweep([*quick, _multipliers(count)]) for count in (tenth, arguments.many))
     marginal = (few["seconds"] - sweep([*quick, _multipliers(1)])["seconds"]) / (tenth - 1)
     later = (many["seconds"] - few["seconds"]) / (arguments.many - tenth)
-    all_images = {"a job's own evaluation, all test images": [evaluation], "one more job, all test images": [job]}
+    all_images = {"a job's own evaluation, all test images": evaluations, "one more job, all test images": costs}
     few_images = {
         f"one more of the first {tenth} jobs, 500 test images": [marginal],
         f"one more of the jobs up to {arguments.many}, 500 test images": [later],
     }
     rows = [row for cases in (all_images, few_images) for row in rows_of(cases, next(iter(cases)))]
     notes = [
-        f"One more job costs {100 * (job / evaluation - 1):.0f} % more than its evaluation, {job - evaluation:.2f} s.",
+        f"One more job costs {100 * extra / evaluation:.0f} % more than its evaluation, {extra:.2f} s.",
         f"{arguments.many} jobs cost {later / marginal:.2f} times as much a job as the first {tenth}; memory grew from "
-        f"{many['memory'][0]:.0f} MB after a tenth of them to {many['memory'][1]:.0f} MB at the end.",
+        f"{many['memory'][0]:.0f} MB after a tenth of them to {many['memory'][1]:.0f} MB after nine tenths.",
     ]
     content = {"unit": "seconds", "ratio_of": "of the row it is compared to", "rows": rows, "notes": notes}
     save("sweep", pick_device("auto"), content)
 
 
 def sweep(overrides: list[str]) -> dict[str, Any]:
-    """Run one multirun: its seconds, start-up counted, what its jobs report, and its memory in MB, early and late."""
+    """Run one multirun: its seconds, start-up counted, when its jobs began, what they report, and its memory in MB,
+    early and late."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "run.py", "-m", *overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"hydra.sweep.dir={folder}/sweep", "quant.bits=4",
         ]  # fmt: skip
         environment = os.environ | {"COLUMNS": "200"}
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), time.time()
         process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -75,13 +82,15 @@ def sweep(overrides: list[str]) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         if process.returncode:
             raise SystemExit(f"failed: {' '.join(command)}")
-        rows = [json.loads(file.read_text())["rows"][0] for file in Path(folder).glob("sweep/*/results.json")]
+        jobs = sorted(Path(folder).glob("sweep/[0-9]*"), key=lambda job: int(job.name))
+        rows = [json.loads((job / "results.json").read_text())["rows"][0] for job in jobs]
         running = memory[len(memory) // 10 :] or [0.0]  # without the start
         some = max(1, len(running) // 10)
         return {
             "seconds": seconds,
+            "starts": [(job / "hydra" / "config.yaml").stat().st_mtime - clock for job in jobs],
             "evaluate_seconds": [row["evaluate_seconds"] for row in rows],
-            "memory": (max(running[:some]), max(running[-some:])),
+            "memory": (max(running[:some]), max(running[-2 * some : -some] or running)),  # before the report at the end
         }
 
 
