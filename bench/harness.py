@@ -31,6 +31,11 @@ REMARKS = {
         "",
         "The H200's table is older than the H100's: since then activations are quantized in one pass over memory.",
     ],
+    "sweep": [
+        "",
+        "The percentage is the median, over the jobs, of what each took beyond its own evaluation; the rows are the "
+        "medians of both, which differ by more where the machine's speed changes from job to job.",
+    ],
 }
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
