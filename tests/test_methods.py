@@ -63,8 +63,8 @@ def network(architecture: str = "resnet", **options: Any) -> nn.Module:
     return model
 
 
-def images(count: int = 48) -> torch.Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+def images(count: int = 48, size: int = 16) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def error(model: nn.Module, reference: nn.Module, x: torch.Tensor) -> float:
@@ -277,7 +277,7 @@ def test_more_activation_bits_lose_less(setting: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("model", [network(), network(shortcut="pad"), network("vgg", depth=11)])
 def test_folding_and_equalization_leave_the_function(model: nn.Module) -> None:
-    x = images(8)
+    x = images(8, size=32)
     folded = copy.deepcopy(model)
     names = fold_batch_norm(folded)
     assert len(names) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())

@@ -166,17 +166,16 @@ def test_the_training_is_logged_by_the_job_that_did_it(cli: Cli, store: str, run
     assert "train_loss" not in found["w8 notebook resnet20 digits"].data.metrics
 
 
-def test_one_bad_job_leaves_the_others_and_fails_the_sweep(process: Callable[..., Any], store: str, runs: Runs) -> None:
-    job = process(*TINY, "quant.bits=4,99,8", f"tracking.uri={store}", "-m")
-    output, _ = job.communicate(timeout=180)
-    assert job.returncode == 1
-    assert "quant.bits=99" in output
-    assert "Traceback" not in output
+def test_one_bad_job_leaves_the_others_and_fails_the_sweep(cli: Cli, store: str, runs: Runs) -> None:
+    outcome = cli(*TINY, "quant.bits=4,99,8", f"tracking.uri={store}", "-m")
+    assert outcome.code == 1
+    assert "quant.bits=99" in outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
     found = runs(store)
     assert found["sweep quant.bits=4,99,8"].info.status == "FAILED"
     for bits in (4, 8):
         assert found[f"w{bits} notebook resnet20 digits"].info.status == "FINISHED"
-    assert "│     8 │" in output  # the table shows what did finish
+    assert "│     8 │" in outcome.out  # the table shows what did finish
 
 
 def test_a_failing_job_is_failed_in_mlflow_with_its_error(cli: Cli, store: str, runs: Runs) -> None:
