@@ -39,11 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
-    parser.add_argument("--cache", default=None, help="where decoded images and unfinished trainings are kept")
+    parser.add_argument("--cache", default=None, help="where decoded images are kept")
     parser.add_argument("--weights", type=Path, default=PROJECT_ROOT / "cache" / "full_scale")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="notebook", choices=["notebook", "fast"])
     parser.add_argument("--epochs", type=int, default=None, help="another number than the recipe's, to compare")
+    parser.add_argument("--batch-size", type=int, default=None, help="likewise")
     parser.add_argument("--precision", default=None, help="of the training; the recipe's own by default")
     parser.add_argument("--fused", action="store_true", help="train through this project's own kernels (CUDA)")
     parser.add_argument("--no-quantization", action="store_true", help="train and evaluate the float networks only")
@@ -53,8 +54,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.weights.mkdir(parents=True, exist_ok=True)
-    if arguments.epochs:
-        arguments.recipe += f", {arguments.epochs} epochs"
+    for key in ("epochs", "batch_size"):
+        if value := getattr(arguments, key):
+            arguments.recipe += f", {key} {value}"
     started = time.time()
     for archive in (arguments.jpeg, arguments.lossless):  # decoded once, before the workers need them
         load_dataset(_images(arguments, archive), torch.device("cpu"))
@@ -85,11 +87,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def recipe(name: str) -> Config:
     """The configuration of conf/trainer, with the groups that it chooses, read without Hydra; `name` may go on with
-    ", <n> epochs"."""
-    name, _, epochs = name.partition(", ")
+    keys of the trainer and their values, as in "fast, epochs 60"."""
+    name, *changes = name.split(", ")
     config = Config() if name == "notebook" else _read_recipe(name)  # the defaults are the notebook's
-    if epochs:
-        config.trainer.epochs = int(epochs.split()[0])
+    for change in changes:
+        key, value = change.split()
+        setattr(config.trainer, key, int(value))
     return config
 
 
@@ -121,12 +124,11 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         """The float network of one seed: from its file, else trained."""
         file = weights_file(arguments.weights, name, precision, seed)
         config = dataclasses.replace(
-            recipe(name), seed=seed, cache_dir=arguments.cache, data=_images(arguments, "").data
-        )
+            recipe(name), seed=seed, cache_dir=arguments.cache, data=_images(arguments, "").data,
+            checkpoint=str(file) if file.exists() else "train",  # "auto" gives the shipped one, whatever its precision
+        )  # fmt: skip
         config.trainer.precision, config.trainer.fused = precision, arguments.fused
-        found = load_or_train(
-            dataclasses.replace(config, checkpoint=str(file)) if file.exists() else config, jpeg, device
-        )
+        found = load_or_train(config, jpeg, device)
         if not file.exists():
             save_weights(file, found.model.state_dict(), _about(found, jpeg.fingerprint(), seed))
         return found

@@ -23,13 +23,8 @@ PAGE = PROJECT_ROOT / "docs" / "performance.md"
 REMARKS = {
     "training": [
         "",
-        "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The H200's table is older "
-        "than the H100's: since then these were cut anew for the weights' gradients. The notebook's loop waits for the "
-        "CPU: what it takes depends on the machine around the card.",
-    ],
-    "evaluation": [
-        "",
-        "The H200's table is older than the H100's: since then activations are quantized in one pass over memory.",
+        "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The notebook's loop waits "
+        "for the CPU: what it takes depends on the machine around the card.",
     ],
     "sweep": [
         "",

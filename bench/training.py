@@ -47,13 +47,13 @@ def main() -> None:
     floor = floor_seconds(cost, machine_rates(device))
     speeds = ", ".join(f"{row['case']} {row['images_per_second']:,.0f}" for row in rows)
     quickest = min(row["seconds"] for row in rows)
-    hours = [180 * 50_000 / row["images_per_second"] / 3600 for row in rows]
+    minutes = [180 * 50_000 / row["images_per_second"] / 60 for row in rows]
     notes = [
         f"Images per second: {speeds}.",
         f"Ours is {rows[0]['seconds'] / rows[2]['seconds']:.1f} times the notebook's loop (fp32), "
         f"{rows[0]['seconds'] / quickest:.1f} times at its quickest.",
         "The notebook's loop lets cuDNN use TF32, as PyTorch does by default. 180 epochs of 50,000 images would take "
-        f"{hours[0]:.1f} hours there, {hours[2]:.2f} here in fp32, {min(hours):.2f} at the quickest.",
+        f"{minutes[0]:.1f} minutes there, {minutes[2]:.1f} here in fp32, {min(minutes):.1f} at the quickest.",
         f"Floor of an epoch at this machine's float32 rates: {floor:.3f} s; "
         f"fp32 takes {rows[2]['seconds'] / floor:.1f} times that.",
     ]
