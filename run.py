@@ -43,6 +43,12 @@ def command_line() -> int:
         print(background.INTERRUPTED, file=sys.stderr)
         sys.stdout.flush()
         os._exit(130)  # tearing down the interpreter takes a second
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        # argparse has said which argument it does not know.
+        print("Error: keys have no dashes: quant.bits=4, not --bits 4. --help lists the options.", file=sys.stderr)
+        return 1
     except Exception as error:
         close_sweep()
         message = explain(error, CONF)

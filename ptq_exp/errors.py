@@ -153,4 +153,12 @@ def _explain_unknown_key(key: str, text: str, conf: Path) -> str:
     siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
     where = f"Keys of '{parent}'" if parent else "Top-level keys"
     allowed = f" {where}: {', '.join(siblings)}." if siblings else f" '{parent}' has no keys."
-    return f"There is no key '{key}'.{did_you_mean(key, siblings) or did_you_mean(key, keys)}{allowed}"
+    near = _full_name(key, keys) or did_you_mean(key, siblings) or did_you_mean(key, keys)
+    return f"There is no key '{key}'.{near}{allowed}"
+
+
+def _full_name(key: str, keys: Iterable[str]) -> str:
+    """A sentence with the keys that end as `key` does: `bits` stands for `quant.bits`; empty where there is none."""
+    last = key.rpartition(".")[2]
+    full = [f"'{name}'" for name in sorted(keys) if name.rpartition(".")[2] == last]
+    return f" Did you mean {' or '.join(full)}?" if full else ""
