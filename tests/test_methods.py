@@ -562,10 +562,10 @@ def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
 
 
 def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> None:
-    rules = "quant.alpha_rule=std,percentile"
+    rules = "quant.alpha_rule=std,max,mse,percentile"
     outcome = cli("quant=mse", rules, "quant.bits=4", "quant.act_bits=4", *TINY, *SHORT, "-m")
     assert outcome.code == 0, outcome.err
-    for rule in ("std", "percentile"):
+    for rule in ("std", "max", "mse", "percentile"):
         assert any(f"quant.alpha_rule={rule} " in line and "w4 a4" in line for line in outcome.out.splitlines())
 
 
