@@ -78,11 +78,22 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The measurements so far, the quantized ones with the presets as they are now."""
+    """The measurements so far, with the recipes and presets as they are now."""
     configs = {name: preset(name) for name in PRESETS}
-    return [
-        line for line in read_lines(path) if line["task"][0] == "float" or is_current(line, configs[line["task"][1]])
-    ]
+
+    def is_today(line: dict[str, Any]) -> bool:
+        kind, name = line["task"][:2]
+        return line.get("recipe") == described(recipe(name)) if kind == "float" else is_current(line, configs[name])
+
+    return [line for line in read_lines(path) if is_today(line)]
+
+
+def described(config: Config) -> dict[str, Any]:
+    """What a line holds of a training, so that one by another form of the recipe isn't taken for it: all but the
+    precision and the kernels, which the line names by themselves."""
+    trainer = dataclasses.asdict(config.trainer)
+    kept = {key: value for key, value in trainer.items() if key not in ("precision", "fused")}
+    return {"trainer": kept, "optimizer": config.optimizer, "scheduler": config.scheduler}
 
 
 def recipe(name: str) -> Config:
@@ -141,7 +152,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             float_model = network(name, str(variant), seed)
             model = float_model.model
             line |= {"best_epoch_jpeg": max((epoch["test_top1"] for epoch in float_model.history), default=None)}
-            line |= {"fused": arguments.fused}
+            line |= {"fused": arguments.fused, "recipe": described(recipe(name))}
         else:
             precision = arguments.precision or recipe(arguments.recipe).trainer.precision
             float_model = network(arguments.recipe, precision, seed)

@@ -115,6 +115,16 @@ def test_what_another_form_of_the_preset_measured_is_not_shown(tmp_path: Path) -
     assert [line["n"] for line in full_scale.read(file)] == [2, 4]
 
 
+def test_what_another_form_of_the_recipe_measured_is_not_shown(tmp_path: Path) -> None:
+    now = full_scale.described(full_scale.recipe("fast"))
+    longer = now | {"trainer": now["trainer"] | {"epochs": now["trainer"]["epochs"] + 1}}
+    recipes = {"fast": [longer, now], f"fast, epochs {longer['trainer']['epochs']}": [longer, now]}
+    lines = [{"task": ["float", name, "bf16", 0], "recipe": then} for name, found in recipes.items() for then in found]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert full_scale.read(file) == [lines[1], lines[2]]
+
+
 # What jobs share -------------------------------------------------------------------------------------------------
 
 
