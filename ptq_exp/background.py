@@ -1,5 +1,6 @@
-"""Work that the next job of a sweep need not wait for, in order: logging on a thread, figures in another process."""
+"""Work that the next job of a sweep need not wait for: logging on a thread, in order, figures in other processes."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,21 +12,24 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 SECONDS_TO_END = 1.6
+CORES_AN_ARTIST = 4  # where a GPU evaluates, one process would not draw as fast as the networks come
+MOST_ARTISTS = 4
 INTERRUPTED = "Interrupted. What was finished is kept; the same command with resume=true goes on."
 
 _worker: ThreadPoolExecutor | None = None
-_artist: ProcessPoolExecutor | None = None
+_artists: ProcessPoolExecutor | None = None
 _pending: list[Future[None]] = []
 _interrupted = threading.Event()
 
 
 def start() -> None:
     """From now on, `later` hands its work over. Called by a sweep, in the process that its jobs run in."""
-    global _worker, _artist
+    global _worker, _artists
     if _worker is None:
         _worker = ThreadPoolExecutor(1, thread_name_prefix="background")
         # Drawing is all Python, which on a thread would hold up the jobs' own.
-        _artist = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _step_back)
+        count = min(MOST_ARTISTS, max(1, (os.cpu_count() or 1) // CORES_AN_ARTIST))
+        _artists = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _step_back)
 
 
 def later(work: Callable[..., None], *arguments: Any) -> None:
@@ -42,14 +46,19 @@ def later(work: Callable[..., None], *arguments: Any) -> None:
 
 
 def draw(figure: Callable[..., None], *arguments: Any) -> None:
-    """Call `figure`, a function of `ptq_exp.plots`, on plain `arguments`: as `later`, in a process of low priority."""
-    later(_draw, figure, *arguments)
+    """Call `figure`, a function of `ptq_exp.plots`, on plain `arguments`: in a process of low priority where a sweep
+    has called `start`. What is handed to `later` afterwards finds it drawn."""
+    drawing = None
+    if _artists is not None:
+        with contextlib.suppress(BrokenProcessPool):
+            drawing = _artists.submit(figure, *arguments)
+    later(_drawn, drawing, figure, *arguments)
 
 
-def _draw(figure: Callable[..., None], *arguments: Any) -> None:
-    if _artist is not None:
+def _drawn(drawing: Future[None] | None, figure: Callable[..., None], *arguments: Any) -> None:
+    if drawing is not None:
         try:
-            _artist.submit(figure, *arguments).result()
+            drawing.result()
             return
         except BrokenProcessPool:  # the process was killed: draw here
             if _interrupted.is_set():
@@ -86,9 +95,9 @@ def _end() -> None:
 def interrupt() -> None:
     """Ctrl-C: what has not begun is dropped, and `finish` returns as soon as what has is over."""
     _interrupted.set()
-    if _worker is not None and _artist is not None:
+    if _worker is not None and _artists is not None:
         _worker.shutdown(wait=False, cancel_futures=True)
-        for process in list((_artist._processes or {}).values()):
+        for process in list((_artists._processes or {}).values()):
             process.kill()
 
 
@@ -99,12 +108,12 @@ def interrupted() -> bool:
 
 def finish() -> list[str]:
     """Wait until everything is done; `later` works at once again. Returns the errors of the work, in words."""
-    global _worker, _artist
-    if _worker is None or _artist is None:
+    global _worker, _artists
+    if _worker is None or _artists is None:
         return []
     _worker.shutdown(wait=True)
-    _artist.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
-    _worker = _artist = None
+    _artists.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
+    _worker = _artists = None
     pending, _pending[:] = list(_pending), []
     return [problem for future in pending if (problem := _problem(future))]
 

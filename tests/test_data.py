@@ -234,6 +234,18 @@ def test_a_changed_image_is_decoded_afresh(tmp_path: Path) -> None:
     assert np.array_equal(loaded.train_images[5].numpy(), 255 - pixels[5])
 
 
+def test_a_changed_archive_is_decoded_afresh_by_the_same_process(tmp_path: Path) -> None:
+    pixels, _ = write_tree(tmp_path / "tree")
+    root = pack(tmp_path / "tree", "zip")
+    load(tmp_path, "image_folder", root=str(root))
+    before = root.stat()
+    (tmp_path / "tree" / "train" / "dog" / "1.png").write_bytes(png(255 - pixels[5].transpose(1, 2, 0)))
+    pack(tmp_path / "tree", "zip")
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # the clock of a file system may be coarse
+    loaded = load(tmp_path, "image_folder", root=str(root))
+    assert np.array_equal(loaded.train_images[5].numpy(), 255 - pixels[5])
+
+
 def flip_pixel(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-20] ^= 0xFF

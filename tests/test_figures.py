@@ -129,6 +129,16 @@ def test_weight_panels_hold_every_weight_once(options: dict[str, Any], tmp_path:
         assert has(pixels, RED)
 
 
+@pytest.mark.parametrize("count", [2, 432])
+def test_the_density_estimate_is_the_one_that_scipy_makes(count: int) -> None:
+    from scipy.stats import gaussian_kde
+
+    from ptq_exp.plots.distributions import density_estimate
+
+    values, places = np.random.default_rng(count).laplace(size=count), np.linspace(-4, 4, 9)
+    assert np.allclose(density_estimate(values, places), gaussian_kde(values)(places), rtol=1e-9, atol=0)
+
+
 def test_activation_panels_come_from_the_calibration(tmp_path: Path) -> None:
     config = QuantConfig(act_bits=4, act_rule="mse", act_residual=True)
     _, report = quantize(network(), config, 4, torch.randn(16, 3, 32, 32))

@@ -1,6 +1,8 @@
 """What makes a sweep quick must not change its results: background work, shared statistics, folded evaluation."""
 
 import json
+import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -70,6 +72,29 @@ def test_an_error_stops_the_next_job_or_the_end() -> None:
     assert background.finish() == ["ValueError: disk full"]
     assert done == [1]  # what could be done was done
     assert background.finish() == []
+
+
+@pytest.mark.usefixtures("in_background")
+def test_what_comes_after_a_figure_finds_it_drawn(tmp_path: Path) -> None:
+    file, there = tmp_path / "figure.png", []
+    background.draw(os.system, f"sleep 0.3; touch {file}")  # stands for a figure that takes long
+    background.later(lambda: there.append(file.exists()))
+    assert there == []
+    background.finish()
+    assert there == [True]
+
+
+@pytest.mark.usefixtures("in_background")
+def test_figures_are_drawn_here_where_their_process_was_killed(tmp_path: Path) -> None:
+    background.draw(time.sleep, 1)
+    while not multiprocessing.active_children():
+        time.sleep(0.05)
+    for process in multiprocessing.active_children():
+        process.kill()
+    time.sleep(0.2)
+    background.draw(Path.touch, tmp_path / "figure.png")
+    background.finish()
+    assert (tmp_path / "figure.png").exists()
 
 
 def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(

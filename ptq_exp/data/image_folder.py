@@ -4,6 +4,7 @@ The images are decoded once into a cache of plain arrays, which later runs map i
 in memory and never unpacked to disk, so the names inside it reach no path.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -69,8 +70,8 @@ def source_digest(root: Path) -> str:
     """SHA-256 (hex) of an archive's bytes, or of the names, sizes and times of a folder's files."""
     sha = hashlib.sha256(f"{CACHE_VERSION}\n".encode())
     if root.is_file():
-        with root.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
+        status = root.stat()
+        sha.update(_file_digest(root.absolute(), status.st_size, status.st_mtime_ns))
     else:
         for path in sorted(root.rglob("*")):
             if not path.is_file():
@@ -78,6 +79,12 @@ def source_digest(root: Path) -> str:
             status = path.stat()
             sha.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return sha.hexdigest()
+
+
+@functools.cache  # every job of a sweep asks, for an archive that may have gigabytes
+def _file_digest(path: Path, size: int, modified: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read_cache(folder: Path, name: str) -> Dataset | None:
