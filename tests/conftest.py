@@ -20,7 +20,8 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 # One short training on few images: its accuracy means nothing, its steps are all of a real job's.
-TINY = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]
+FEW = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]
+TINY = ["model.depth=8", *FEW]  # a ResNet-8 has every kind of layer that a ResNet-20 has
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, Outcome
+from conftest import FEW, ROOT, TINY, Outcome
 from PIL import Image
 
 from ptq_exp.errors import explain, known_keys
@@ -246,7 +246,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, tmp_path: Path) -> None:
     """On few images and one epoch; the digits stand in for CIFAR-10, and 2 and 3 bits for its own widths."""
-    outcome = cli(f"experiment={experiment}", "quant.bits=2,3", *TINY, "-m")
+    outcome = cli(f"experiment={experiment}", "quant.bits=2,3", *FEW, "-m")
     assert outcome.code == 0, outcome.err
     assert "sweep quant.bits=2,3" in outcome.out
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2

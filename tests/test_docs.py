@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Outcome
+from conftest import FEW, ROOT, Outcome
 from PIL import Image
 
 from ptq_exp import doctor, reference
@@ -78,7 +78,7 @@ def test_a_documented_job_runs(cli: Callable[..., Outcome], command: str) -> Non
         outcome = cli(*one_job, "--cfg", "hydra")
         assert outcome.code == 0, outcome.err
         return
-    small = [option for option in TINY if option.split("=")[0] not in given] + LITTLE_LEARNING
+    small = [option for option in FEW if option.split("=")[0] not in given] + LITTLE_LEARNING
     # The overrides of one command line must not be torn apart by a flag.
     flags = [argument for argument in arguments if argument.startswith("-")]
     if "best" in given:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, Outcome
+from conftest import FEW, ROOT, TINY, Outcome
 
 from ptq_exp.jobs import read_jobs, read_record
 
@@ -313,7 +313,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(process: Process, tmp_
     ("limit", "arguments"), [(20_000, []), (1_000_000, ["trainer.epochs=2"])], ids=["at once", "in the training"]
 )
 def test_a_full_disk_is_said(tmp_path: Path, limit: int, arguments: list[str]) -> None:
-    command = [sys.executable, str(ROOT / "run.py"), *TINY, *arguments, "tracking=none", "cache_dir=cache"]
+    command = [sys.executable, str(ROOT / "run.py"), *FEW, *arguments, "tracking=none", "cache_dir=cache"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),

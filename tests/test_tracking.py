@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import FEW, TINY, Outcome
 from PIL import Image
 
 from ptq_exp.errors import UserError, without_password
@@ -71,7 +71,7 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
 
 
 def test_the_artifacts_hold_what_they_say(cli: Cli, store: str, runs: Runs) -> None:
-    assert cli(*TINY, "quant.bits=4", f"tracking.uri={store}").code == 0
+    assert cli(*FEW, "quant.bits=4", f"tracking.uri={store}").code == 0
     (run,) = runs(store).values()
     folder = artifacts(run)
     layers = json.loads((folder / "layers_w4.json").read_text())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import FEW, Outcome
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
@@ -361,17 +361,17 @@ def test_evaluation_restores_the_mode_of_the_model() -> None:
 
 def test_the_stored_checkpoint_can_be_given_as_a_file(cli: Callable[..., Outcome], cache: Path) -> None:
     """Its normalization and its architecture travel with it."""
-    assert cli(*TINY).code == 0
+    assert cli(*FEW).code == 0
     for file in cache.glob("float/*/last.safetensors"):
         metadata = json.loads((file.parent / "metadata.json").read_text())
         if metadata["identity"]["trainer"] == [1, 32, "fp32"] and metadata.get("depth") == 20:
             break
     else:
         pytest.fail("the network that was just trained is not in the store")
-    outcome = cli(*TINY, f"checkpoint={file}", "data.test_limit=48")
+    outcome = cli(*FEW, f"checkpoint={file}", "data.test_limit=48")
     assert outcome.code == 0, outcome.err
     assert "Normalization by the checkpoint's own constants" in outcome.out
-    wrong = cli(*TINY, f"checkpoint={file}", "model=resnet56")
+    wrong = cli(*FEW, f"checkpoint={file}", "model=resnet56")
     assert wrong.code == 1
     assert "holds a ResNet-20" in wrong.err
     assert "model=resnet20" in wrong.err
