@@ -57,13 +57,11 @@ def draw(figure: Callable[..., None], *arguments: Any) -> None:
 
 def _drawn(drawing: Future[None] | None, figure: Callable[..., None], *arguments: Any) -> None:
     if drawing is not None:
-        try:
+        with contextlib.suppress(BrokenProcessPool):  # the process was killed
             drawing.result()
             return
-        except BrokenProcessPool:  # the process was killed: draw here
-            if _interrupted.is_set():
-                return
-    figure(*arguments)
+    if not _interrupted.is_set():
+        figure(*arguments)
 
 
 def heed_interrupts() -> None:
