@@ -508,7 +508,7 @@ def test_the_allocator_is_exact() -> None:
 
 @pytest.mark.slow
 def test_mixed_precision_meets_its_budget_and_beats_uniform() -> None:
-    model, x = network(), images(64)
+    model, x = network(), images(64, size=32)
     config = QuantConfig(**LEARNED)
     uniform, uniform_report = quantize(model, config, 3, x)
     mixed, report = quantize(model, replace(config, mixed=True), 3, x)
