@@ -79,13 +79,15 @@ def main() -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The measurements so far, with the recipes and presets as they are now."""
-    configs = {name: preset(name) for name in PRESETS}
+    lines, configs = read_lines(path), {name: preset(name) for name in PRESETS}
+    trained = {line["task"][1] for line in lines if line["task"][0] == "float"}
+    recipes = {name: described(recipe(name)) for name in trained}
 
     def is_today(line: dict[str, Any]) -> bool:
         kind, name = line["task"][:2]
-        return line.get("recipe") == described(recipe(name)) if kind == "float" else is_current(line, configs[name])
+        return line.get("recipe") == recipes[name] if kind == "float" else is_current(line, configs[name])
 
-    return [line for line in read_lines(path) if is_today(line)]
+    return [line for line in lines if is_today(line)]
 
 
 def described(config: Config) -> dict[str, Any]:

@@ -28,8 +28,13 @@ def start() -> None:
     if _worker is None:
         _worker = ThreadPoolExecutor(1, thread_name_prefix="background")
         # Drawing is all Python, which on a thread would hold up the jobs' own.
-        count = min(MOST_ARTISTS, max(1, (os.cpu_count() or 1) // CORES_AN_ARTIST))
+        count = min(MOST_ARTISTS, max(1, _cores() // CORES_AN_ARTIST))
         _artists = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _step_back)
+
+
+def _cores() -> int:
+    """Those that this process may use: on a cluster a job has few of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def later(work: Callable[..., None], *arguments: Any) -> None:

@@ -6,7 +6,6 @@ the MLflow run of the last job with that key.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 from ptq_exp.checkpoints import write_atomically
 from ptq_exp.config import Config, digest
 from ptq_exp.console import log
-from ptq_exp.data.image_folder import source_digest
+from ptq_exp.data.image_folder import file_digest, source_digest
 from ptq_exp.errors import UserError, without_password
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.summary import Failure, Row, failure_line
@@ -36,7 +35,7 @@ def job_key(config: Config, device_type: str) -> str:
     """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
     checkpoint = Path(config.checkpoint).expanduser()
-    file = hashlib.sha256(checkpoint.read_bytes()).hexdigest() if checkpoint.is_file() else ""
+    file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
     root = config.data_root
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
     there = config.data.name == "auto" and root.exists()  # decides what auto means

@@ -70,8 +70,7 @@ def source_digest(root: Path) -> str:
     """SHA-256 (hex) of an archive's bytes, or of the names, sizes and times of a folder's files."""
     sha = hashlib.sha256(f"{CACHE_VERSION}\n".encode())
     if root.is_file():
-        status = root.stat()
-        sha.update(_file_digest(root.absolute(), status.st_size, status.st_mtime_ns))
+        sha.update(file_digest(root))
     else:
         for path in sorted(root.rglob("*")):
             if not path.is_file():
@@ -81,8 +80,14 @@ def source_digest(root: Path) -> str:
     return sha.hexdigest()
 
 
-@functools.cache  # every job of a sweep asks, for an archive that may have gigabytes
-def _file_digest(path: Path, size: int, modified: int) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file, computed once in a process: every job of a sweep asks, for files that may have gigabytes."""
+    status = path.stat()
+    return _digest_of(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of(path: Path, size: int, modified: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
