@@ -7,6 +7,7 @@ The dataclasses are plain Python: neither Hydra nor OmegaConf is needed to build
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ptq_exp.errors import UserError, check_choice, did_you_mean
 from ptq_exp.quantization.spec import QuantConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# Set by a sweep for its jobs, whichever process they run in: the keys that take several values.
+SWEPT_VARIABLE = "PTQ_EXP_SWEPT_KEYS"
 
 
 @dataclass
@@ -93,6 +96,11 @@ class Config:
     def data_root(self) -> Path:
         """Where CIFAR-10 and CIFAR-100 are looked for and downloaded to, unless `data.root` says otherwise."""
         return Path(self.data.root).expanduser() if self.data.root else PROJECT_ROOT / "datasets"
+
+
+def swept_keys() -> list[str]:
+    """The keys that differ between the jobs of the sweep that this job belongs to; none outside of a sweep."""
+    return os.environ.get(SWEPT_VARIABLE, "").split()
 
 
 def from_hydra(cfg: Any) -> Config:

@@ -15,13 +15,14 @@ from torch import Tensor
 from ptq_exp import jobs, results, resume, tracking
 from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
-from ptq_exp.checkpoints import FloatModel, Watch, load_or_train, weights_digest
+from ptq_exp.checkpoints import Watch, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
 from ptq_exp.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
+from ptq_exp.float_model import FloatModel
 from ptq_exp.gpus import claim
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
