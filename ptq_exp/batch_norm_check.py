@@ -155,24 +155,25 @@ def choose_constants(model: nn.Module, dataset: Dataset) -> Constants | None:
 
 
 def check_constants(model: nn.Module, dataset: Dataset, given: Constants, whose: str) -> None:
-    """Warn where `given`, the constants of `whose` choice, fit `model` clearly worse than others, or nothing fits."""
+    """Warn where constants `given`, say `whose`, fit `model` clearly worse than others, or nothing fits."""
     check = BatchNormCheck(model, dataset)
     if not check.norms:
+        log.info("Normalization %s: %s.", whose, given)
         return
     (own,) = check.ranking([given])
     best = check.ranking([known for known in candidates(dataset) if not known.same_as(given)])[0]
     if own.first - best.first > CLEARLY_WORSE and own.first > TIMES_WORSE * best.first:
         first = next(iter(own.layers))
         log.warning(
-            "%s %s, does not fit this network: at %s, its first batch norm, the images differ from the statistics "
-            "stored in training by %.4f nats per channel. %s would fit with %.4f: set %s.",
+            "The normalization %s, %s, does not fit this network: at %s, its first batch norm, the images differ from "
+            "the statistics stored in training by %.4f nats per channel. %s would fit with %.4f: set %s.",
             whose, given.values(), first, own.first, best.constants.name, best.first, best.constants.as_override(),
         )  # fmt: skip
         return
     whole = check.whole(own)
     log.info(
-        "Normalization: %s, with a divergence of %.4f nats per channel in the network's first batch norm and %.4f on "
-        "average.", given, whole.first, whole.mean,
+        "Normalization %s: %s. Its divergence from the network's batch norms is %.4f nats per channel in the first and "
+        "%.4f on average.", whose, given, whole.first, whole.mean,
     )  # fmt: skip
     _warn_of_misfit(whole)
 

@@ -88,6 +88,11 @@ class Config:
     command: list[str] = field(default_factory=list)
 
     @property
+    def calibration_seed(self) -> int:
+        """What decides the draw of the calibration images and of learned rounding."""
+        return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
+
+    @property
     def cache(self) -> Path:
         """Where decoded images and trained float models are kept between runs."""
         return Path(self.cache_dir) if self.cache_dir else PROJECT_ROOT / "cache"
@@ -101,6 +106,18 @@ class Config:
 def swept_keys() -> list[str]:
     """The keys that differ between the jobs of the sweep that this job belongs to; none outside of a sweep."""
     return os.environ.get(SWEPT_VARIABLE, "").split()
+
+
+def before_the_job(cfg: Any) -> Config:
+    """What is known of a composed node before its job runs: without the values that only a running job has."""
+    from omegaconf import OmegaConf
+
+    known = {str(key): cfg[key] for key in cfg if key != "hydra" and not OmegaConf.is_interpolation(cfg, key)}
+    values: dict[str, Any] = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in known.items()}
+    config = Config()
+    vars(config).update(values, command=list(cfg.hydra.overrides.task))
+    _refuse_unknown(config)
+    return config
 
 
 def from_hydra(cfg: Any) -> Config:

@@ -1,6 +1,7 @@
 """The float network that is quantized, as it comes from a checkpoint file."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,21 +42,17 @@ def from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatMo
     """
     checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
     network = fitting_network(config, checkpoint)
-    if network.classes != len(dataset.classes):
-        raise UserError(
-            f"checkpoint={checkpoint.path} does not fit: it tells {network.classes} classes apart, and the data "
-            f"({dataset.name}) has {len(dataset.classes)}. {_data_advice(network.classes)}"
-        )
+    check_classes(network, checkpoint.path, dataset.name, len(dataset.classes))
     model = build_model(network.architecture, network.classes, **network.options)
     load_weights(model, checkpoint)
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_images_fit(model.eval(), dataset, device)
     constants = _constants(config, checkpoint, model, dataset)
     options = {"architecture": network.architecture, **network.options}
-    config = replace(
-        config, data=replace(config.data, mean=list(constants.mean), std=list(constants.std)),
-        model={"name": f"{network.architecture}{network.options.get('depth', '')}", **options},
-    )  # fmt: skip
+    as_configured = all(config.model.get(key) in (value, "auto") for key, value in options.items())
+    name = config.model.get("name") if as_configured else f"{network.architecture}{network.options.get('depth', '')}"
+    data = replace(config.data, mean=list(constants.mean), std=list(constants.std))
+    config = replace(config, data=data, model={"name": name, **options})
     source = f"read from {checkpoint.path} ({network}, {network.classes} classes)"
     normalize = Normalizer(constants.mean, constants.std, device)
     return FloatModel(model, normalize, checkpoint.sha256, options, config, source, claim=checkpoint.claim)
@@ -83,6 +80,15 @@ def _chosen(config: Config, key: str) -> bool:
     return bool(words & {"model", f"model.{key}"}) or config.model.get(key) not in (default, None)
 
 
+def check_classes(network: Identity, path: Path, data: str, classes: int) -> None:
+    """Raise `UserError` where the network tells more or fewer classes apart than the data has."""
+    if network.classes != classes:
+        raise UserError(
+            f"checkpoint={path} does not fit: it tells {network.classes} classes apart, and the data ({data}) has "
+            f"{classes}. {_data_advice(network.classes)}"
+        )
+
+
 def _data_advice(classes: int) -> str:
     if classes in DATA_BY_CLASSES:
         return f"Choose the data that it was trained on, {DATA_BY_CLASSES[classes]} for example."
@@ -94,11 +100,11 @@ def _constants(config: Config, checkpoint: Checkpoint, model: nn.Module, dataset
     stored, data = checkpoint.normalization, config.data
     if data.mean is not None and data.std is not None:
         given = named(tuple(data.mean), tuple(data.std), "the given constants")
-        check_constants(model, dataset, given, "The normalization of data.mean and data.std,")
+        check_constants(model, dataset, given, "given by data.mean and data.std")
         return given
     if stored is not None:
-        whose, found = "The normalization stored in the file,", named(*stored, "the file's constants")
-        check_constants(model, dataset, found, whose)
+        found = named(*stored, "the file's own constants")
+        check_constants(model, dataset, found, "stored in the file")
     elif (chosen := choose_constants(model, dataset)) is not None:
         found = chosen
     else:
@@ -116,9 +122,9 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         size = "x".join(map(str, dataset.test_images.shape[2:]))
-        advice = "If they are of the wrong size, set data.resize, to 32 for example."
+        advice = "Set data.resize=32, or the size that it was trained on."
         if "view size is not compatible" in reason:
             advice = "Use x.flatten(1) or x.reshape(...) in its forward function instead of x.view(...)."
         raise UserError(
-            f"The network does not take the images of {dataset.name} ({size} pixels): {reason} {advice}"
+            f"The network does not take the images of {dataset.name} ({size} pixels): {reason}. {advice}"
         ) from error

@@ -20,14 +20,24 @@ from ptq_exp.console import console, is_quiet, log
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
 from ptq_exp.errors import UserError
 
+READER = datasets.CIFAR10
+
 
 class DataUnavailable(UserError):
     """The data set is not on disk and could not be downloaded."""
 
 
+def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
+    """The answer where the data is not on disk and may not be downloaded."""
+    return DataUnavailable(
+        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
+        f"there, set data.root to the folder that holds it, or set data.download=true."
+    )
+
+
 def load(config: Config) -> Dataset:
     """CIFAR-10: 50,000 training and 10,000 test images in 10 classes."""
-    return load_cifar("cifar10", datasets.CIFAR10, CIFAR10_MEAN, CIFAR10_STD, config)
+    return load_cifar("cifar10", READER, CIFAR10_MEAN, CIFAR10_STD, config)
 
 
 def load_cifar(
@@ -42,10 +52,7 @@ def load_cifar(
         train, test = reader(root, train=True), reader(root, train=False)
     except RuntimeError:  # torchvision: a file is missing or its checksum is wrong
         if not config.data.download:
-            raise DataUnavailable(
-                f"{name} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
-                f"there, set data.root to the folder that holds it, or set data.download=true."
-            ) from None
+            raise missing(reader, root) from None
         download(reader, root, config.data.timeout)
         train, test = reader(root, train=True), reader(root, train=False)
     return Dataset(

@@ -48,11 +48,7 @@ def load(config: Config) -> Dataset:
 
     Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
     """
-    if config.data.root is None:
-        raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
-    root = Path(config.data.root).expanduser()
-    if not root.exists():
-        raise UserError(f"data.root={root} does not exist.")
+    root = existing_root(config)
     kind = f"{config.data.resize or 'as-is'}{'-skipped' if config.data.skip_broken else ''}"
     folder = config.cache / "images" / f"{source_digest(root)[:16]}-{kind}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +60,16 @@ def load(config: Config) -> Dataset:
     if dataset is None:
         raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
     return dataset
+
+
+def existing_root(config: Config) -> Path:
+    """The folder or archive of the images. Raises `UserError` where it is missing."""
+    if config.data.root is None:
+        raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
+    root = Path(config.data.root).expanduser()
+    if not root.exists():
+        raise UserError(f"data.root={root} does not exist.")
+    return root
 
 
 def source_digest(root: Path) -> str:
