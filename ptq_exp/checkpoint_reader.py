@@ -20,13 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ptq_exp.console import progress
+from ptq_exp.console import log, progress
 from ptq_exp.errors import UserError, did_you_mean
-from ptq_exp.identification import Shapes, differences, identify, shortened
+from ptq_exp.identification import COUNTERS, Shapes, differences, identify, shortened
 from ptq_exp.quantization.checked import load_checked
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, alone or nested
 # Left: what other projects call it (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: what we call it.
 RENAMES = [
     (r"^features\.init_block\.conv\.", "conv1."),
@@ -93,8 +93,7 @@ def _read(path: Path, location: str) -> Checkpoint:
     _refuse_quantization_aware(weights, path)
     original, weights = weights, _rename(weights)
     found = identify(_shapes(weights), path, _shapes(original))
-    if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
-        raise UserError(f"checkpoint={path}: {broken[0]} holds values that are not numbers. The file is broken.")
+    weights = {key: _dense(key, value, path) for key, value in weights.items()}
     claim = _claim({**content, **metadata} if isinstance(content, dict) else metadata)
     return Checkpoint(path, sha256, weights, found.architecture, found.options, found.classes, metadata, claim)
 
@@ -156,15 +155,24 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict inside its container and without prefixes."""
     container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
     weights = content[container] if container else content
-    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
-    if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not _is_state_dict(weights):
         raise UserError(
             f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
             f"{', '.join(CONTAINERS)}."
         )
+    others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
+    if others:
+        log.info(
+            "checkpoint=%s: the weights under '%s' are used, not those under %s.", path, container, shortened(others)
+        )
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def _is_state_dict(content: Any) -> bool:
+    named = isinstance(content, dict) and len(content) > 0 and all(isinstance(key, str) for key in content)
+    return named and all(isinstance(value, Tensor) for value in content.values())
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
@@ -189,6 +197,22 @@ def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         # pytorchcv counts the blocks of a stage from 1.
         renamed[re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", key)] = value
     return renamed
+
+
+def _dense(key: str, value: Tensor, path: Path) -> Tensor:
+    """The tensor with all its values. Raises `UserError` where they are no finite floats (a counter may be whole)."""
+    problem = ""
+    if value.is_meta:
+        problem = "has a shape and no values (it was saved from the meta device)"
+    elif not value.is_floating_point() and not key.endswith(COUNTERS):
+        problem = f"holds {str(value.dtype).removeprefix('torch.')} values, and float weights are needed"
+    elif value.layout != torch.strided:
+        return _dense(key, value.to_dense(), path)
+    elif not torch.isfinite(value).all():
+        problem = "holds values that are not numbers. The file is broken"
+    if problem:
+        raise UserError(f"checkpoint={path}: {key} {problem}.")
+    return value
 
 
 def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
