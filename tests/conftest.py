@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
@@ -18,6 +19,10 @@ sys.path.insert(0, str(ROOT))
 # Several tests run at once: one thread each, and each job they start, or the threads wait for each other.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Nothing of a test's stays in the working tree, and how quick a machine is decides nothing.
+settings.register_profile("ptq_exp", database=None, deadline=None)
+settings.load_profile("ptq_exp")
 
 # One short training on few images: its accuracy means nothing, its steps are all of a real job's.
 FEW = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]

@@ -66,11 +66,23 @@ class QuantizedLayer(nn.Module):
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
         self.soft: Tensor | None = None
+        # A parameter of its own: another module that shares it keeps the float values.
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
         weight = layer.weight.detach()
         self.register_buffer("scale", _per_group(scale, weight))
         self.register_buffer("zero_point", _per_group(zero_point, weight))
         self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int32))
         self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in use, for networks that read them without calling the layer."""
+        return self.layer.weight if self.soft is None else self.soft
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the wrapped layer."""
+        return self.layer.bias
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value that the grid can take, shaped as `scale`."""

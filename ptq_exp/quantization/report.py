@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer
+from ptq_exp.quantization.modules import unique_state
 
 FLOAT_BYTES = 4
 IMAGES = 16  # of the calibration images, for the outputs' SQNR
@@ -80,18 +81,19 @@ def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
 
 @torch.no_grad()
 def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """Outputs of the modules called `names`, on the first of the normalized `images`."""
-    found: dict[str, Tensor] = {}
+    """Outputs of those of the modules called `names` that run, on the first of the normalized `images`; of several
+    calls one after the other. Vectors."""
+    found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         # A copy: a ReLU that works in place comes next.
-        return lambda _, __, output: found.update({name: output.clone()})
+        return lambda _, __, output: found.setdefault(name, []).append(output.clone())
 
     handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     network(images[:IMAGES])
     for handle in handles:
         handle.remove()
-    return found
+    return {name: torch.cat([x.flatten() for x in several]) for name, several in found.items()}
 
 
 def make_report(
@@ -104,7 +106,7 @@ def make_report(
     weights = sum(row.weights for row in rows)
     code_bits = sum(row.weights * row.bits for row in rows)
     floats = 0
-    for name, tensor in model.state_dict().items():
+    for name, tensor in unique_state(model).items():
         # A symmetric grid has no zero-point to store.
         replaced = name.endswith((".codes", "num_batches_tracked")) or (
             name.endswith(".zero_point") and not tensor.any()

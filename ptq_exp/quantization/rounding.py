@@ -13,6 +13,7 @@ from ptq_exp.quantization import reconstruction
 from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import load_unique_state, replace_module, unique_state
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.spec import QuantConfig
@@ -66,7 +67,7 @@ def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, float
     ranges = find_ranges(weights, contexts, config.alpha_rule, config.granularity)
     for name, layer in layers.items():
         scale, zero_point = parameters(grids[name], config.grid, *ranges[name])
-        network.set_submodule(name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name]))
+        replace_module(network, name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name]))
 
 
 def units(network: nn.Module, rounding: str) -> list[str]:
@@ -107,13 +108,20 @@ def learn_rounding(
         how.steps, how.batch_size, how.lr, how.act_lr, how.penalty, how.drop if config.act_bits is not None else 0.0
     )
     parts = units(network, config.rounding) if config.rounding != "nearest" else []
+    open_weights = dict(weights)
     for number, name in enumerate(parts):
+        # A layer that two units share is learned with the first.
+        own = {
+            n: open_weights.pop(n)
+            for n in reconstruction.layers_of(network, network.get_submodule(name))
+            if n in open_weights
+        }
         torch.manual_seed(seed * 1000 + number)
         file = store / f"{number:03d}.safetensors" if store else None
         if file and _restore(network.get_submodule(name), file, plan):
             continue
         with shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
-            reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
+            reconstruction.reconstruct_unit(network, reference, name, images, own, settings, advance)
         if file:
             _keep(network.get_submodule(name), file, plan)
     whole = store / "distilled.safetensors" if store else None
@@ -128,7 +136,7 @@ def learn_rounding(
 def _keep(unit: nn.Module, file: Path, plan: dict[str, float]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
-    save_checked({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial, {"plan": plan})
+    save_checked({key: x.cpu().contiguous() for key, x in unique_state(unit).items()}, partial, {"plan": plan})
     partial.replace(file)
 
 
@@ -138,7 +146,7 @@ def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
         tensors, about = load_checked(file)
         if about["plan"] != plan:  # sensitivities are measured: another machine's may give another plan
             return False
-        unit.load_state_dict(tensors)
+        load_unique_state(unit, tensors)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
         return False
     return True
