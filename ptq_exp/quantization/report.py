@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.modules import unique_state
+from ptq_exp.quantization.sparsity import percent_zero
 
 FLOAT_BYTES = 4
 IMAGES = 16  # of the calibration images, for the outputs' SQNR
@@ -27,6 +28,8 @@ class LayerReport:
     weight_std: float
     weight_max: float  # largest magnitude
     clipped_percent: float  # weights beyond alpha
+    sparsity_float_percent: float  # weights that are exactly zero in the float network
+    sparsity_percent: float  # ... and in the quantized one
     levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
     levels_available: int
     sqnr_db: float  # of the weights: 10 log10(sum w^2 / sum (w - w_q)^2)
@@ -62,6 +65,8 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
         weight_std=weight.std(correction=0).item(),
         weight_max=weight.abs().max().item(),
         clipped_percent=100 * ((weight > high + beyond) | (weight < low - beyond)).float().mean().item(),
+        sparsity_float_percent=percent_zero(weight),
+        sparsity_percent=percent_zero(layer.layer.weight.detach()),
         levels_used=round(used),
         levels_available=layer.grid.levels,
         sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),

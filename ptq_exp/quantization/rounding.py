@@ -16,10 +16,11 @@ from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import load_unique_state, replace_module, unique_state
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
+from ptq_exp.quantization.sparsity import groups_with_zeros, zeros_of
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
-RECONSTRUCTION_VERSION = 3  # raised when learned rounding changes, so that no older unit is taken from the store
+RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that no older unit is taken from the store
 
 
 def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
@@ -59,15 +60,17 @@ def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, float
     layers = {name: everything[name] for name in plan}
     first_conv = next(iter(everything.values())).weight.detach()
     grids = {name: weight_grid(bits, config.sign_bit, config.grid) for name, bits in plan.items()}
-    contexts = {
-        name: RangeContext(first_conv, grid, config.grid, config.alpha_multiplier, config.percentile, config.lp_norm)
-        for name, grid in grids.items()
-    }
     weights = {name: layer.weight.detach() for name, layer in layers.items()}
+    zeros = groups_with_zeros(weights, config.granularity)
+    numbers = (config.alpha_multiplier, config.percentile, config.lp_norm)
+    contexts = {
+        name: RangeContext(first_conv, grid, config.grid, *numbers, zeros[name]) for name, grid in grids.items()
+    }
     ranges = find_ranges(weights, contexts, config.alpha_rule, config.granularity)
     for name, layer in layers.items():
-        scale, zero_point = parameters(grids[name], config.grid, *ranges[name])
-        replace_module(network, name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name]))
+        scale, zero_point = parameters(grids[name], config.grid, *ranges[name], zeros[name])
+        stay = zeros_of(weights[name], zeros[name])
+        replace_module(network, name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name], stay))
 
 
 def units(network: nn.Module, rounding: str) -> list[str]:
