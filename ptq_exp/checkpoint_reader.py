@@ -163,7 +163,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
     if others:
         log.info(
-            "checkpoint=%s: the weights under '%s' are used, not those under %s.", path, container, shortened(others)
+            "checkpoint=%s: the weights under %s are used, not those under %s.", path, container, shortened(others)
         )
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}

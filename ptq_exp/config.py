@@ -30,6 +30,7 @@ class DataConfig:
     std: list[float] | None = None
     resize: int | None = None
     skip_broken: bool = False
+    classes: list[str] | None = None
     download: bool = True
     timeout: float = 15.0
     validation_images: int = 0

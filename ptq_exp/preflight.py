@@ -43,7 +43,11 @@ def _check_data(config: Config) -> None:
     if name == "image_folder":
         image_folder.existing_root(config)
     reader = {"auto": cifar10.READER, "cifar10": cifar10.READER, "cifar100": cifar100.READER}.get(name)
-    if reader is None or config.data.download or (root / reader.base_folder).is_dir():
+    if (
+        reader is None
+        or config.data.download
+        or any((root / name).exists() for name in (reader.base_folder, reader.filename))
+    ):
         return
     missing = cifar10.missing(reader, root)
     if name != "auto":

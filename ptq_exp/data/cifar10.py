@@ -30,8 +30,9 @@ class DataUnavailable(UserError):
 def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
     """The answer where the data is not on disk and may not be downloaded."""
     return DataUnavailable(
-        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
-        f"there, set data.root to the folder that holds it, or set data.download=true."
+        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder "
+        f"{reader.base_folder} or the archive {reader.filename} there, set data.root to the folder that holds it, or set "
+        f"data.download=true."
     )
 
 
@@ -51,7 +52,7 @@ def load_cifar(
     try:
         train, test = reader(root, train=True), reader(root, train=False)
     except RuntimeError:  # torchvision: a file is missing or its checksum is wrong
-        if not config.data.download:
+        if not (config.data.download or (root / reader.filename).is_file()):
             raise missing(reader, root) from None
         download(reader, root, config.data.timeout)
         train, test = reader(root, train=True), reader(root, train=False)
@@ -68,7 +69,7 @@ def load_cifar(
 
 
 def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None:
-    """Fetch, verify and unpack the archive into `root`, all or nothing.
+    """Fetch, verify and unpack the archive into `root`, all or nothing. One that lies there is not fetched again.
 
     torchvision checks the archive's MD5. The files appear in `root` by one rename, so that a killed download
     leaves nothing that could be taken for the data; a second process waits for the first.
@@ -78,8 +79,11 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
         with FileLock(root / f".{reader.base_folder}.lock"), _socket_timeout(timeout):
             if _complete(reader, root):
                 return
-            log.info("Downloading %s to %s.", reader.__name__, root)
+            packed = (root / reader.filename).absolute()
+            log.info("%s %s to %s.", "Unpacking" if packed.is_file() else "Downloading", reader.__name__, root)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch, _own_progress_bar():
+                if packed.is_file():
+                    (Path(scratch) / reader.filename).symlink_to(packed)
                 reader(scratch, download=True)
                 target = root / reader.base_folder
                 if target.exists():  # incomplete or broken, or torchvision would have read it
