@@ -12,6 +12,7 @@ from ptq_exp import background
 from ptq_exp.callbacks import close_sweep
 from ptq_exp.config import Config
 from ptq_exp.errors import explain
+from ptq_exp.streams import complain, write_what_fits
 
 CONF = Path(__file__).resolve().parent / "conf"
 # The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
@@ -30,6 +31,7 @@ def main(cfg: Any) -> dict[str, float]:
 
 def command_line() -> int:
     """Run `main`; a user's mistake becomes a message and exit code 1, a traceback only if asked for."""
+    write_what_fits()
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     # argparse wants all overrides on one side of -m; people append to a command what they want changed.
@@ -54,7 +56,7 @@ def command_line() -> int:
         message = explain(error, CONF)
         if message is None or show_traceback:
             raise
-        print(f"Error: {message}", file=sys.stderr)
+        complain(message)
         return 1
     return 0
 

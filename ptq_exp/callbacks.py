@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
 from ptq_exp.errors import explain, without_password
+from ptq_exp.streams import complain
 
 # Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
@@ -48,7 +49,7 @@ class SweepCallback(Callback):
             message = explain(error, Path())
             if message is None:
                 raise SystemExit(f"Error: {type(error).__name__}: {error}") from error
-            print(f"Error: {message}", file=sys.stderr)
+            complain(message)
             raise SystemExit(1) from error
         os.environ[SWEEP_VARIABLE] = str(self.folder)
         if self.parent.run_id:
@@ -80,7 +81,8 @@ class SweepCallback(Callback):
         from ptq_exp.console import console, is_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs
         from ptq_exp.report.build import REPORT_FILE
-        from ptq_exp.summary import answers, as_series, failure_line, terminal_table, with_labels
+        from ptq_exp.summary import answers, as_series, failure_line, with_labels
+        from ptq_exp.table import ResultTable
 
         for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
@@ -96,7 +98,7 @@ class SweepCallback(Callback):
         jobs = read_jobs(self.folder)
         failures = with_labels(jobs, read_failures(self.folder))
         if jobs or failures:
-            console.print(terminal_table(as_series(jobs), self.name, failures))
+            console.print(ResultTable(as_series(jobs), self.name, failures))
         for failure in failures:
             console.print(failure_line(failure))
         if not is_quiet():

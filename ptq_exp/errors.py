@@ -6,9 +6,10 @@ misspelt word, the nearest valid spelling. `run.py` prints it without a tracebac
 
 import difflib
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from ptq_exp.streams import complain, read_text, write_what_fits
 
 
 def without_password(text: str) -> str:
@@ -62,7 +63,7 @@ def known_keys(conf: Path) -> set[str]:
         except Exception:  # a broken file elsewhere is another mistake
             continue
         if isinstance(content, DictConfig):
-            nested = path.parent != conf and "@package _global_" not in path.read_text()
+            nested = path.parent != conf and "@package _global_" not in read_text(path)
             group = f"{path.parent.name}." if nested else ""
             keys |= {group.rstrip(".")} - {""} | set(flatten(content, group))
     return keys
@@ -119,13 +120,14 @@ def explain(error: BaseException, conf: Path) -> str | None:
 
 def exit_code(work: Callable[[], str]) -> int:
     """Print what `work` returns, 0; or the message for a user's mistake, 1: for commands other than run.py."""
+    write_what_fits()
     try:
         print(work())
     except Exception as error:
         message = explain(error, Path())
         if message is None:
             raise
-        print(f"Error: {message}", file=sys.stderr)
+        complain(message)
         return 1
     return 0
 

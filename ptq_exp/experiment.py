@@ -32,7 +32,8 @@ from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.record import keep_and_log, make_record
 from ptq_exp.report.build import REPORT_FILE
-from ptq_exp.summary import Row, answers, terminal_table
+from ptq_exp.summary import Row, answers
+from ptq_exp.table import ResultTable
 
 
 @dataclass
@@ -130,7 +131,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
         float_model = load_or_train(config, dataset, device, watch)
         log.info("Float model: %s.", float_model.source)
         baseline = measure(float_model.model, dataset, float_model, "Evaluating the float network")
-        log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
+        log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
         _prepared.clear()
         data = float_model.config.data
         network = digest(weights_digest(float_model.model), data.mean, data.std)
@@ -248,6 +249,6 @@ def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str,
 
 def show(record: dict[str, Any], folder: Path, where: str) -> None:
     """The table of a single job, what it says, and where its results are."""
-    console.print(terminal_table({"": record["rows"]}, record["title"]))
+    console.print(ResultTable({"": record["rows"]}, record["title"]))
     if not is_quiet():
         console.print(*answers({"": record["rows"]}), f"Report: {folder / 'artifacts' / REPORT_FILE}", where, sep="\n")

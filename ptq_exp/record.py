@@ -17,7 +17,9 @@ from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import write_record
 from ptq_exp.report.build import write_job
 from ptq_exp.results import metrics
-from ptq_exp.summary import Row, markdown_table
+from ptq_exp.streams import read_text, write_text
+from ptq_exp.summary import Row, width
+from ptq_exp.table import markdown_table
 from ptq_exp.tracking import Run, address
 from ptq_exp.tracking.store import commit
 from ptq_exp.tracking.upload import upload
@@ -46,7 +48,7 @@ def make_record(
         resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
         checkpoint=without_password(float_model.config.checkpoint),
     )  # fmt: skip
-    (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
+    write_text(artifacts / "config.yaml", yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
     started = ("output_dir", "command", "overrides")
     plain = dataclasses.replace(resolved, quant=dataclasses.replace(config.quant, layer_bits={}))
@@ -55,7 +57,7 @@ def make_record(
         "data.used": dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
     }
-    layers = {row["bits"]: json.loads((artifacts / f"layers_w{row['bits']}.json").read_text()) for row in rows}
+    layers = {row["bits"]: json.loads(read_text(artifacts / f"layers_w{row['bits']}.json")) for row in rows}
     title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
     if len(rows) == 1:
         points = [(0, metrics(rows[0]))]
@@ -66,7 +68,7 @@ def make_record(
     history, float_model.history = float_model.history, []
     points += list(enumerate(history, start=1))
     figures.draw_job(artifacts, rows, layers, history, title, config.quant.name)
-    sentences = "\n\n".join(f"{row['bits']} bits. {row['diagnosis']}" for row in rows)
+    sentences = "\n\n".join(f"{width(row)}. {row['diagnosis']}" for row in rows)
     note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
     return {
         "title": title,

@@ -23,7 +23,7 @@ from ptq_exp.summary import answers, as_series, seed_groups, verdict
 
 def row(bits: int, top1: float, drop: tuple[float, float] = (1.0, 2.0), size: int = 1000) -> dict[str, Any]:
     return {
-        "bits": bits, "act_bits": None, "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
+        "bits": bits, "bits_mean": float(bits), "act_bits": None, "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
         "top1_float": 90.0, "top1_float_ci_low": 88.0, "top1_float_ci_high": 92.0, "top1_drop": 90.0 - top1,
         "top1_drop_ci_low": drop[0], "top1_drop_ci_high": drop[1], "agreement": 95.0,
         "size_bytes": size * bits, "size_bytes_float": 32 * size, "diagnosis": "",
@@ -88,12 +88,35 @@ def test_the_verdict_is_what_the_interval_says() -> None:
     series = {"": [row(2, 50.0), row(4, 89.0, (-0.5, 2.5)), row(8, 90.0, (-1.0, 1.0))]}
     assert [verdict(r) for r in series[""]] == ["lower", "not distinguishable", "not distinguishable"]
     assert verdict(row(8, 95.0, (-6.0, -4.0))) == "higher"
-    assert answers(series)[0].startswith("4 bits are the fewest that show no loss against float; these images do not")
-    assert answers({"": [row(2, 50.0)]}) == ["Every bit width tried loses accuracy against float."]
+    assert answers(series) == [
+        "Fewest bits per weight without a significant loss, of those tried (2, 4, 8): 4 "
+        "(the 95 % CI of the drop reaches 2.50 points)."
+    ]
+    assert answers({"": [row(2, 50.0)]}) == ["Every bit width of those tried (2) loses accuracy significantly."]
     better = row(8, 91.0) | {"top1_drop_ci_low": -2.0, "top1_drop_ci_high": -0.1}
-    assert answers({"": [row(4, 50.0), better]})[0].startswith("8 bits are the fewest that show no loss")
+    assert (
+        "of those tried (4, 8): 8 (the 95 % CI of the drop reaches 0.00 points)"
+        in answers({"": [row(4, 50.0), better]})[0]
+    )
     seeds = {"seed=0": [row(4, 89.0, (-1, 1))], "seed=1": [row(4, 80.0, (9, 11)), row(8, 90.0, (-1, 1))]}
-    assert answers(seeds)[0].startswith("8 bits are the fewest")  # 4 bits not in every seed
+    assert "of those tried (4, 8): 8 (" in answers(seeds)[0]  # 4 bits not in every seed
+
+
+def test_methods_are_compared_by_what_they_store() -> None:
+    """The notebook's 2 bits are three with the sign: a method that needs three stored bits takes no more than it."""
+    signed = [row(bits, 89.0, (-1.0, 1.0)) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    plain = [row(2, 50.0), row(3, 89.5, (-1.0, 1.0))]
+    said = answers({"quant=notebook": signed, "quant=best": plain})
+    assert said[0] == (
+        "quant=notebook: Fewest bits per weight without a significant loss, of those tried (3, 5; quant.bits=2,4): 3 "
+        "(the 95 % CI of the drop reaches 1.00 points)."
+    )
+    assert said[2] == "Fewest of all: 3 bits per weight, by quant=notebook and quant=best."
+    signed[0] |= {"top1_drop_ci_low": 0.5}
+    assert (
+        answers({"quant=notebook": signed, "quant=best": plain})[2]
+        == "Fewest of all: 3 bits per weight, by quant=best."
+    )
 
 
 def network() -> torch.nn.Module:

@@ -171,7 +171,8 @@ def _named(key: str) -> str:
 
 
 def _loggable(value: Any) -> str:
-    return without_password(str(value))[:MAX_VALUE_LENGTH]
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # a path that is no UTF-8 breaks a database
+    return without_password(text)[:MAX_VALUE_LENGTH]
 
 
 def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
