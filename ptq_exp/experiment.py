@@ -23,6 +23,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
 from ptq_exp.gpus import claim
+from ptq_exp.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
@@ -185,9 +186,9 @@ def run_name(config: Config, dataset_name: str) -> str:
     """The telling part first, since MLflow shows about 18 characters: `w4 notebook resnet20 cifar10`."""
     widths = ",".join(map(str, config.quant.bit_widths()))
     activations = f"a{config.quant.act_bits}" if config.quant.act_bits else ""
-    words = [word.lstrip("+") for word in config.overrides.split()]
-    changed = [word for word in words if word.startswith(("quant.", "seed="))]
-    return " ".join([f"w{widths}{activations}", config.quant.name, str(config.model["name"]), dataset_name, *changed])
+    seed = [word for word in config.overrides.split() if word.startswith("seed=")]
+    method = shortened(typed_or_changed(config), NAME_LETTERS)
+    return " ".join([f"w{widths}{activations}", method, str(config.model["name"]), dataset_name, *seed])
 
 
 def calibrate(shared: Prepared, config: Config) -> tuple[Tensor, Memo]:
@@ -239,8 +240,9 @@ def measure_sensitivity(
 def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str, str]:
     """What tells apart the runs of different networks, data and machines."""
     network, fingerprint = shared.network_digest, shared.fingerprint
+    quant = dataclasses.replace(config.quant, name="")
     return {
-        "digest": digest(shared.float_model.digest, network, fingerprint, config.quant, config.seed),
+        "digest": digest(shared.float_model.digest, network, fingerprint, quant, config.seed),
         "float_digest": shared.float_model.digest,
         "data_fingerprint": fingerprint,
         "hardware": f"{hardware(device)}, torch {torch.__version__}",

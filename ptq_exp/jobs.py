@@ -25,7 +25,8 @@ RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is lo
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
 UNRELATED = (
-    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads",
+    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads", "method",
+    "searchpath",
 )  # fmt: skip
 
 # Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
@@ -35,6 +36,7 @@ SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
 def job_key(config: Config, device_type: str) -> str:
     """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
+    relevant["quant"]["name"] = ""  # what a method is called decides nothing
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
     root = config.data_root

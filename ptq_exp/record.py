@@ -15,6 +15,7 @@ from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import write_record
+from ptq_exp.method import words_of
 from ptq_exp.report.build import write_job
 from ptq_exp.results import metrics
 from ptq_exp.streams import read_text, write_text
@@ -44,13 +45,14 @@ def make_record(
     shown = dataclasses.replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     resolved = dataclasses.replace(
         float_model.config, quant=config.quant, tracking=shown, output_dir=config.output_dir,
+        method=config.method, searchpath=config.searchpath,
         overrides=without_password(config.overrides), command=list(map(without_password, config.command)),
         resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
         checkpoint=without_password(float_model.config.checkpoint),
     )  # fmt: skip
     write_text(artifacts / "config.yaml", yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
-    started = ("output_dir", "command", "overrides")
+    started = ("output_dir", "command", "overrides", "method", "searchpath")  # the method is `quant.name`
     plain = dataclasses.replace(resolved, quant=dataclasses.replace(config.quant, layer_bits={}))
     params = {key: value for key, value in flatten(plain).items() if key not in started} | {
         "quant.layer_bits": json.dumps(config.quant.layer_bits),  # its keys are patterns, which name no param
@@ -58,7 +60,7 @@ def make_record(
         "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
     }
     layers = {row["bits"]: json.loads(read_text(artifacts / f"layers_w{row['bits']}.json")) for row in rows}
-    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
+    title = f"{config.model['name']} on {dataset.name}: {config.quant.name}"
     if len(rows) == 1:
         points = [(0, metrics(rows[0]))]
     else:
@@ -72,6 +74,7 @@ def make_record(
     note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
     return {
         "title": title,
+        "method": words_of(config),
         "overrides": resolved.overrides,
         "command": resolved.command,
         "job": key,

@@ -20,10 +20,39 @@ def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
 
 
 def labels(jobs: list[dict[str, Any]]) -> list[str]:
-    """Of every job, the overrides that not all of them have."""
-    overrides = [job["overrides"].split(" ") for job in jobs]
-    shared = set.intersection(*map(set, overrides)) if overrides else set()
-    return [" ".join(word for word in words if word not in shared) for words in overrides]
+    """Of every job, what not all of them have: overrides as typed, and what they changed in their method's file.
+
+    Where the methods differ, all changes of each are named: the same override changes one method and not the next.
+    """
+    several = len({job["method"][0] for job in jobs if job.get("method")}) > 1
+    words = [_words(job, several) for job in jobs]
+    shared = set.intersection(*map(set, words)) if words else set()
+    return [
+        " ".join(word for word in found if word not in shared or (several and word in _changes(job)))
+        for job, found in zip(jobs, words, strict=True)
+    ]
+
+
+def _changes(job: dict[str, Any]) -> list[str]:
+    return [f"quant.{word}" for word in job.get("method", [])[1:]]
+
+
+def _words(job: dict[str, Any], several: bool) -> list[str]:
+    """Method, changes in it and the other overrides of a job: those as typed, and those of an experiment's file."""
+    typed = job["overrides"].split(" ")
+    if several and job.get("method") and not any(word.startswith("quant=") for word in typed):
+        typed.insert(0, f"quant={job['method'][0]}")
+    of_method = [word for word in typed if word.lstrip("+").startswith(("quant=", "quant."))]
+    of_method.sort(key=lambda word: not word.startswith("quant="))
+    known = [word.lstrip("+").partition("=")[0] for word in of_method if not word.startswith("quant=")]
+    silent = [word for word in _changes(job) if not any(word.startswith((f"{key}=", f"{key}.")) for key in known)]
+    return [*of_method, *silent, *(word for word in typed if word not in of_method)]
+
+
+def titled(name: str, jobs: list[dict[str, Any]]) -> str:
+    """The title of a sweep, with the method of its jobs where all have the same one."""
+    methods = {" ".join(job["method"]) for job in jobs if job.get("method")}
+    return f"{name} ({methods.pop()})" if len(methods) == 1 else name
 
 
 def with_labels(jobs: list[dict[str, Any]], failures: list[Failure]) -> list[Failure]:

@@ -13,7 +13,7 @@ from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
 from ptq_exp.report.build import SUMMARY_FILE, write_sweep
 from ptq_exp.streams import read_text, write_text
-from ptq_exp.summary import Row, as_series, failure_line, width, with_labels
+from ptq_exp.summary import Row, as_series, failure_line, titled, width, with_labels
 from ptq_exp.table import markdown_table
 from ptq_exp.tracking import reading
 from ptq_exp.tracking.upload import upload
@@ -101,7 +101,7 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
     figures = folder / "sweep"
     figures.mkdir(exist_ok=True)
     series = as_series(jobs)
-    table = markdown_table(series, title, failures)
+    table = markdown_table(series, titled(title, jobs), failures)
     note = "\n\n".join([table, *map(failure_line, failures)])
     write_text(figures / "table.md", note)
     if jobs:

@@ -23,7 +23,8 @@ from ptq_exp.summary import answers, as_series, seed_groups, verdict
 
 def row(bits: int, top1: float, drop: tuple[float, float] = (1.0, 2.0), size: int = 1000) -> dict[str, Any]:
     return {
-        "bits": bits, "bits_mean": float(bits), "act_bits": None, "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
+        "bits": bits, "bits_mean": float(bits), "act_bits": None,
+        "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
         "top1_float": 90.0, "top1_float_ci_low": 88.0, "top1_float_ci_high": 92.0, "top1_drop": 90.0 - top1,
         "top1_drop_ci_low": drop[0], "top1_drop_ci_high": drop[1], "agreement": 95.0,
         "size_bytes": size * bits, "size_bytes_float": 32 * size, "diagnosis": "",

@@ -201,7 +201,8 @@ HOSTILE = "<script>alert(1)</script>\"'&"
 
 def test_hostile_names_stay_text() -> None:
     row = {
-        "bits": 4, "bits_mean": 5.0, "act_bits": None, "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
+        "bits": 4, "bits_mean": 5.0, "act_bits": None,
+        "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
         "top1_float_ci_low": 41.0, "top1_float_ci_high": 61.0, "top1_drop": 1.0, "top1_drop_ci_low": -1.0,
         "top1_drop_ci_high": 2.0, "agreement": 90.0, "size_bytes": 10, "size_bytes_float": 40, "diagnosis": HOSTILE,
     }  # fmt: skip

@@ -46,7 +46,7 @@ SERIES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "two": {"quant=notebook": SIGNED, "quant=best": PLAIN},
     "many": {
         "quant=notebook quant.reconstruction.distill_steps=100": SIGNED,
-        "quant=best quant.alpha_multiplier=2.1875 data.root=a/very/long/path/without/any/blank/to/images-1024.zip": PLAIN,
+        "quant=best quant.alpha_multiplier=2.1875 data.root=a/very/long/path/without/blanks/to/images-1024.zip": PLAIN,
     },
 }
 FAILURES = [{"bits": "99", "overrides": "quant=best", "error": "e", "log": "l", "run_id": ""}]
@@ -107,7 +107,7 @@ def test_more_is_shown_where_there_is_room(screens: dict[int, list[str]]) -> Non
 
 def test_columns_go_in_the_stated_order() -> None:
     tables = [table_cells(SERIES["two"], [], layout) for layout in LAYOUTS]
-    shown_in = [" | ".join(table.headings + sum(table.lines, [])) for table in tables]
+    shown_in = [" | ".join([*table.headings, *(cell for line in table.lines for cell in line)]) for table in tables]
     words = ["95 % CI of the drop", "96.87", "1096.2", "lower", "97.02", "184.1", "quant=best"]
     assert [next(n for n, text in enumerate(shown_in) if word not in text) for word in words] == list(range(1, 8))
 

@@ -33,8 +33,8 @@ SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
 # What says nothing about the results, or is shown elsewhere.
 NOT_SETTINGS = (
-    "output_dir", "overrides", "command", "cache_dir", "resume", "fail_fast", "quiet", "tracking.", "data.used",
-    "model.used",
+    "output_dir", "overrides", "command", "quant.name", "cache_dir", "resume", "fail_fast", "quiet", "tracking.",
+    "data.used", "model.used",
 )  # fmt: skip
 CAPTIONS = {
     "accuracy_against_bits": "Accuracy against bit width",
@@ -104,7 +104,8 @@ def _summary(results: Results) -> list[str]:
     records, failed = results.jobs, len(results.failures)
     used = sorted({f"{job['params'].get('model.used', '')} on {job['params'].get('data.used', '')}" for job in records})
     count = f"{len(records)} jobs finished, {failed} failed. " if results.sweep else ""
-    parts = [page.paragraph(count + "; ".join(used), "soft")]
+    methods = _distinct(" ".join(job.get("method", [])) for job in records)
+    parts = [page.paragraph(f"{count}{'; '.join(used)}. Method: {', '.join(methods)}.", "soft")]
     if records:
         parts += [page.paragraph(sentence, "answer") for sentence in answers(results.series)]
     parts.append(result_table(results))
