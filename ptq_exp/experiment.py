@@ -91,6 +91,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
             result = measure(quantized, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
+            job.work_ended()
             row = results.make_row(bits, config.quant, float_model, shared.baseline, result, dataset, report, seconds)
             rows.append(row)
             results.save_artifacts(
@@ -101,6 +102,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
                 measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
+                job.work_ended()
         record = make_record(
             job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
         )

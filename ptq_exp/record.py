@@ -27,7 +27,8 @@ from ptq_exp.tracking.upload import upload
 from ptq_exp.versions import installed
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
-LAYER_KEYS = ("layer", "bits", "sqnr_db", "levels_used", "levels_available")  # what a sweep draws of its jobs' layers
+# What a sweep draws of its jobs' layers.
+LAYER_KEYS = ("layer", "bits", "weights", "sqnr_db", "levels_used", "levels_available")
 
 
 def make_record(
@@ -79,6 +80,8 @@ def make_record(
         "command": resolved.command,
         "job": key,
         "run_id": job.run_id,
+        "started": job.started,
+        "ended": job.ended,
         "run": address(config.tracking, name),
         "uploaded": False,
         "rows": rows,

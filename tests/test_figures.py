@@ -80,6 +80,22 @@ def test_widths_that_lose_much_do_not_hide_the_others(tmp_path: Path) -> None:
     assert drawn(tmp_path / "wide.png").shape[0] > drawn(tmp_path / "close.png").shape[0]
 
 
+def test_methods_are_drawn_at_the_bits_that_they_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures_: list[Any] = []
+    monkeypatch.setattr("ptq_exp.plots.accuracy.save", lambda figure, _: figures_.append(figure))
+    signed = [row(bits, 80.0 + bits) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    series = {"quant=notebook": signed, "quant=best": [row(3, 84.0), row(5, 85.0)]}
+    plots.accuracy_against_bits(series, tmp_path / "bits.png")
+    plots.accuracy_against_size(series, tmp_path / "size.png")
+    bits, size = (figure.axes[0] for figure in figures_)
+    assert bits.get_xlabel() == "bits per weight (including sign)"
+    assert [text.get_text() for text in bits.get_xticklabels()] == ["3", "5"]  # both methods, at equal stored bits
+    names = [text.get_text() for text in bits.get_legend().get_texts()]
+    assert any(name.startswith("quant=notebook (quant.bits=2,4)") for name in names)
+    assert any(name.startswith("quant=best, 95 % CI") for name in names)
+    assert {"3 bits", "5 bits"} >= {text.get_text() for text in size.texts} > set()
+
+
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
     points = [(100.0, 50.0, 2), (200.0, 80.0, 4), (150.0, 90.0, 3), (300.0, 90.0, 8), (150.0, 20.0, 3)]
     assert plots.pareto_front(points) == [(100.0, 50.0, 2), (150.0, 90.0, 3)]
@@ -196,7 +212,8 @@ def test_few_classes_are_a_matrix_and_many_are_bars(count: int, tmp_path: Path) 
 
 def test_heat_maps_and_bars(tmp_path: Path) -> None:
     table = [
-        {"layer": f"conv{n}", "levels_used": n + 1, "levels_available": 31, "sqnr_db": None if n == 2 else 4.0 * n}
+        {"layer": f"conv{n}", "bits": 5.0, "weights": 10, "levels_used": n + 1, "levels_available": 31,
+         "sqnr_db": None if n == 2 else 4.0 * n}
         for n in range(4)
     ]  # fmt: skip
     plots.layer_heat_map({2: table, 8: table[:3]}, "t", tmp_path / "h.png")
@@ -211,7 +228,8 @@ def test_heat_maps_and_bars(tmp_path: Path) -> None:
 def test_of_several_seeds_the_layers_are_averaged() -> None:
     jobs = [
         {"overrides": f"seed={seed}", "rows": [row(4, 80.0)],
-         "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7}]}}
+         "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7,
+                          "bits": 5.0, "weights": 1}]}}
         for seed in (0, 1)
     ]  # fmt: skip
     assert figures.layer_tables(jobs)[""][4][0]["sqnr_db"] == 10.5

@@ -57,6 +57,7 @@ class Run:
     ):
         self.client, self.experiment_id, self.run_id, self.uri = client, experiment_id, run_id, uri
         self.known: Any = None
+        self.started = self.ended = _now()  # of the work that it is of, in milliseconds
         if client is not None and ours:
             _open_runs[run_id] = self
 
@@ -141,11 +142,15 @@ class Run:
         if self.client is not None:
             later(_tolerant, self.client.update_run, self.run_id, None, name)
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+    def work_ended(self) -> None:
+        """All has been measured, for now. Drawing and logging go on beside the next job, whose time begins here."""
+        self.ended = _now()
+
+    def end(self, status: str = "FINISHED", ended: int | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED, at the time `ended` (milliseconds) or now."""
         _open_runs.pop(self.run_id, None)
         if self.client is not None:
-            self.client.set_terminated(self.run_id, status, int(1000 * time.time()))
+            self.client.set_terminated(self.run_id, status, ended or _now())
 
     def how_to_open(self) -> str:
         """What to do, in two lines, to see this run, and all of them, in MLflow's pages."""
@@ -163,6 +168,10 @@ class Run:
 
 
 _open_runs: dict[str, Run] = {}  # of this process
+
+
+def _now() -> int:
+    return int(1000 * time.time())
 
 
 def _named(key: str) -> str:
@@ -193,17 +202,22 @@ def settings_of(about: dict[str, str | None] | None, uri: str | None) -> Trackin
     return TrackingConfig(True, where, str(about["experiment"]))
 
 
-def start(config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None) -> Run:
+def start(
+    config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None,
+    started: int | None = None,
+) -> Run:  # fmt: skip
     """Open the store, creating it and the experiment if needed, and start a run called `name` in it.
 
-    `job` is the key of the job that the run is of. The run with the id `old` is taken up again if it is still there.
+    `job` is the key of the job that the run is of, `started` (milliseconds) the time when it began, else now. The run
+    with the id `old` is taken up again if it is still there.
     Raises `UserError` where the store cannot be used.
     """
     if not config.enabled:
         return Run(None)
-    uri = config.uri or default_uri()
+    uri, begun = config.uri or default_uri(), started or _now()
     client, experiment_id = open_store(uri, config.experiment)
-    return (old and _take_up(client, old, uri)) or _create_run(client, experiment_id, name, uri, parent, job)
+    run = old and _take_up(client, old, uri)
+    return run or _create_run(client, experiment_id, name, uri, _tags(parent, job), begun)
 
 
 def child(parent: Run, name: str) -> Run:
@@ -215,20 +229,27 @@ def child(parent: Run, name: str) -> Run:
         for found in parent.client.search_runs([parent.experiment_id], wanted, max_results=1):
             if run := _take_up(parent.client, found.info.run_id, parent.uri):
                 return run
-    return _create_run(parent.client, parent.experiment_id, name, parent.uri, parent.run_id)
+    return _create_run(parent.client, parent.experiment_id, name, parent.uri, _tags(parent.run_id), _now())
 
 
-def _create_run(
-    client: "MlflowClient", experiment_id: str, name: str, uri: str, parent: str | None, job: str = ""
-) -> Run:
+def _tags(parent: str | None, job: str = "") -> dict[str, str]:
+    """Those that every run is created with."""
     tags = {"mlflow.source.name": "run.py", "mlflow.source.type": "LOCAL", "mlflow.user": user()} | commit()
     tags[PROCESS_TAG] = this_process()
     if parent:
         tags["mlflow.parentRunId"] = parent
     if job:
         tags[JOB_TAG] = job
-    run = client.create_run(experiment_id, run_name=name, tags=tags)
-    return Run(client, experiment_id, run.info.run_id, uri)
+    return tags
+
+
+def _create_run(
+    client: "MlflowClient", experiment_id: str, name: str, uri: str, tags: dict[str, str], started: int
+) -> Run:
+    found = client.create_run(experiment_id, started, tags, name)
+    run = Run(client, experiment_id, found.info.run_id, uri)
+    run.started = started
+    return run
 
 
 def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
@@ -253,19 +274,20 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
 @contextlib.contextmanager
 def job_run(config: TrackingConfig, name: str, job: str, old: str | None, log_file: Path) -> Iterator[Run]:
     """The run of one job, a child of the sweep's run where there is one; an exception ends it as FAILED, with the error
-    as a tag and the log as an artifact. The end of a job that went well is its last upload's (`upload`).
+    as a tag and the log as an artifact. A job that went well is ended by its upload (`upload`).
 
     In a sweep the job goes on where the store has become unreachable: its results are kept and uploaded later.
     """
-    parent = os.environ.get(PARENT_VARIABLE)
+    parent, started = os.environ.get(PARENT_VARIABLE), _now()
     try:
-        run = start(config, name, parent, job, old)
+        run = start(config, name, parent, job, old, started)
     except Exception as error:
         if parent is None:
             raise
         reason = without_password((str(error).splitlines() or [type(error).__name__])[0])
         log.warning("%s The job goes on; its results are kept in its folder.", reason)
         run = Run(None)
+        run.started = started
     try:
         yield run
     except BaseException as error:
