@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from ptq_exp import background
 from ptq_exp.callbacks import close_sweep
 from ptq_exp.config import Config
-from ptq_exp.errors import explain
+from ptq_exp.errors import explain, refuse_mixtures
 from ptq_exp.streams import complain, write_what_fits
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -38,6 +38,7 @@ def command_line() -> int:
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
     try:
+        refuse_mixtures(arguments, CONF)
         main()
     except KeyboardInterrupt:
         background.interrupt()

@@ -87,6 +87,11 @@ def explain(error: BaseException, conf: Path) -> str | None:
         return _explain_missing_option(text, conf)
     if "YAMLError" in kinds and (mark := getattr(error, "problem_mark", None)):
         return f"{mark.name}, line {mark.line + 1}: this is no valid YAML ({getattr(error, 'problem', text)})."
+    if mixed := re.search(r"hydra:runtime\.choices\.(\w+)", text):
+        return (
+            f"{mixed[1]} takes one option: a list in a defaults list would mix several into one. "
+            f"Choose one: '- override /{mixed[1]}: <option>'."
+        )
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
     if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
@@ -96,10 +101,9 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if "Ambiguous value for argument" in text:
         override = text.split("'")[1]
         key, _, value = override.partition("=")
-        return (
-            f"{override} holds several values. Add -m to run one job for each of them, "
-            f"or write '{key}=[{value}]' to use them as one list."
-        )
+        each = f"{override} holds several values. Add -m to run one job for each of them"
+        is_group = (conf / key.lstrip("+~").partition("@")[0]).is_dir()  # it takes one option: a list would mix several
+        return f"{each}." if is_group else f"{each}, or write '{key}=[{value}]' to use them as one list."
     if "Error merging override" in text:
         override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
         reason = text.split("\n")[1] if "\n" in text else ""
@@ -116,6 +120,19 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, a server that went away
         return f"{error} ({type(error).__name__}; --traceback shows where)"
     return None
+
+
+def refuse_mixtures(overrides: Iterable[str], conf: Path) -> None:
+    """Raise `UserError` for a group that is given a list: Hydra would merge its options into one that nobody wrote."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+").partition("@")[0].removeprefix("override ").strip("/")
+        if value.lstrip("'\" ").startswith("[") and (conf / group).is_dir() and group != "hydra":
+            options = value.strip("'\"[] ").replace(" ", "")
+            raise UserError(
+                f"{override}: {group} takes one option: a list would mix several into one. "
+                f"To run one job for each of them: {group}={options} -m"
+            )
 
 
 def exit_code(work: Callable[[], str]) -> int:

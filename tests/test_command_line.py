@@ -51,6 +51,10 @@ MISTAKES = [
     (["experiment=notbook"], ["experiment=notbook", "Did you mean 'notebook'?"]),
     (["quant=4"], ["quant", "notebook"]),
     (["quant.bits=4,8"], ["quant.bits=4,8", "-m", "quant.bits=[4,8]"]),
+    (["quant=best,mse"], ["quant=best,mse holds several values. Add -m to run one job for each of them.\n"]),
+    (["quant=[best,mse]"], ["quant=[best,mse]: quant takes one option", "quant=best,mse -m"]),
+    (["quant=[best,mse]", "quant.bits=3,4", "-m"], ["quant=[best,mse]: quant takes one option"]),
+    (["model=[resnet20,vgg16]"], ["model takes one option", "model=resnet20,vgg16 -m"]),
     (["quant.bits=[4"], ["quant.bits=[4"]),
     (["seed=abc"], ["seed=abc", "Integer"]),
     (["data.mean=[1,b,2]"], ["data.mean", "Float"]),
@@ -219,6 +223,10 @@ def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path)
     [
         ("# @package _global_\nquant: {act_bit: 8}\n", ["quant.act_bit", "Did you mean 'quant.act_bits'?"]),
         ("defaults:\n  - override /quant: mse\n", ["# @package _global_"]),
+        (
+            "# @package _global_\ndefaults:\n  - override /quant: [best, mse]\n",
+            ["quant takes one option", "Choose one"],
+        ),
     ],
 )
 def test_a_mistake_in_ones_own_experiment_is_told(cli: Cli, tmp_path: Path, content: str, words: list[str]) -> None:

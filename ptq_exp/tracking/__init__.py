@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 from ptq_exp.background import later
 from ptq_exp.config import PROJECT_ROOT, TrackingConfig
 from ptq_exp.console import log
-from ptq_exp.errors import UserError, without_password
+from ptq_exp.errors import without_password
 from ptq_exp.tracking import view
 from ptq_exp.tracking.store import (
+    PARENT_VARIABLE,
     PROCESS_TAG,
+    address,
     commit,
     default_uri,
     open_store,
+    settings_of,
     this_process,
     user,
 )
@@ -32,10 +35,8 @@ from ptq_exp.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Run", "address", "default_uri", "job_run", "start"]
+__all__ = ["PARENT_VARIABLE", "Run", "address", "default_uri", "job_run", "settings_of", "start"]
 
-# Set by the sweep callback for the jobs of a multirun, whichever process they run in.
-PARENT_VARIABLE = "PTQ_EXP_PARENT_RUN"
 JOB_TAG = "job"  # on the run of a job: its key (ptq_exp/jobs.py), by which resume=true finds it
 MAX_VALUE_LENGTH = 5000  # MLflow refuses params of more than 6000 characters
 
@@ -182,24 +183,6 @@ def _named(key: str) -> str:
 def _loggable(value: Any) -> str:
     text = str(value).encode("utf-8", "backslashreplace").decode()  # a path that is no UTF-8 breaks a database
     return without_password(text)[:MAX_VALUE_LENGTH]
-
-
-def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
-    """Where a run called `name` belongs, without passwords: what an upload needs that comes later. None for nowhere."""
-    if not config.enabled:
-        return None
-    uri, parent = without_password(config.uri or default_uri()), os.environ.get(PARENT_VARIABLE)
-    return {"uri": uri, "experiment": config.experiment, "name": name, "parent": parent}
-
-
-def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingConfig:
-    """The settings behind an `address`; `uri` replaces its store. Raises `UserError` where a password is missing."""
-    if about is None:
-        return TrackingConfig(enabled=False)
-    where = uri or about["uri"] or ""
-    if ":***@" in where:
-        raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
-    return TrackingConfig(True, where, str(about["experiment"]))
 
 
 def start(
