@@ -62,8 +62,8 @@ CHANGES: dict[str, tuple[str, ...]] = {
     WIDE_RANGE: (*(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), BY_CHANNEL),
     ACTIVATIONS: ("quant.act_rule=mse", "quant.act_rule=percentile", "quant=best"),
     FEW_LEVELS: (
-        *(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.grid=asymmetric",
-        "quant.rounding=adaround", "quant=best", "quant=mixed",
+        *(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.grid=asymmetric", "quant=best",
+        "quant=mixed",
     ),
 }  # fmt: skip
 
@@ -112,8 +112,9 @@ def applies(situation: str, change: str) -> bool:
     """Whether the change changes something; `quant=mixed` is for what has learned its rounding already."""
     name, _, changes = SITUATIONS[situation]
     config = preset(name, **changes)
-    if change in ("quant=best", "quant.rounding=adaround", "quant=mixed"):
-        return (config.rounding == "nearest") == (change != "quant=mixed")
+    if change in ("quant=best", "quant=mixed"):
+        cheaper = config.granularity != "channel" and config.alpha_rule != "mse"  # a better range is found in seconds
+        return not cheaper and (config.rounding == "nearest") == (change == "quant=best")
     return changed(config, change, 1) != changed(config, "", 1)
 
 
@@ -123,8 +124,6 @@ def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
     base = preset(values.pop("quant"), act_bits=config.act_bits) if "quant" in values else config
     how = {"steps": steps} | ({"distill_steps": steps} if base.reconstruction.distill_steps else {})
     found = {key.removeprefix("quant."): yaml.safe_load(value) for key, value in values.items()}
-    if "rounding" in found:
-        found["fold_batch_norm"] = True
     return dataclasses.replace(base, **found, reconstruction=dataclasses.replace(base.reconstruction, **how))
 
 

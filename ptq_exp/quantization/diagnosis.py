@@ -38,9 +38,7 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     """
     worst = _worst(report)
     if not significant and worst.sqnr_db >= NEGLIGIBLE:
-        return (
-            f"No significant loss. The layer that loses the most signal is {worst.layer} ({worst.sqnr_db:.1f} dB left)."
-        )
+        return f"No significant loss. The layer with the least signal left is {worst.layer} ({worst.sqnr_db:.1f} dB)."
     found = find(report, config)
     lead = "Most of the loss:" if significant else "No significant loss. Likeliest to cost accuracy:"
     advice = f" Try {' '.join(found.advice)}." if found.advice else ""
@@ -53,8 +51,8 @@ def find(report: Report, config: QuantConfig) -> Finding:
     hurt = min(rows, key=lambda row: row.output_sqnr_db)
     if hurt.act_bits is not None and hurt.output_sqnr_db < worst.sqnr_db - MARGIN:
         text = (
-            f"{hurt.act_bits}-bit activations on the way to {hurt.layer}, whose output keeps {hurt.output_sqnr_db:.1f} dB "
-            f"of signal over noise, where the weights of every layer keep {worst.sqnr_db:.1f} or more"
+            f"{hurt.act_bits}-bit activations on the way to {hurt.layer}, whose output keeps "
+            f"{hurt.output_sqnr_db:.1f} dB of signal over noise, where all weights keep {worst.sqnr_db:.1f} or more"
         )
         return Finding(ACTIVATIONS, text, ("quant=best",))
     starved = [row for row in rows if row.levels_used < STARVED * _most_levels(row, config)]

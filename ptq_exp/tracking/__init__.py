@@ -236,7 +236,7 @@ def _create_run(
 
 
 def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
-    """An earlier run, RUNNING again; None where it is gone."""
+    """Reopen an earlier run; None where it is gone."""
     from mlflow.exceptions import MlflowException
 
     try:

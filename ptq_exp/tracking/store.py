@@ -1,4 +1,4 @@
-"""Opening an MLflow store: created once, reachable or said at once, without the runs of processes that died."""
+"""Opening an MLflow store: created once, fails fast if unreachable, without the runs of processes that died."""
 
 import contextlib
 import functools
