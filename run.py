@@ -11,7 +11,8 @@ from hydra.core.config_store import ConfigStore
 from ptq_exp import background
 from ptq_exp.callbacks import close_sweep
 from ptq_exp.config import Config
-from ptq_exp.errors import explain
+from ptq_exp.errors import explain, refuse_mixtures
+from ptq_exp.streams import complain, write_what_fits
 
 CONF = Path(__file__).resolve().parent / "conf"
 # The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
@@ -30,12 +31,14 @@ def main(cfg: Any) -> dict[str, float]:
 
 def command_line() -> int:
     """Run `main`; a user's mistake becomes a message and exit code 1, a traceback only if asked for."""
+    write_what_fits()
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     # argparse wants all overrides on one side of -m; people append to a command what they want changed.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
     try:
+        refuse_mixtures(arguments, CONF)
         main()
     except KeyboardInterrupt:
         background.interrupt()
@@ -62,7 +65,7 @@ def tell(error: Exception, show_traceback: bool) -> int:
     message = explain(error, CONF)
     if message is None or show_traceback:
         raise error
-    print(f"Error: {message}", file=sys.stderr)
+    complain(message)
     return 1
 
 

@@ -102,7 +102,7 @@ def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
     """Whether `line` was measured with these options; those that the project did not have then do not count."""
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     then = line.get("quant")
-    return then is not None and all(now.get(key) == value for key, value in then.items())
+    return then is not None and all(now.get(key) == value for key, value in then.items() if key != "name")
 
 
 def _config(arguments: argparse.Namespace, archive: str) -> Config:

@@ -1,6 +1,6 @@
 """The README's picture, from measurements that are there: `python -m bench.picture`.
 
-Top-1 on the 10,000 JPEG test images against the bits that a stored weight takes, its sign included: the notebook's
+Top-1 on the 10,000 JPEG test images against the stored bits per weight, including the sign: the notebook's
 method and plain rounding with a range for each output channel (bench/results/why.json), and `quant=best`
 (bench/results/accuracy.jsonl, mean of its seeds).
 """
@@ -54,7 +54,7 @@ def draw(series: dict[str, tuple[Points, str]], level: float) -> None:
     fewest, top1 = next(iter(series.values()))[0][0]
     text, look = f"{top1:.1f} % at {fewest} bits", {"color": BLUE, "fontsize": 11}
     axes.annotate(text, (fewest, top1), xytext=(10, -22), textcoords="offset points", **look)
-    axes.set(xlabel="bits a weight, sign included", ylabel="top-1 accuracy (%)", ylim=(0, 95))
+    axes.set(xlabel="bits per weight (including sign)", ylabel="top-1 accuracy (%)", ylim=(0, 95))
     axes.grid(axis="y", color=GREY, alpha=0.3)
     write_title(figure, "ResNet-20 on CIFAR-10 (JPEG test images): how few bits?")
     legend(axes)

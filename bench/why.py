@@ -51,7 +51,8 @@ def main() -> None:
                 network, report = quantize(float_model.model, QuantConfig(**changes), bits, calibration)
                 result = evaluate(network, *images)
                 low, high = result.interval()
-                row = {"bits": bits, "top1": result.top1, "top1_ci_low": low, "top1_ci_high": high}
+                row = {"bits": bits, "bits_mean": report.bits_mean, "top1": result.top1}
+                row |= {"top1_ci_low": low, "top1_ci_high": high}
                 row |= {"top1_float": baseline.top1, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
                 series.setdefault(method, []).append(row)
         found[test] = series

@@ -91,7 +91,8 @@ class SweepCallback(Callback):
         from ptq_exp.console import console, is_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs
         from ptq_exp.report.build import REPORT_FILE
-        from ptq_exp.summary import answers, as_series, failure_line, terminal_table, with_labels
+        from ptq_exp.summary import answers, as_series, failure_line, titled, with_labels
+        from ptq_exp.table import ResultTable
 
         for variable in (SWEEP_VARIABLE, SWEPT_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
@@ -107,7 +108,7 @@ class SweepCallback(Callback):
         jobs = read_jobs(self.folder)
         failures = with_labels(jobs, read_failures(self.folder))
         if jobs or failures:
-            console.print(terminal_table(as_series(jobs), self.name, failures))
+            console.print(ResultTable(as_series(jobs), titled(self.name, jobs), failures))
         for failure in failures:
             console.print(failure_line(failure))
         if not is_quiet():

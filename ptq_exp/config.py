@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq_exp.errors import UserError, check_choice, did_you_mean
+from ptq_exp.method import words_of
 from ptq_exp.quantization.spec import QuantConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,8 @@ class Config:
     quiet: bool = False
     cache_dir: str | None = None
     output_dir: str = "outputs/run"
+    method: str = "notebook"
+    searchpath: list[str] = field(default_factory=list)
     overrides: str = ""
     command: list[str] = field(default_factory=list)
 
@@ -129,6 +132,7 @@ def from_hydra(cfg: Any) -> Config:
         cfg = OmegaConf.to_object(cfg)
         _refuse_unknown(cfg)
     validate(cfg)
+    cfg.quant.name = " ".join(words_of(cfg))
     return cfg
 
 

@@ -7,13 +7,38 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-# No markup: brackets in a user's overrides and paths are brackets.
-console = Console(soft_wrap=True, highlight=False, markup=False)
-if not console.is_terminal:  # a log file has no width: tables keep their columns
-    console = Console(soft_wrap=True, highlight=False, markup=False, width=140)
+from ptq_exp.streams import in_lines, write_what_fits
+
+LOG_WIDTH = 140  # without a terminal: a log file has no width, and tables keep their columns
+BAR_WIDTH = 24
+BAR_NUMBERS = 26  # columns that percentage, time and time left take beside the bar
+
+
+class Terminal(Console):
+    """A console that breaks lines between words, never within one, which rich would do."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """`rich.console.Console.print`, with lines that fit."""
+        texts = [in_lines(found, self.width) if isinstance(found, str) else found for found in objects]
+        defaults: dict[str, Any] = {"overflow": "ignore", "crop": False}
+        super().print(*texts, **defaults | options)
+
+
+def _make_console() -> Console:
+    # No markup: brackets in a user's overrides and paths are brackets.
+    terminal = Terminal(highlight=False, markup=False)
+    if terminal.is_terminal:
+        return terminal
+    return Console(soft_wrap=True, highlight=False, markup=False, width=LOG_WIDTH)
+
+
+write_what_fits()
+console = _make_console()
 log = logging.getLogger("ptq_exp")
 FIRST_LINE_SECONDS = 10.0  # without a terminal: when progress is first told, and then ever more rarely
 _quiet = threading.Event()
@@ -39,9 +64,26 @@ class Handler(logging.Handler):
         console.print(self.format(record), style=style)
 
 
+class _Bars(Progress):
+    """Progress bars with their texts: beside the bar where the terminal is wide enough, else above it, wrapped."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """One bar a task."""
+        for task in self.tasks:
+            bar = self.make_tasks_table([task])
+            texts = [task.description, "  ".join(task.fields.values())]
+            if sum(map(len, texts)) + 2 + BAR_WIDTH + BAR_NUMBERS <= self.console.width:
+                line = Table.grid(padding=(0, 1))
+                line.add_row(texts[0], bar, texts[1])
+                yield line
+            else:
+                yield Text("  ".join(filter(None, texts)), overflow="fold")
+                yield bar
+
+
 @contextmanager
 def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
-    """A progress bar with time left; `fields` are short texts shown after it.
+    """A progress bar with time left; `fields` are short texts shown beside it.
 
     Yields `advance(steps=1, **fields)`, which any thread may call. Where the output is not a terminal, a line now and
     then says how far it is.
@@ -49,10 +91,9 @@ def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
     if not console.is_terminal:
         yield _Lines(description, total).advance
         return
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%")]
-    columns += [TextColumn("{task.fields[" + name + "]}") for name in fields]
+    columns = [BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.percentage:>3.0f}%")]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True, disable=is_quiet()) as bar:
+    with _Bars(*columns, console=console, transient=True, disable=is_quiet()) as bar:
         task = bar.add_task(description, total=total, **cast(Any, fields))
         yield lambda steps=1, **changed: bar.update(task, advance=steps, **changed)
 

@@ -6,9 +6,10 @@ misspelt word, the nearest valid spelling. `run.py` prints it without a tracebac
 
 import difflib
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from ptq_exp.streams import complain, read_text, write_what_fits
 
 
 def without_password(text: str) -> str:
@@ -62,7 +63,7 @@ def known_keys(conf: Path) -> set[str]:
         except Exception:  # a broken file elsewhere is another mistake
             continue
         if isinstance(content, DictConfig):
-            nested = path.parent != conf and "@package _global_" not in path.read_text()
+            nested = path.parent != conf and "@package _global_" not in read_text(path)
             group = f"{path.parent.name}." if nested else ""
             keys |= {group.rstrip(".")} - {""} | set(flatten(content, group))
     return keys
@@ -86,6 +87,11 @@ def explain(error: BaseException, conf: Path) -> str | None:
         return _explain_missing_option(text, conf)
     if "YAMLError" in kinds and (mark := getattr(error, "problem_mark", None)):
         return f"{mark.name}, line {mark.line + 1}: this is no valid YAML ({getattr(error, 'problem', text)})."
+    if mixed := re.search(r"hydra:runtime\.choices\.(\w+)", text):
+        return (
+            f"{mixed[1]} takes one option: a list in a defaults list would mix several into one. "
+            f"Choose one: '- override /{mixed[1]}: <option>'."
+        )
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1].split("@")[0]
         if key in known_keys(conf) and not (conf / key).is_dir():  # it takes entries of the user's own
@@ -98,10 +104,9 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if "Ambiguous value for argument" in text:
         override = text.split("'")[1]
         key, _, value = override.partition("=")
-        return (
-            f"{override} holds several values. Add -m to run one job for each of them, "
-            f"or write '{key}=[{value}]' to use them as one list."
-        )
+        each = f"{override} holds several values. Add -m to run one job for each of them"
+        is_group = (conf / key.lstrip("+~").partition("@")[0]).is_dir()  # it takes one option: a list would mix several
+        return f"{each}." if is_group else f"{each}, or write '{key}=[{value}]' to use them as one list."
     if "Error merging override" in text:
         override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
         reason = text.split("\n")[1] if "\n" in text else ""
@@ -120,15 +125,29 @@ def explain(error: BaseException, conf: Path) -> str | None:
     return None
 
 
+def refuse_mixtures(overrides: Iterable[str], conf: Path) -> None:
+    """Raise `UserError` for a group that is given a list: Hydra would merge its options into one that nobody wrote."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+").partition("@")[0].removeprefix("override ").strip("/")
+        if value.lstrip("'\" ").startswith("[") and (conf / group).is_dir() and group != "hydra":
+            options = value.strip("'\"[] ").replace(" ", "")
+            raise UserError(
+                f"{override}: {group} takes one option: a list would mix several into one. "
+                f"To run one job for each of them: {group}={options} -m"
+            )
+
+
 def exit_code(work: Callable[[], str]) -> int:
     """Print what `work` returns, 0; or the message for a user's mistake, 1: for commands other than run.py."""
+    write_what_fits()
     try:
         print(work())
     except Exception as error:
         message = explain(error, Path())
         if message is None:
             raise
-        print(f"Error: {message}", file=sys.stderr)
+        complain(message)
         return 1
     return 0
 

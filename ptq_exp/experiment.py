@@ -24,6 +24,7 @@ from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
 from ptq_exp.float_model import FloatModel
 from ptq_exp.gpus import claim
+from ptq_exp.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.plausibility import warn_if_implausible
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
@@ -34,7 +35,8 @@ from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.record import keep_and_log, make_record
 from ptq_exp.report.build import REPORT_FILE
-from ptq_exp.summary import Row, answers, terminal_table
+from ptq_exp.summary import Row, answers
+from ptq_exp.table import ResultTable
 
 
 @dataclass
@@ -92,6 +94,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
             result = measure(quantized, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
+            job.work_ended()
             row = results.make_row(bits, config.quant, float_model, shared.baseline, result, dataset, report, seconds)
             rows.append(row)
             results.save_artifacts(
@@ -102,6 +105,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
                 measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
+                job.work_ended()
         record = make_record(
             job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
         )
@@ -133,7 +137,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
         float_model = load_or_train(config, dataset, device, watch)
         log.info("Float model: %s.", float_model.source)
         baseline = measure(float_model.model, dataset, float_model, "Evaluating the float network")
-        log.info("Float top-1: %.2f %% (95 %% interval %.2f to %.2f).", baseline.top1, *baseline.interval())
+        log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
         warn_if_implausible(baseline, dataset, float_model.claim)
         _prepared.clear()
         data = float_model.config.data
@@ -194,9 +198,9 @@ def run_name(config: Config, dataset_name: str) -> str:
     """The telling part first, since MLflow shows about 18 characters: `w4 notebook resnet20 cifar10`."""
     widths = ",".join(map(str, config.quant.bit_widths()))
     activations = f"a{config.quant.act_bits}" if config.quant.act_bits else ""
-    words = [word.lstrip("+") for word in config.overrides.split()]
-    changed = [word for word in words if word.startswith(("quant.", "seed="))]
-    return " ".join([f"w{widths}{activations}", config.quant.name, str(config.model["name"]), dataset_name, *changed])
+    seed = [word for word in config.overrides.split() if word.startswith("seed=")]
+    method = shortened(typed_or_changed(config), NAME_LETTERS)
+    return " ".join([f"w{widths}{activations}", method, str(config.model["name"]), dataset_name, *seed])
 
 
 def calibrate(shared: Prepared, config: Config) -> tuple[Tensor, Memo]:
@@ -252,8 +256,9 @@ def measure_sensitivity(
 def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str, str]:
     """What tells apart the runs of different networks, data and machines."""
     network, fingerprint = shared.network_digest, shared.fingerprint
+    quant = dataclasses.replace(config.quant, name="")
     return {
-        "digest": digest(shared.float_model.digest, network, fingerprint, config.quant, config.seed),
+        "digest": digest(shared.float_model.digest, network, fingerprint, quant, config.seed),
         "float_digest": shared.float_model.digest,
         "data_fingerprint": fingerprint,
         "hardware": f"{hardware(device)}, torch {torch.__version__}",
@@ -262,6 +267,6 @@ def tags_of(config: Config, shared: Prepared, device: torch.device) -> dict[str,
 
 def show(record: dict[str, Any], folder: Path, where: str) -> None:
     """The table of a single job, what it says, and where its results are."""
-    console.print(terminal_table({"": record["rows"]}, record["title"]))
+    console.print(ResultTable({"": record["rows"]}, record["title"]))
     if not is_quiet():
         console.print(*answers({"": record["rows"]}), f"Report: {folder / 'artifacts' / REPORT_FILE}", where, sep="\n")

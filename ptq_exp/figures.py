@@ -19,7 +19,7 @@ from ptq_exp.quantization.apply import prepare
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import target_layers
-from ptq_exp.summary import Row, as_series, labels, seed_groups, without_seed
+from ptq_exp.summary import Row, as_series, labels, seed_groups, width, without_seed
 
 BINS = 48  # of a layer's weights
 ACTIVATION_BINS = 64  # of its input; must divide the bins of the calibration
@@ -34,21 +34,21 @@ def draw_bit_width(
 ) -> None:  # fmt: skip
     """The figures of one bit width. Those of the weights, which take longest, once a job: at its first bit width."""
     suffix, widths = f"w{row['bits']}", config.quant.bit_widths()
-    title = f"{config.model['name']}, quant={config.quant.name}, {row['bits']} bits"
+    title = f"{width(row)}, {config.quant.name}, {config.model['name']}"
     if len(widths) == 1:  # several share a heat map
         draw(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
     before, after = (confusion(dataset, answers) for answers in (baseline, result))
-    confused = f"{title}: what changed by class"
-    draw(plots.confusion_change, list(dataset.classes), before, after, confused, folder / f"confusion_{suffix}.png")
+    classes, by_class = list(dataset.classes), f"By class: {title}"
+    draw(plots.confusion_change, classes, before, after, by_class, folder / f"confusion_{suffix}.png")
     if row["bits"] == widths[0]:
         # Prepared here, not in the background: tracing a network changes how every thread calls modules.
         reference = target_layers(prepare(float_model.model, config.quant), config.quant.layers)
         panels = weight_panels(reference, quantized, report)
-        draw(plots.weight_densities, panels, f"{title}: weights", folder / f"weights_{suffix}.png")
+        draw(plots.weight_densities, panels, f"Weights: {title}", folder / f"weights_{suffix}.png")
         name, first = next(iter(reference.items()))
         later(_density_figure, folder / "first_conv_density.png", name, first, config.model["name"], report)
         if inputs := activation_panels(report):
-            shown = f"{title}, activations {config.quant.act_bits} bits"
+            shown = f"{config.quant.act_bits}-bit activations: {title}"
             draw(plots.activation_histograms, inputs, shown, folder / f"activations_{suffix}.png")
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
@@ -69,9 +69,10 @@ def draw_job(folder: Path, rows: list[Row], layers: dict[int, Any], history: lis
 
 def draw_sweep(folder: Path, jobs: list[dict[str, Any]]) -> None:
     """The figures over all jobs of a sweep, from their records."""
-    series = seed_groups(as_series(jobs))
     if not jobs:
         return
+    method = " ".join(jobs[0].get("method", []))
+    series = {label or method: rows for label, rows in seed_groups(as_series(jobs)).items()}
     plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
     plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
     # A job with several bit widths draws this itself.

@@ -18,13 +18,15 @@ from ptq_exp.console import log
 from ptq_exp.data.image_folder import file_digest, source_digest
 from ptq_exp.errors import UserError, without_password
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.streams import read_text, write_text
 from ptq_exp.summary import Failure, Row, failure_line
 
 RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is logged besides the artifacts
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
 UNRELATED = (
-    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads",
+    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads", "method",
+    "searchpath",
 )  # fmt: skip
 
 # Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
@@ -34,6 +36,7 @@ SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
 def job_key(config: Config, device_type: str) -> str:
     """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
+    relevant["quant"]["name"] = ""  # what a method is called decides nothing
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
     root = config.data_root
@@ -58,7 +61,7 @@ class Ledger:
     def read(self) -> dict[str, Any]:
         """`folder` and `run_id`; nothing where there is none or it cannot be read."""
         try:
-            found = json.loads(self.path.read_text())
+            found = json.loads(read_text(self.path))
             return {"folder": Path(found["folder"]), "run_id": str(found["run_id"])}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -67,20 +70,20 @@ class Ledger:
         """Point to a job that begins."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"folder": str(folder.absolute()), "run_id": run_id})
-        write_atomically(self.path, lambda path: path.write_text(content))
+        write_atomically(self.path, lambda path: write_text(path, content))
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Leave `results.json` in the job's folder, complete or not at all."""
     content = json.dumps(record | {"sha256": digest(_without_sum(record))}, indent=1)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RESULTS_FILE, lambda path: path.write_text(content))
+    write_atomically(folder / RESULTS_FILE, lambda path: write_text(path, content))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """What a finished job left in its folder; None where it did not finish or the file is damaged."""
     try:
-        record: dict[str, Any] = json.loads((folder / RESULTS_FILE).read_text())
+        record: dict[str, Any] = json.loads(read_text(folder / RESULTS_FILE))
         return record if record["sha256"] == digest(_without_sum(record)) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -107,7 +110,7 @@ def read_failures(sweep_folder: Path) -> list[Failure]:
     found = []
     for folder in job_folders(sweep_folder):
         with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads((folder / FAILURE_FILE).read_text()))
+            found.append(json.loads(read_text(folder / FAILURE_FILE)))
     return found
 
 
@@ -127,7 +130,7 @@ def failure_kept(folder: Path, bits: object, overrides: str, fail_fast: bool) ->
         failure["run_id"] = getattr(error, "run_id", "")  # of the job's run in MLflow, where it came so far
         with contextlib.suppress(OSError):  # the disk may be what failed
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FAILURE_FILE).write_text(json.dumps(failure))
+            write_text(folder / FAILURE_FILE, json.dumps(failure))
             if stop and fail_fast:
                 stop.touch()
         if sweep:

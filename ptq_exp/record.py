@@ -15,16 +15,20 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, without_password
 from ptq_exp.float_model import FloatModel
 from ptq_exp.jobs import write_record
+from ptq_exp.method import words_of
 from ptq_exp.report.build import write_job
 from ptq_exp.results import metrics
-from ptq_exp.summary import Row, markdown_table
+from ptq_exp.streams import read_text, write_text
+from ptq_exp.summary import Row, width
+from ptq_exp.table import markdown_table
 from ptq_exp.tracking import Run, address
 from ptq_exp.tracking.store import commit
 from ptq_exp.tracking.upload import upload
 from ptq_exp.versions import installed
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
-LAYER_KEYS = ("layer", "bits", "sqnr_db", "levels_used", "levels_available")  # what a sweep draws of its jobs' layers
+# What a sweep draws of its jobs' layers.
+LAYER_KEYS = ("layer", "bits", "weights", "sqnr_db", "levels_used", "levels_available")
 
 
 def make_record(
@@ -42,21 +46,22 @@ def make_record(
     shown = dataclasses.replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     resolved = dataclasses.replace(
         float_model.config, quant=config.quant, tracking=shown, output_dir=config.output_dir,
+        method=config.method, searchpath=config.searchpath,
         overrides=without_password(config.overrides), command=list(map(without_password, config.command)),
         resume=config.resume, fail_fast=config.fail_fast, quiet=config.quiet,
         checkpoint=without_password(float_model.config.checkpoint),
     )  # fmt: skip
-    (artifacts / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
+    write_text(artifacts / "config.yaml", yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False))
     # Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
-    started = ("output_dir", "command", "overrides")
+    started = ("output_dir", "command", "overrides", "method", "searchpath")  # the method is `quant.name`
     plain = dataclasses.replace(resolved, quant=dataclasses.replace(config.quant, layer_bits={}))
     params = {key: value for key, value in flatten(plain).items() if key not in started} | {
         "quant.layer_bits": json.dumps(config.quant.layer_bits),  # its keys are patterns, which name no param
         "data.used": dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in float_model.options.items()),
     }
-    layers = {row["bits"]: json.loads((artifacts / f"layers_w{row['bits']}.json").read_text()) for row in rows}
-    title = f"{config.model['name']} on {dataset.name}, quant={config.quant.name}"
+    layers = {row["bits"]: json.loads(read_text(artifacts / f"layers_w{row['bits']}.json")) for row in rows}
+    title = f"{config.model['name']} on {dataset.name}: {config.quant.name}"
     if len(rows) == 1:
         points = [(0, metrics(rows[0]))]
     else:
@@ -66,14 +71,17 @@ def make_record(
     history, float_model.history = float_model.history, []
     points += list(enumerate(history, start=1))
     figures.draw_job(artifacts, rows, layers, history, title, config.quant.name)
-    sentences = "\n\n".join(f"{row['bits']} bits. {row['diagnosis']}" for row in rows)
+    sentences = "\n\n".join(f"{width(row)}. {row['diagnosis']}" for row in rows)
     note = f"{markdown_table({'': rows}, title)}\n\n{sentences}"
     return {
         "title": title,
+        "method": words_of(config),
         "overrides": resolved.overrides,
         "command": resolved.command,
         "job": key,
         "run_id": job.run_id,
+        "started": job.started,
+        "ended": job.ended,
         "run": address(config.tracking, name),
         "uploaded": False,
         "rows": rows,

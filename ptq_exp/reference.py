@@ -11,6 +11,7 @@ from typing import Any
 
 from ptq_exp.config import PROJECT_ROOT, Config, DataConfig, TrackingConfig, TrainerConfig
 from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
+from ptq_exp.streams import read_text, write_text
 
 CONF = PROJECT_ROOT / "conf"
 PAGE = PROJECT_ROOT / "docs" / "configuration.md"
@@ -59,7 +60,7 @@ def _options(group: str) -> str:
     """One line an option of a group: the first sentence of its file."""
     lines = []
     for path in sorted((CONF / group).glob("*.yaml")):
-        comments = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("# ")]
+        comments = [line[1:].strip() for line in read_text(path).splitlines() if line.startswith("# ")]
         said = " ".join(line for line in comments if not line.startswith("@package"))
         lines.append(f"* `{group}={path.stem}`: {re.split(r'(?<=[.:]) (?=[A-Z]|python)', said)[0].rstrip(':')}")
     return "\n".join(lines) + "\n"
@@ -70,7 +71,7 @@ def _table(path: Path, prefix: str, schema: Any) -> str:
     types = _types(schema) if schema else {}
     rows: dict[str, list[str]] = {}
     section = last = ""
-    for line in path.read_text().splitlines():
+    for line in read_text(path).splitlines():
         found = LINE.match(line)
         if found and not line.startswith(("defaults:", "hydra:")):
             if not found["indent"]:
@@ -119,9 +120,9 @@ def main() -> int:
     """Write the page, or check it."""
     text = page()
     if "--check" not in sys.argv:
-        PAGE.write_text(text)
+        write_text(PAGE, text)
         return 0
-    if PAGE.exists() and PAGE.read_text() == text:
+    if PAGE.exists() and read_text(PAGE) == text:
         return 0
     print(f"{PAGE} is out of date. Run: python -m ptq_exp.reference", file=sys.stderr)
     return 1

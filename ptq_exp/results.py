@@ -18,7 +18,8 @@ from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.files import save_quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.spec import QuantConfig
-from ptq_exp.summary import NOT_DISTINGUISHABLE, Row, verdict
+from ptq_exp.streams import write_text
+from ptq_exp.summary import NOT_DISTINGUISHABLE, Row, verdict, width
 
 NOT_METRICS = {"bits", "act_bits", "diagnosis", "chance"}
 
@@ -82,7 +83,7 @@ def headline(row: Row, method: str) -> str:
     activations = "" if row["act_bits"] is None else f", {row['act_bits']}-bit activations"
     told = f", {NOT_DISTINGUISHABLE}" if verdict(row) == NOT_DISTINGUISHABLE else ""
     return (
-        f"{method}, {row['bits']} bits{activations}: top-1 {row['top1']:.2f} % "
+        f"{method}, {width(row)}{activations}: top-1 {row['top1']:.2f} % "
         f"(float {row['top1_float']:.2f} %{told}), {row['agreement']:.2f} % of the predictions unchanged"
     )
 
@@ -103,7 +104,7 @@ def save_artifacts(
     suffix = f"w{row['bits']}"
     table = [dataclasses.asdict(layer) for layer in report.layers]
     _write_csv(folder / f"layers_{suffix}.csv", table)
-    (folder / f"layers_{suffix}.json").write_text(json.dumps([_without_infinities(line) for line in table], indent=1))
+    write_text(folder / f"layers_{suffix}.json", json.dumps([_without_infinities(line) for line in table], indent=1))
     about = {
         "model": float_model.options,
         "classes": list(dataset.classes),
@@ -115,7 +116,7 @@ def save_artifacts(
     }
     save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
     if report.sensitivity is not None:
-        (folder / f"sensitivities_{suffix}.json").write_text(json.dumps(report.sensitivity, indent=1))
+        write_text(folder / f"sensitivities_{suffix}.json", json.dumps(report.sensitivity, indent=1))
     figures.draw_bit_width(folder, row, config, float_model, dataset, quantized, report, baseline, result, table)
 
 
@@ -126,7 +127,7 @@ def save_sensitivity(folder: Path, bits: int, rows: list[Row], baseline: Evaluat
 
 
 def _write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

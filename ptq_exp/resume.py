@@ -7,6 +7,7 @@ from ptq_exp.config import Config
 from ptq_exp.console import log
 from ptq_exp.errors import without_password
 from ptq_exp.jobs import RESULTS_FILE, Ledger, read_record, rows_of, write_record
+from ptq_exp.method import words_of
 from ptq_exp.summary import Row
 from ptq_exp.tracking import reading
 from ptq_exp.tracking.upload import upload
@@ -31,7 +32,7 @@ def finished(config: Config, key: str, ledger: Ledger, folder: Path) -> list[Row
     elsewhere = there["folder"] / "artifacts" if there else folder
     if elsewhere.is_dir() and not (folder / "artifacts").exists():
         shutil.copytree(elsewhere, folder / "artifacts")  # the sweep's report shows them
-    write_record(folder, record | {"overrides": without_password(config.overrides)})
+    write_record(folder, record | {"overrides": without_password(config.overrides), "method": words_of(config)})
     log.info("%s: finished before, not run again (resume=true).", record["run"]["name"] if record["run"] else folder)
     return rows_of(record)
 

@@ -1,16 +1,11 @@
-"""The result table, in the terminal and on the MLflow page. A row is what a job writes for one bit width."""
+"""What the results of several jobs say, by series. A row is what a job writes for one bit width."""
 
 from typing import Any
-
-from rich.table import Table
 
 Row = dict[str, Any]
 Failure = dict[str, str]  # of a failed job: `bits`, `overrides`, `error`, the path of its `log` and its `run_id`
 
-JOB = "job"
-HEADINGS = ["bits", "top-1 %", "95 % interval", "drop", "its interval", "against float", "agreement %", "size"]
-VERDICT = HEADINGS.index("against float")
-NOT_DISTINGUISHABLE, LOWER = "not distinguishable", "lower"
+NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
 
 def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -25,10 +20,39 @@ def as_series(jobs: list[dict[str, Any]]) -> dict[str, list[Row]]:
 
 
 def labels(jobs: list[dict[str, Any]]) -> list[str]:
-    """Of every job, the overrides that not all of them have."""
-    overrides = [job["overrides"].split(" ") for job in jobs]
-    shared = set.intersection(*map(set, overrides)) if overrides else set()
-    return [" ".join(word for word in words if word not in shared) for words in overrides]
+    """Of every job, what not all of them have: overrides as typed, and what they changed in their method's file.
+
+    Where the methods differ, all changes of each are named: the same override changes one method and not the next.
+    """
+    several = len({job["method"][0] for job in jobs if job.get("method")}) > 1
+    words = [_words(job, several) for job in jobs]
+    shared = set.intersection(*map(set, words)) if words else set()
+    return [
+        " ".join(word for word in found if word not in shared or (several and word in _changes(job)))
+        for job, found in zip(jobs, words, strict=True)
+    ]
+
+
+def _changes(job: dict[str, Any]) -> list[str]:
+    return [f"quant.{word}" for word in job.get("method", [])[1:]]
+
+
+def _words(job: dict[str, Any], several: bool) -> list[str]:
+    """Method, changes in it and the other overrides of a job: those as typed, and those of an experiment's file."""
+    typed = job["overrides"].split(" ")
+    if several and job.get("method") and not any(word.startswith("quant=") for word in typed):
+        typed.insert(0, f"quant={job['method'][0]}")
+    of_method = [word for word in typed if word.lstrip("+").startswith(("quant=", "quant."))]
+    of_method.sort(key=lambda word: not word.startswith("quant="))
+    known = [word.lstrip("+").partition("=")[0] for word in of_method if not word.startswith("quant=")]
+    silent = [word for word in _changes(job) if not any(word.startswith((f"{key}=", f"{key}.")) for key in known)]
+    return [*of_method, *silent, *(word for word in typed if word not in of_method)]
+
+
+def titled(name: str, jobs: list[dict[str, Any]]) -> str:
+    """The title of a sweep, with the method of its jobs where all have the same one."""
+    methods = {" ".join(job["method"]) for job in jobs if job.get("method")}
+    return f"{name} ({methods.pop()})" if len(methods) == 1 else name
 
 
 def with_labels(jobs: list[dict[str, Any]], failures: list[Failure]) -> list[Failure]:
@@ -54,78 +78,66 @@ def verdict(row: Row) -> str:
     """Whether the drop can be told from zero: its 95 % interval, from both networks' answers to the same images."""
     if row["top1_drop_ci_low"] <= 0 <= row["top1_drop_ci_high"]:
         return NOT_DISTINGUISHABLE
-    return LOWER if row["top1_drop_ci_low"] > 0 else "higher"
+    return LOWER if row["top1_drop_ci_low"] > 0 else HIGHER
+
+
+def stored_width(row: Row) -> str:
+    """The bits that a quantized weight takes when stored, its sign included, on average: `5`, `2.03`."""
+    return number(row["bits_mean"])
+
+
+def nominal_width(row: Row) -> str:
+    """`quant.bits` where it is another number than the stored bits, as with a sign on top of them; else nothing."""
+    return "" if stored_width(row) == str(row["bits"]) else str(row["bits"])
+
+
+def number(value: float) -> str:
+    """To two decimals, without zeros at the end."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def width(row: Row) -> str:
+    """Both in words: `4 bits per weight`, `5 bits per weight (quant.bits=4)`."""
+    nominal = nominal_width(row)
+    return f"{stored_width(row)} bits per weight" + (f" (quant.bits={nominal})" if nominal else "")
 
 
 def answers(series: dict[str, list[Row]]) -> list[str]:
-    """How few bits each series (or group of seeds) can take: one sentence each."""
+    """How few bits each series (or group of seeds) can take, one sentence each, and which of several takes the fewest.
+
+    Widths are compared by what is stored: the sign counts, wherever it comes from.
+    """
     found = {label: _answer(rows) for label, rows in seed_groups(series).items()}
-    return [f"{label}: {text}" if label else text[0].upper() + text[1:] for label, text in found.items()]
+    sentences = [f"{label}: {text}" if label else text for label, (_, text) in found.items()]
+    fewest = {label: row for label, (row, _) in found.items() if row}
+    if len(found) > 1 and fewest:
+        least = min(row["bits_mean"] for row in fewest.values())
+        best = [label for label, row in fewest.items() if stored_width(row) == number(least)]
+        sentences.append(f"Fewest of all: {number(least)} bits per weight, by {' and '.join(best)}.")
+    return sentences
 
 
-def _answer(rows: list[Row]) -> str:
+def _answer(rows: list[Row]) -> tuple[Row | None, str]:
+    """The row of the fewest bits without a significant loss, and the sentence."""
     if all(row.get("top1_float_ci_low", 100.0) <= row.get("chance", 0.0) for row in rows):
-        return f"the float network is no better than guessing ({rows[0]['chance']:.3g} %): its bits mean nothing yet."
+        chance = f"{rows[0]['chance']:.3g} %"
+        return None, f"The float network is no better than guessing ({chance}), so no bit width can be judged."
+    by_width = {row["bits"]: row for row in sorted(rows, key=lambda row: row["bits_mean"])}
     lossy = {row["bits"] for row in rows if verdict(row) == LOWER}  # in one seed, at least
-    good = sorted({row["bits"] for row in rows} - lossy)
+    good = [bits for bits in by_width if bits not in lossy]
+    tried = f"of those tried ({', '.join(map(stored_width, by_width.values()))}"
+    tried += f"; quant.bits={','.join(map(str, by_width))})" if any(map(nominal_width, rows)) else ")"
     if not good:
-        return "every bit width tried loses accuracy against float."
+        return None, f"Every bit width {tried} loses accuracy significantly."
     most = max(row["top1_drop_ci_high"] for row in rows if row["bits"] == good[0])
-    return (
-        f"{good[0]} bits are the fewest that show no loss against float; these images do not rule out a loss of up to "
-        f"{max(most, 0):.2f} points."
+    fewest = by_width[good[0]]
+    return fewest, (
+        f"Fewest bits per weight without a significant loss, {tried}: {stored_width(fewest)} (the 95 % CI of the drop "
+        f"reaches {max(most, 0):.2f} points)."
     )
-
-
-def cells(row: Row) -> list[str]:
-    """One row as text, under `HEADINGS`."""
-    width = str(row["bits"]) if row["act_bits"] is None else f"w{row['bits']} a{row['act_bits']}"
-    interval = f"{row['top1_ci_low']:.2f} – {row['top1_ci_high']:.2f}"
-    size = f"{row['size_bytes'] / 1000:.1f} kB"
-    drop = f"{row['top1_drop_ci_low']:+.2f} – {row['top1_drop_ci_high']:+.2f}"
-    top1, change, same = f"{row['top1']:.2f}", f"{row['top1_drop']:+.2f}", f"{row['agreement']:.2f}"
-    return [width, top1, interval, change, drop, verdict(row), same, size]
-
-
-def terminal_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> Table:
-    """The result table for the terminal, the float network first and failed jobs last."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    headings, lines = table_lines(series, failures or [])
-    for heading in headings:
-        words = heading in (JOB, HEADINGS[VERDICT])
-        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != HEADINGS[VERDICT])
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def markdown_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> str:
-    """The same table in Markdown, for the page of a run."""
-    headings, lines = table_lines(series, failures or [])
-    rows = [headings, ["---"] * len(headings), *lines]
-    return f"**{title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def failure_line(failure: Failure) -> str:
     """What failed, why, and where its log is."""
     job = " ".join(filter(None, [f"quant.bits={failure['bits']}", failure["overrides"]]))
     return f"FAILED {job}: {failure['error']} (log: {failure['log']})"
-
-
-def table_lines(series: dict[str, list[Row]], failures: list[Failure]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; the column of jobs only where there are several series, each float network once."""
-    named, lines, shown = bool(series) and list(series) != [""], [], None
-    for label, rows in series.items():
-        job = [label] if named else []
-        if _float_cells(rows[0]) != shown:
-            shown = _float_cells(rows[0])
-            lines.append([*job, *shown])
-        lines += [[*job, *cells(row)] for row in sorted(rows, key=lambda row: row["bits"])]
-    empty = [""] * (len(HEADINGS) - 2)
-    lines += [[f["overrides"]] * named + [str(f["bits"]), "failed", *empty] for f in failures]
-    return [JOB] * named + HEADINGS, lines
-
-
-def _float_cells(row: Row) -> list[str]:
-    interval = f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}"
-    return ["float", f"{row['top1_float']:.2f}", interval, *[""] * 4, f"{row['size_bytes_float'] / 1000:.1f} kB"]

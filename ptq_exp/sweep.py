@@ -12,7 +12,9 @@ from ptq_exp.console import log
 from ptq_exp.errors import UserError, without_password
 from ptq_exp.jobs import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
 from ptq_exp.report.build import SUMMARY_FILE, write_sweep
-from ptq_exp.summary import Row, as_series, failure_line, markdown_table, with_labels
+from ptq_exp.streams import read_text, write_text
+from ptq_exp.summary import Row, as_series, failure_line, titled, width, with_labels
+from ptq_exp.table import markdown_table
 from ptq_exp.tracking import reading
 from ptq_exp.tracking.upload import upload
 
@@ -31,7 +33,7 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
     old = None
     if resume:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            old = str(json.loads(pointer.read_text())["run_id"])
+            old = str(json.loads(read_text(pointer))["run_id"])
     parent = tracking.start(config, name, old=old)
     # What the sweep was told: its row of the runs page shows it.
     parent.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
@@ -39,7 +41,7 @@ def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path,
     content = json.dumps({"name": name, "run_id": parent.run_id, "run": address, "command": command})
     for path in (folder / SWEEP_FILE, pointer):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: temporary.write_text(content))
+        write_atomically(path, lambda temporary: write_text(temporary, content))
     return parent
 
 
@@ -73,7 +75,7 @@ def fetch_sweep(parent: "tracking.Run", folder: Path) -> dict[str, Any]:
     gather(parent, folder)
     with contextlib.suppress(UserError, ValueError):
         path = reading.artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)
-        summary: dict[str, Any] = json.loads(path.read_text())
+        summary: dict[str, Any] = json.loads(read_text(path))
         _fetch_missing(parent, summary.get("jobs", []), folder, "resumed")  # they hang below the sweep that ran them
         return summary
     return {"failures": reading.failed_children(parent)}
@@ -99,13 +101,13 @@ def log_sweep(parent: "tracking.Run", folder: Path, title: str, status: str) -> 
     figures = folder / "sweep"
     figures.mkdir(exist_ok=True)
     series = as_series(jobs)
-    table = markdown_table(series, title, failures)
+    table = markdown_table(series, titled(title, jobs), failures)
     note = "\n\n".join([table, *map(failure_line, failures)])
-    (figures / "table.md").write_text(note)
+    write_text(figures / "table.md", note)
     if jobs:
         write_sweep(folder, title, read_command(folder), figures)
         lowest = min((row for rows in series.values() for row in rows), key=lambda row: row["top1"])
-        note += f"\n\n{lowest['bits']} bits. {lowest['diagnosis']}"
+        note += f"\n\n{width(lowest)}. {lowest['diagnosis']}"
     parent.log(tags={"mlflow.note.content": _fitting(note)})
     parent.log_folder(figures)
     for failure in failures:
@@ -131,7 +133,7 @@ def _fitting(note: str) -> str:
 def read_command(folder: Path) -> list[str]:
     """The overrides that a sweep was started with; none where an older version began it."""
     with contextlib.suppress(OSError, ValueError):
-        return list(json.loads((folder / SWEEP_FILE).read_text()).get("command", []))
+        return list(json.loads(read_text(folder / SWEEP_FILE)).get("command", []))
     return []
 
 
@@ -164,12 +166,12 @@ def upload_folder(folder: Path, uri: str | None) -> str:
         log.info("%s: logged.", job)
     for sweep, parent in parents.items():
         status = "FAILED" if read_failures(sweep) else "FINISHED"
-        log_sweep(parent, sweep, json.loads((sweep / SWEEP_FILE).read_text())["name"], status)
+        log_sweep(parent, sweep, json.loads(read_text(sweep / SWEEP_FILE))["name"], status)
     return f"{len(todo)} logged, {len(jobs) - len(todo)} were there already."
 
 
 def _parent(path: Path, uri: str | None) -> "tracking.Run":
-    content = json.loads(path.read_text())
+    content = json.loads(read_text(path))
     about = content["run"]
     config = tracking.settings_of(about, uri)
     return tracking.start(config, content["name"], old=content["run_id"])

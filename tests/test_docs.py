@@ -85,7 +85,7 @@ def test_a_documented_job_runs(cli: Callable[..., Outcome], command: str) -> Non
         small.append("quant.reconstruction.distill_steps=2")
     outcome = cli(*[a for a in arguments if a not in flags], *small, *flags)
     assert outcome.code == 0, outcome.err
-    assert ("Groups and their options" if "--help" in flags else "95 % interval") in outcome.out
+    assert ("Groups and their options" if "--help" in flags else "95 % CI") in outcome.out
 
 
 @pytest.mark.parametrize("command", OTHERS)

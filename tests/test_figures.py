@@ -23,7 +23,8 @@ from ptq_exp.summary import answers, as_series, seed_groups, verdict
 
 def row(bits: int, top1: float, drop: tuple[float, float] = (1.0, 2.0), size: int = 1000) -> dict[str, Any]:
     return {
-        "bits": bits, "act_bits": None, "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
+        "bits": bits, "bits_mean": float(bits), "act_bits": None,
+        "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
         "top1_float": 90.0, "top1_float_ci_low": 88.0, "top1_float_ci_high": 92.0, "top1_drop": 90.0 - top1,
         "top1_drop_ci_low": drop[0], "top1_drop_ci_high": drop[1], "agreement": 95.0,
         "size_bytes": size * bits, "size_bytes_float": 32 * size, "diagnosis": "",
@@ -79,6 +80,22 @@ def test_widths_that_lose_much_do_not_hide_the_others(tmp_path: Path) -> None:
     assert drawn(tmp_path / "wide.png").shape[0] > drawn(tmp_path / "close.png").shape[0]
 
 
+def test_methods_are_drawn_at_the_bits_that_they_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures_: list[Any] = []
+    monkeypatch.setattr("ptq_exp.plots.accuracy.save", lambda figure, _: figures_.append(figure))
+    signed = [row(bits, 80.0 + bits) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    series = {"quant=notebook": signed, "quant=best": [row(3, 84.0), row(5, 85.0)]}
+    plots.accuracy_against_bits(series, tmp_path / "bits.png")
+    plots.accuracy_against_size(series, tmp_path / "size.png")
+    bits, size = (figure.axes[0] for figure in figures_)
+    assert bits.get_xlabel() == "bits per weight (including sign)"
+    assert [text.get_text() for text in bits.get_xticklabels()] == ["3", "5"]  # both methods, at equal stored bits
+    names = [text.get_text() for text in bits.get_legend().get_texts()]
+    assert any(name.startswith("quant=notebook (quant.bits=2,4)") for name in names)
+    assert any(name.startswith("quant=best, 95 % CI") for name in names)
+    assert {"3 bits", "5 bits"} >= {text.get_text() for text in size.texts} > set()
+
+
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
     points = [(100.0, 50.0, 2), (200.0, 80.0, 4), (150.0, 90.0, 3), (300.0, 90.0, 8), (150.0, 20.0, 3)]
     assert plots.pareto_front(points) == [(100.0, 50.0, 2), (150.0, 90.0, 3)]
@@ -88,12 +105,35 @@ def test_the_verdict_is_what_the_interval_says() -> None:
     series = {"": [row(2, 50.0), row(4, 89.0, (-0.5, 2.5)), row(8, 90.0, (-1.0, 1.0))]}
     assert [verdict(r) for r in series[""]] == ["lower", "not distinguishable", "not distinguishable"]
     assert verdict(row(8, 95.0, (-6.0, -4.0))) == "higher"
-    assert answers(series)[0].startswith("4 bits are the fewest that show no loss against float; these images do not")
-    assert answers({"": [row(2, 50.0)]}) == ["Every bit width tried loses accuracy against float."]
+    assert answers(series) == [
+        "Fewest bits per weight without a significant loss, of those tried (2, 4, 8): 4 "
+        "(the 95 % CI of the drop reaches 2.50 points)."
+    ]
+    assert answers({"": [row(2, 50.0)]}) == ["Every bit width of those tried (2) loses accuracy significantly."]
     better = row(8, 91.0) | {"top1_drop_ci_low": -2.0, "top1_drop_ci_high": -0.1}
-    assert answers({"": [row(4, 50.0), better]})[0].startswith("8 bits are the fewest that show no loss")
+    assert (
+        "of those tried (4, 8): 8 (the 95 % CI of the drop reaches 0.00 points)"
+        in answers({"": [row(4, 50.0), better]})[0]
+    )
     seeds = {"seed=0": [row(4, 89.0, (-1, 1))], "seed=1": [row(4, 80.0, (9, 11)), row(8, 90.0, (-1, 1))]}
-    assert answers(seeds)[0].startswith("8 bits are the fewest")  # 4 bits not in every seed
+    assert "of those tried (4, 8): 8 (" in answers(seeds)[0]  # 4 bits not in every seed
+
+
+def test_methods_are_compared_by_what_they_store() -> None:
+    """The notebook's 2 bits are three with the sign: a method that needs three stored bits takes no more than it."""
+    signed = [row(bits, 89.0, (-1.0, 1.0)) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    plain = [row(2, 50.0), row(3, 89.5, (-1.0, 1.0))]
+    said = answers({"quant=notebook": signed, "quant=best": plain})
+    assert said[0] == (
+        "quant=notebook: Fewest bits per weight without a significant loss, of those tried (3, 5; quant.bits=2,4): 3 "
+        "(the 95 % CI of the drop reaches 1.00 points)."
+    )
+    assert said[2] == "Fewest of all: 3 bits per weight, by quant=notebook and quant=best."
+    signed[0] |= {"top1_drop_ci_low": 0.5}
+    assert (
+        answers({"quant=notebook": signed, "quant=best": plain})[2]
+        == "Fewest of all: 3 bits per weight, by quant=best."
+    )
 
 
 def network() -> torch.nn.Module:
@@ -172,7 +212,8 @@ def test_few_classes_are_a_matrix_and_many_are_bars(count: int, tmp_path: Path) 
 
 def test_heat_maps_and_bars(tmp_path: Path) -> None:
     table = [
-        {"layer": f"conv{n}", "levels_used": n + 1, "levels_available": 31, "sqnr_db": None if n == 2 else 4.0 * n}
+        {"layer": f"conv{n}", "bits": 5.0, "weights": 10, "levels_used": n + 1, "levels_available": 31,
+         "sqnr_db": None if n == 2 else 4.0 * n}
         for n in range(4)
     ]  # fmt: skip
     plots.layer_heat_map({2: table, 8: table[:3]}, "t", tmp_path / "h.png")
@@ -187,7 +228,8 @@ def test_heat_maps_and_bars(tmp_path: Path) -> None:
 def test_of_several_seeds_the_layers_are_averaged() -> None:
     jobs = [
         {"overrides": f"seed={seed}", "rows": [row(4, 80.0)],
-         "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7}]}}
+         "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7,
+                          "bits": 5.0, "weights": 1}]}}
         for seed in (0, 1)
     ]  # fmt: skip
     assert figures.layer_tables(jobs)[""][4][0]["sqnr_db"] == 10.5

@@ -88,9 +88,10 @@ def test_a_sweep_has_a_report_that_mlflow_alone_gives_again(
             figure.load()
             assert figure.format == "PNG"
     table = logged.tables[0]
-    assert [line[0] for line in table] == ["bits", "float", "3", "6", "99"]
+    assert [line[0] for line in table] == ["bits/weight", "float", "4", "7", ""]
+    assert [line[1] for line in table] == ["quant.bits", "", "3", "6", "99"]
     assert "against float" in table[0]
-    assert table[-1][1] == "failed"
+    assert table[-1][2] == "failed"
     assert "quant.bits=99" in logged.text
     assert "python run.py " in logged.text
     assert " data=digits data.train_limit=64 " in logged.text
@@ -118,7 +119,7 @@ def test_a_run_of_several_bit_widths_has_one_too(
     assert cli(*TINY, "quant.bits=[3,6]", f"tracking.uri={store}").code == 0
     (run,) = runs(store).values()
     logged = Page((artifacts(run) / REPORT_FILE).read_text())
-    assert [line[0] for line in logged.tables[0]] == ["bits", "float", "3", "6"]
+    assert [line[1] for line in logged.tables[0]] == ["quant.bits", "", "3", "6"]
     code, content = rebuilt(monkeypatch, tmp_path / "again.html", store, "--parent", run.info.run_id)
     assert code == 0
     assert Page(content).tables == logged.tables
@@ -135,7 +136,8 @@ def test_two_sweeps_side_by_side(
     code, content = rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", *ids)
     assert code == 0
     both = Page(content)
-    assert [[line[0] for line in table] for table in both.tables[:2]] == [["bits", "float", "3", "5"]] * 2
+    stored = {tuple(line[0] for line in table) for table in both.tables[:2]}
+    assert stored == {("bits/weight", "float", "4", "6"), ("bits/weight", "float", "3", "5")}  # sign extra, included
     differ = {line[0]: set(line[1:]) for line in both.tables[2]}
     assert differ["quant.sign_bit"] == {"extra", "included"}
     assert "data.name" not in differ
@@ -168,7 +170,7 @@ def test_a_report_of_an_older_version_is_rebuilt_from_its_jobs(
         (artifacts(parent) / name).unlink()
     code, content = rebuilt(monkeypatch, tmp_path / "old.html", store, "--parent", parent.info.run_id)
     assert code == 0
-    assert [line[0] for line in Page(content).tables[0]] == ["bits", "float", "3", "6"]
+    assert [line[1] for line in Page(content).tables[0]] == ["quant.bits", "", "3", "6"]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,8 @@ HOSTILE = "<script>alert(1)</script>\"'&"
 
 def test_hostile_names_stay_text() -> None:
     row = {
-        "bits": 4, "act_bits": None, "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
+        "bits": 4, "bits_mean": 5.0, "act_bits": None,
+        "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
         "top1_float_ci_low": 41.0, "top1_float_ci_high": 61.0, "top1_drop": 1.0, "top1_drop_ci_low": -1.0,
         "top1_drop_ci_high": 2.0, "agreement": 90.0, "size_bytes": 10, "size_bytes_float": 40, "diagnosis": HOSTILE,
     }  # fmt: skip

@@ -30,9 +30,8 @@ class DataUnavailable(UserError):
 def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
     """The answer where the data is not on disk and may not be downloaded."""
     return DataUnavailable(
-        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder "
-        f"{reader.base_folder} or the archive {reader.filename} there, set data.root to the folder that holds it, or set "
-        f"data.download=true."
+        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
+        f"or the archive {reader.filename} there, set data.root to the folder that holds it, or set data.download=true."
     )
 
 

@@ -19,8 +19,10 @@ from ptq_exp.plots.style import (
     save,
     write_title,
 )  # fmt: skip
+from ptq_exp.summary import number
 
 ROW = 0.24  # inches a layer
+BELOW = 0.95  # inches for the two lines of ticks and of the axis title
 
 
 def levels_used(rows: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -54,7 +56,8 @@ def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Pa
 def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Layer x bits: the SQNR of the weights (dB) beside the share of levels that occur (percent).
 
-    `layers` holds one table for each bit width, its rows as for `levels_used`; an SQNR of None is infinite.
+    `layers` holds one table for each `quant.bits`, its rows as for `levels_used`, with `bits` (stored) and `weights`
+    (how many); an SQNR of None is infinite.
     """
     from matplotlib.figure import Figure
 
@@ -65,24 +68,32 @@ def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Pa
     def cells(value: Any) -> list[list[float]]:
         return [[value(found[name, bits]) if (name, bits) in found else math.nan for bits in widths] for name in names]
 
+    stored = [_stored(layers[bits], bits) for bits in widths]
     sqnr = cells(lambda row: math.inf if row["sqnr_db"] is None else row["sqnr_db"])
     usage = cells(lambda row: 100 * row["levels_used"] / row["levels_available"])
-    figure = Figure(figsize=(WIDTH, ROW * len(names) + 1.5))
+    figure = Figure(figsize=(WIDTH, ROW * len(names) + BELOW + 0.9))
     left, gap = margin_for(names), 0.25
     width = (WIDTH - left - gap - 0.15) / 2
     highest = max([value for line in sqnr for value in line if math.isfinite(value)], default=1.0)
-    for number, (values, top, heading) in enumerate(
+    for position, (values, top, heading) in enumerate(
         [(sqnr, max(highest, 1.0), "SQNR of the weights (dB)"), (usage, 100.0, "levels used (%)")]
     ):
-        axes = add_axes(figure, left + number * (width + gap), 0.6, width, ROW * len(names))
+        axes = add_axes(figure, left + position * (width + gap), BELOW, width, ROW * len(names))
         _heat(axes, values, top)
-        axes.set_xticks(range(len(widths)), map(str, widths))
-        axes.set_xlabel("quant.bits")
+        axes.set_xticks(range(len(widths)), stored)
+        axes.set_xlabel("bits per weight (including sign)" + ("\n(quant.bits)" if "(" in "".join(stored) else ""))
         axes.set_title(heading, fontsize=12)
-        axes.set_yticks(range(len(names)), names if number == 0 else [], fontsize=SMALL)
+        axes.set_yticks(range(len(names)), names if position == 0 else [], fontsize=SMALL)
         axes.tick_params(length=0)
     write_title(figure, title)
     save(figure, path)
+
+
+def _stored(rows: list[dict[str, Any]], bits: int) -> str:
+    """The mean of the layers' stored bits, with `quant.bits` below where that is another number."""
+    counts = [row.get("weights", 1) for row in rows]  # records of older versions have none
+    mean = number(sum(row["bits"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
+    return mean if mean == str(bits) else f"{mean}\n({bits})"
 
 
 def _heat(axes: Any, values: list[list[float]], top: float) -> None:
@@ -102,11 +113,11 @@ def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dic
     figure, axes = canvas(left=0.9)
     bits, cost = [point["bits_mean"] for point in curve], [max(point["sensitivity"], 1e-9) for point in curve]
     axes.semilogy(bits, cost, marker="o", color=BLUE, linewidth=2, label="best plan for each budget")
-    axes.axvline(bits_mean, color=RED, linestyle="--", linewidth=2, label=f"this run: {bits_mean:.2f} bits a weight")
+    axes.axvline(bits_mean, color=RED, linestyle="--", linewidth=2, label=f"this run: {bits_mean:.2f} bits per weight")
     counts = {width: list(chosen.values()).count(width) for width in sorted(set(chosen.values()))}
     text = "\n".join(f"{width} bits: {count} layers" for width, count in counts.items())
     axes.text(0.98, 0.76, text, transform=axes.transAxes, ha="right", va="top", fontsize=SMALL)
-    axes.set(xlabel="mean bits a weight, sign included", ylabel="summed divergence (nats)")
+    axes.set(xlabel="mean bits per weight (including sign)", ylabel="summed divergence (nats)")
     axes.grid(alpha=0.3)
     write_title(figure, "Mixed precision: what is lost, and for how many bits")
     legend(axes)

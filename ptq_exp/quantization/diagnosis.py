@@ -1,4 +1,11 @@
-"""One sentence that says what costs a quantized network the most accuracy, read off its per-layer report."""
+"""What costs a quantized network the most accuracy, in a sentence or two, read off its per-layer report.
+
+The ranges are read as they are at the end: distillation may have moved every layer's away from the one that all began
+with. Which advice is given when was tried out: `python -m bench.advice` applies it and measures what it changes.
+"""
+
+import math
+from dataclasses import dataclass
 
 from ptq_exp.quantization.report import LayerReport, Report
 from ptq_exp.quantization.spec import QuantConfig
@@ -6,73 +13,102 @@ from ptq_exp.quantization.spec import QuantConfig
 STARVED = 0.5  # a layer that uses less than this share of its levels wastes a bit
 NEGLIGIBLE = 20.0  # dB: noise with a hundredth of the weights' energy
 CLIPPED = 1.0  # percent of a layer's weights beyond its range that is worth naming
+MARGIN = 3.0  # dB: an output this much noisier than any layer's weights has its noise from elsewhere
+SHARED = 1e-4  # relative: closer alphas are one
+
+ONE_RANGE, CLIPPING, WIDE_RANGE, ACTIVATIONS, FEW_LEVELS = (
+    "one range", "clipping", "wide range", "activations", "few levels",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The likeliest cause of a loss, what was seen, and what to change: overrides, none where nothing is known."""
+
+    cause: str
+    text: str
+    advice: tuple[str, ...]
 
 
 def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> str:
-    """The sentence. The layer named is the one whose weights lost the most (lowest SQNR).
+    """The finding and the advice in words.
 
-    `significant` tells whether the network lost accuracy beyond chance: where it did not, the sentence says what would
-    cost the most, or, where no layer loses much signal, that nothing needs explaining.
+    `significant` tells whether the network lost accuracy beyond chance: where it did not, the words say what would cost
+    the most, or, where no layer loses much signal, that nothing needs explaining.
     """
-    rows = report.layers
-    worst = min(rows, key=lambda row: row.sqnr_db)
+    worst = _worst(report)
     if not significant and worst.sqnr_db >= NEGLIGIBLE:
-        return (
-            f"Nothing to explain: the accuracy is not distinguishable from the float network's. The layer that loses "
-            f"the most signal is {worst.layer}, with {worst.sqnr_db:.1f} dB left."
-        )
-    # A small layer cannot use more levels than it has weights.
-    starved = [row for row in rows if row.levels_used < STARVED * min(row.levels_available, row.weights)]
-    loss = (
-        f"its weights keep {worst.sqnr_db:.1f} dB of signal over rounding noise, its output {worst.output_sqnr_db:.1f}"
-    )
-    lead = "What costs the most accuracy:" if significant else "No loss beyond chance. Likeliest to cost accuracy:"
-    if worst in starved and config.granularity == "model" and worst.alpha > worst.weight_max:
-        share = sum(row.weights for row in starved) / sum(row.weights for row in rows)
-        return (
-            f"{lead} one alpha ({worst.alpha:.3g}) for all layers, set by {_setter(config)}. It is "
-            f"{worst.alpha / worst.weight_max:.1f} times the largest weight of {worst.layer}, which is left with "
-            f"{worst.levels_used} of {worst.levels_available} levels ({loss}); {len(starved)} of {len(rows)} layers, "
-            f"with {100 * share:.0f} % of the weights, use less than half of theirs. Try quant.granularity=channel "
-            f"with quant.alpha_rule=mse."
-        )
-    if worst.clipped_percent > CLIPPED:
-        return (
-            f"{lead} clipping in {worst.layer}: {worst.clipped_percent:.1f} % of its weights lie beyond alpha "
-            f"({worst.alpha:.3g}; largest {worst.weight_max:.3g}); {loss}. {_other_range(config)}"
-        )
-    if worst in starved:
-        return (
-            f"{lead} a range wider than the weights of {worst.layer}, which use {worst.levels_used} of "
-            f"{worst.levels_available} levels; {loss}. Try quant.alpha_rule=mse or a finer quant.granularity."
-        )
+        return f"No significant loss. The layer with the least signal left is {worst.layer} ({worst.sqnr_db:.1f} dB)."
+    found = find(report, config)
+    lead = "Most of the loss:" if significant else "No significant loss. Likeliest to cost accuracy:"
+    advice = f" Try {' '.join(found.advice)}." if found.advice else ""
+    return f"{lead} {found.text}.{advice}"
+
+
+def find(report: Report, config: QuantConfig) -> Finding:
+    """The likeliest cause. The layer named is the one whose weights lost the most (lowest SQNR)."""
+    rows, worst = report.layers, _worst(report)
     hurt = min(rows, key=lambda row: row.output_sqnr_db)
-    if hurt.act_bits is not None and hurt.output_sqnr_db < hurt.sqnr_db - 3:
-        return (
-            f"{lead} {hurt.act_bits}-bit activations on the way to {hurt.layer}: its output keeps "
-            f"{hurt.output_sqnr_db:.1f} dB, its weights alone {hurt.sqnr_db:.1f}. Try quant=best, which learns the "
-            f"clipping values."
+    if hurt.act_bits is not None and hurt.output_sqnr_db < worst.sqnr_db - MARGIN:
+        text = (
+            f"{hurt.act_bits}-bit activations on the way to {hurt.layer}, whose output keeps "
+            f"{hurt.output_sqnr_db:.1f} dB of signal over noise, where all weights keep {worst.sqnr_db:.1f} or more"
         )
-    return f"{lead} {_few_levels(worst, loss, config)}"
-
-
-def _other_range(config: QuantConfig) -> str:
-    if config.alpha_rule not in ("mse", "lp"):
-        return "Try quant.alpha_rule=mse."
-    chosen = "That alpha is already the one with the smallest error"
-    return f"{chosen}: what helps now is {_remedy(config)}."
-
-
-def _remedy(config: QuantConfig) -> str:
-    return "learned rounding (quant=best)" if config.rounding == "nearest" else "more bits there (quant=mixed)"
-
-
-def _setter(config: QuantConfig) -> str:
-    return "the first convolution's spread" if config.alpha_rule == "first_conv_std" else "the network as a whole"
-
-
-def _few_levels(worst: LayerReport, loss: str, config: QuantConfig) -> str:
-    return (
-        f"the rounding itself, {worst.levels_available} levels, most in {worst.layer}; {loss}. The levels are well "
-        f"used ({worst.levels_used} of {worst.levels_available}): what helps now is {_remedy(config)}."
+        return Finding(ACTIVATIONS, text, ("quant=best",))
+    starved = [row for row in rows if row.levels_used < STARVED * _most_levels(row, config)]
+    if worst in starved and has_one_range(report) and worst.alpha > worst.weight_max:
+        return _one_range(worst, starved, rows, config)
+    if worst.clipped_percent > CLIPPED:
+        text = (
+            f"clipping in {worst.layer}, where {worst.clipped_percent:.1f} % of the weights lie beyond alpha "
+            f"({worst.alpha:.3g}; largest weight {worst.weight_max:.3g}); {_signal(worst)}"
+        )
+        return Finding(CLIPPING, text, _other_range(config))
+    if worst in starved:
+        text = (
+            f"a range wider than the weights of {worst.layer}, which use {worst.levels_used} of "
+            f"{worst.levels_available} levels; {_signal(worst)}"
+        )
+        return Finding(WIDE_RANGE, text, _other_range(config))
+    text = (
+        f"rounding to {worst.levels_available} levels, most in {worst.layer}, which uses {worst.levels_used} of them; "
+        f"{_signal(worst)}"
     )
+    return Finding(FEW_LEVELS, text, ("quant=best",) if config.rounding == "nearest" else ("quant=mixed",))
+
+
+def has_one_range(report: Report) -> bool:
+    """Whether all layers have one alpha now, whatever they began with."""
+    first = report.layers[0].alpha
+    return len(report.layers) > 1 and all(math.isclose(row.alpha, first, rel_tol=SHARED) for row in report.layers)
+
+
+def _worst(report: Report) -> LayerReport:
+    return min(report.layers, key=lambda row: row.sqnr_db)
+
+
+def _most_levels(row: LayerReport, config: QuantConfig) -> int:
+    """The levels that a layer, or each of its channels, could use: no more than it has weights."""
+    channels = int(row.shape.partition("x")[0]) if config.granularity == "channel" else 1
+    return min(row.levels_available, row.weights // channels)
+
+
+def _signal(row: LayerReport) -> str:
+    """How much is left of a layer."""
+    return f"its weights keep {row.sqnr_db:.1f} dB of signal over rounding noise, its output {row.output_sqnr_db:.1f}"
+
+
+def _one_range(worst: LayerReport, starved: list[LayerReport], rows: list[LayerReport], config: QuantConfig) -> Finding:
+    share = sum(row.weights for row in starved) / sum(row.weights for row in rows)
+    origin = "the first convolution's spread" if config.alpha_rule == "first_conv_std" else "the network as a whole"
+    text = (
+        f"one alpha ({worst.alpha:.3g}) for all layers, set by {origin}. It is "
+        f"{worst.alpha / worst.weight_max:.1f} times the largest weight of {worst.layer}, which is left with "
+        f"{worst.levels_used} of {worst.levels_available} levels ({_signal(worst)}); {len(starved)} of {len(rows)} "
+        f"layers, with {100 * share:.0f} % of the weights, use less than half of theirs"
+    )
+    return Finding(ONE_RANGE, text, ("quant.granularity=channel", "quant.alpha_rule=mse"))
+
+
+def _other_range(config: QuantConfig) -> tuple[str, ...]:
+    return () if config.alpha_rule == "mse" else ("quant.alpha_rule=mse",)

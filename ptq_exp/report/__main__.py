@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptq_exp.errors import UserError, exit_code
 from ptq_exp.report.build import REPORT_FILE, Results, comparison, images, job_results, report, sweep_results
+from ptq_exp.streams import write_text
 from ptq_exp.tracking.store import default_uri
 
 
@@ -31,7 +32,7 @@ def write(arguments: argparse.Namespace) -> str:
         else:
             folder = Path(scratch) / "run"
             content = page_of(fetch(arguments.uri, arguments.parent, folder), folder)
-    arguments.output.write_text(content)
+    write_text(arguments.output, content)
     return f"Written: {arguments.output}"
 
 

@@ -14,19 +14,18 @@ from ptq_exp import figures, plots
 from ptq_exp.config import PROJECT_ROOT, Config, flatten
 from ptq_exp.jobs import read_failures, read_jobs, read_record
 from ptq_exp.report import page
+from ptq_exp.streams import read_text, write_text
 from ptq_exp.summary import (
-    HEADINGS,
-    JOB,
-    VERDICT,
     Failure,
     Row,
     answers,
     as_series,
     labels,
     seed_groups,
-    table_lines,
+    width,
     with_labels,
 )
+from ptq_exp.table import BITS, JOB, VERDICT, table_cells
 
 CONF = PROJECT_ROOT / "conf"
 REPORT_FILE = "report.html"
@@ -34,8 +33,8 @@ SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
 # What says nothing about the results, or is shown elsewhere.
 NOT_SETTINGS = (
-    "output_dir", "overrides", "command", "cache_dir", "resume", "fail_fast", "quiet", "tracking.", "data.used",
-    "model.used",
+    "output_dir", "overrides", "command", "quant.name", "cache_dir", "resume", "fail_fast", "quiet", "tracking.",
+    "data.used", "model.used",
 )  # fmt: skip
 CAPTIONS = {
     "accuracy_against_bits": "Accuracy against bit width",
@@ -105,7 +104,8 @@ def _summary(results: Results) -> list[str]:
     records, failed = results.jobs, len(results.failures)
     used = sorted({f"{job['params'].get('model.used', '')} on {job['params'].get('data.used', '')}" for job in records})
     count = f"{len(records)} jobs finished, {failed} failed. " if results.sweep else ""
-    parts = [page.paragraph(count + "; ".join(used), "soft")]
+    methods = _distinct(" ".join(job.get("method", [])) for job in records)
+    parts = [page.paragraph(f"{count}{'; '.join(used)}. Method: {', '.join(methods)}.", "soft")]
     if records:
         parts += [page.paragraph(sentence, "answer") for sentence in answers(results.series)]
     parts.append(result_table(results))
@@ -117,28 +117,28 @@ def _summary(results: Results) -> list[str]:
 
 def result_table(results: Results) -> str:
     """The same table as in the terminal."""
-    headings, lines = table_lines(results.series, results.failures)
-    return page.table(headings, lines, words=(JOB, HEADINGS[VERDICT]))
+    cells = table_cells(results.series, results.failures)
+    return page.table(cells.headings, cells.lines, words=(JOB, VERDICT))
 
 
 def _details(results: Results, drawn: dict[str, bytes]) -> list[str]:
     names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
     said = [
-        [*([name] if any(names) else []), str(row["bits"]), row["diagnosis"]]
+        [*([name] if any(names) else []), width(row), row["diagnosis"]]
         for name, job in zip(names, results.jobs, strict=True) for row in job["rows"]
     ]  # fmt: skip
-    why = [*([JOB] if any(names) else []), "bits", "diagnosis"]
+    why = [*([JOB] if any(names) else []), BITS, "diagnosis"]
     own = []
     for name, job, pictures in list(zip(names, results.jobs, results.figures, strict=True))[:MOST_JOBS]:
-        bits = ", ".join(str(row["bits"]) for row in job["rows"])
         if pictures:
-            title = f"{name}: {bits} bits" if name else f"{bits} bits"
+            widths = ", ".join(map(width, job["rows"]))
+            title = f"{name}: {widths}" if name else widths
             own += [page.heading(title), page.figures(captioned(pictures))]
     if len(results.jobs) > MOST_JOBS:
         own.append(page.paragraph(f"The figures of the other {len(results.jobs) - MOST_JOBS} jobs are in their runs."))
     return [
         page.section("Figures", page.figures(captioned(drawn))),
-        page.section("Why", page.table(why, said, (JOB,), ("diagnosis",))) if said else "",
+        page.section("Why", page.table(why, said, (JOB, BITS), ("diagnosis",))) if said else "",
         page.section("Job by job" if results.sweep else "Layers and classes", *own),
         *_provenance(results),
     ]
@@ -151,7 +151,7 @@ def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
         stem = name.removesuffix(".png")
         kind = next((start for start in CAPTIONS if stem.startswith(start)), stem)
         rest = stem.removeprefix(kind).strip("_")
-        rest = f"{rest[1:]} bits" if rest[:1] == "w" and rest[1:].isdecimal() else rest
+        rest = f"quant.bits={rest[1:]}" if rest[:1] == "w" and rest[1:].isdecimal() else rest
         shown[CAPTIONS.get(kind, kind) + (f" ({rest})" if rest else "")] = png
     return shown
 
@@ -199,10 +199,10 @@ def settings(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
 def default_settings() -> dict[str, Any]:
     """What every key is where the command line says nothing."""
     found = flatten(Config())
-    for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]:
+    for entry in yaml.safe_load(read_text(CONF / "config.yaml"))["defaults"]:
         group, option = next(iter(entry.items())) if isinstance(entry, dict) else ("", None)
         if option and not group.startswith("override"):
-            found |= flatten(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()), f"{group}.")
+            found |= flatten(yaml.safe_load(read_text(CONF / group / f"{option}.yaml")), f"{group}.")
     return found
 
 
@@ -261,11 +261,11 @@ def write_sweep(folder: Path, title: str, command: list[str], target: Path) -> N
     summary = {"name": title, "command": command, "failures": failures}
     results = sweep_results(folder, title, summary)
     summary["jobs"] = [job["run_id"] for job in results.jobs]
-    (target / SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
+    write_text(target / SUMMARY_FILE, json.dumps(summary, indent=1))
     figures.draw_sweep(target, results.jobs)
-    (target / REPORT_FILE).write_text(report(results, images(target)))
+    write_text(target / REPORT_FILE, report(results, images(target)))
 
 
 def write_job(folder: Path) -> None:
     """Leave the report of a single job among its artifacts."""
-    (folder / "artifacts" / REPORT_FILE).write_text(report(job_results(folder), {}))
+    write_text(folder / "artifacts" / REPORT_FILE, report(job_results(folder), {}))

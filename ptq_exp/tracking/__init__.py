@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 from ptq_exp.background import later
 from ptq_exp.config import PROJECT_ROOT, TrackingConfig
 from ptq_exp.console import log
-from ptq_exp.errors import UserError, without_password
+from ptq_exp.errors import without_password
 from ptq_exp.tracking import view
 from ptq_exp.tracking.store import (
+    PARENT_VARIABLE,
     PROCESS_TAG,
+    address,
     commit,
     default_uri,
     open_store,
+    settings_of,
     this_process,
     user,
 )
@@ -32,10 +35,8 @@ from ptq_exp.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Run", "address", "default_uri", "job_run", "start"]
+__all__ = ["PARENT_VARIABLE", "Run", "address", "default_uri", "job_run", "settings_of", "start"]
 
-# Set by the sweep callback for the jobs of a multirun, whichever process they run in.
-PARENT_VARIABLE = "PTQ_EXP_PARENT_RUN"
 JOB_TAG = "job"  # on the run of a job: its key (ptq_exp/jobs.py), by which resume=true finds it
 MAX_VALUE_LENGTH = 5000  # MLflow refuses params of more than 6000 characters
 
@@ -57,6 +58,7 @@ class Run:
     ):
         self.client, self.experiment_id, self.run_id, self.uri = client, experiment_id, run_id, uri
         self.known: Any = None
+        self.started = self.ended = _now()  # of the work that it is of, in milliseconds
         if client is not None and ours:
             _open_runs[run_id] = self
 
@@ -141,11 +143,15 @@ class Run:
         if self.client is not None:
             later(_tolerant, self.client.update_run, self.run_id, None, name)
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+    def work_ended(self) -> None:
+        """All has been measured, for now. Drawing and logging go on beside the next job, whose time begins here."""
+        self.ended = _now()
+
+    def end(self, status: str = "FINISHED", ended: int | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED, at the time `ended` (milliseconds) or now."""
         _open_runs.pop(self.run_id, None)
         if self.client is not None:
-            self.client.set_terminated(self.run_id, status, int(1000 * time.time()))
+            self.client.set_terminated(self.run_id, status, ended or _now())
 
     def how_to_open(self) -> str:
         """What to do, in two lines, to see this run, and all of them, in MLflow's pages."""
@@ -165,44 +171,36 @@ class Run:
 _open_runs: dict[str, Run] = {}  # of this process
 
 
+def _now() -> int:
+    return int(1000 * time.time())
+
+
 def _named(key: str) -> str:
     """As MLflow allows: a layer pattern in the key may hold a star."""
     return re.sub(r"[^\w\-./: ]", "_", key)
 
 
 def _loggable(value: Any) -> str:
-    return without_password(str(value))[:MAX_VALUE_LENGTH]
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # a path that is no UTF-8 breaks a database
+    return without_password(text)[:MAX_VALUE_LENGTH]
 
 
-def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
-    """Where a run called `name` belongs, without passwords: what an upload needs that comes later. None for nowhere."""
-    if not config.enabled:
-        return None
-    uri, parent = without_password(config.uri or default_uri()), os.environ.get(PARENT_VARIABLE)
-    return {"uri": uri, "experiment": config.experiment, "name": name, "parent": parent}
-
-
-def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingConfig:
-    """The settings behind an `address`; `uri` replaces its store. Raises `UserError` where a password is missing."""
-    if about is None:
-        return TrackingConfig(enabled=False)
-    where = uri or about["uri"] or ""
-    if ":***@" in where:
-        raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
-    return TrackingConfig(True, where, str(about["experiment"]))
-
-
-def start(config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None) -> Run:
+def start(
+    config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None,
+    started: int | None = None,
+) -> Run:  # fmt: skip
     """Open the store, creating it and the experiment if needed, and start a run called `name` in it.
 
-    `job` is the key of the job that the run is of. The run with the id `old` is taken up again if it is still there.
+    `job` is the key of the job that the run is of, `started` (milliseconds) the time when it began, else now. The run
+    with the id `old` is taken up again if it is still there.
     Raises `UserError` where the store cannot be used.
     """
     if not config.enabled:
         return Run(None)
-    uri = config.uri or default_uri()
+    uri, begun = config.uri or default_uri(), started or _now()
     client, experiment_id = open_store(uri, config.experiment)
-    return (old and _take_up(client, old, uri)) or _create_run(client, experiment_id, name, uri, parent, job)
+    run = old and _take_up(client, old, uri)
+    return run or _create_run(client, experiment_id, name, uri, _tags(parent, job), begun)
 
 
 def child(parent: Run, name: str) -> Run:
@@ -214,24 +212,31 @@ def child(parent: Run, name: str) -> Run:
         for found in parent.client.search_runs([parent.experiment_id], wanted, max_results=1):
             if run := _take_up(parent.client, found.info.run_id, parent.uri):
                 return run
-    return _create_run(parent.client, parent.experiment_id, name, parent.uri, parent.run_id)
+    return _create_run(parent.client, parent.experiment_id, name, parent.uri, _tags(parent.run_id), _now())
 
 
-def _create_run(
-    client: "MlflowClient", experiment_id: str, name: str, uri: str, parent: str | None, job: str = ""
-) -> Run:
+def _tags(parent: str | None, job: str = "") -> dict[str, str]:
+    """Those that every run is created with."""
     tags = {"mlflow.source.name": "run.py", "mlflow.source.type": "LOCAL", "mlflow.user": user()} | commit()
     tags[PROCESS_TAG] = this_process()
     if parent:
         tags["mlflow.parentRunId"] = parent
     if job:
         tags[JOB_TAG] = job
-    run = client.create_run(experiment_id, run_name=name, tags=tags)
-    return Run(client, experiment_id, run.info.run_id, uri)
+    return tags
+
+
+def _create_run(
+    client: "MlflowClient", experiment_id: str, name: str, uri: str, tags: dict[str, str], started: int
+) -> Run:
+    found = client.create_run(experiment_id, started, tags, name)
+    run = Run(client, experiment_id, found.info.run_id, uri)
+    run.started = started
+    return run
 
 
 def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
-    """An earlier run, RUNNING again; None where it is gone."""
+    """Reopen an earlier run; None where it is gone."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -252,19 +257,20 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
 @contextlib.contextmanager
 def job_run(config: TrackingConfig, name: str, job: str, old: str | None, log_file: Path) -> Iterator[Run]:
     """The run of one job, a child of the sweep's run where there is one; an exception ends it as FAILED, with the error
-    as a tag and the log as an artifact. The end of a job that went well is its last upload's (`upload`).
+    as a tag and the log as an artifact. A job that went well is ended by its upload (`upload`).
 
     In a sweep the job goes on where the store has become unreachable: its results are kept and uploaded later.
     """
-    parent = os.environ.get(PARENT_VARIABLE)
+    parent, started = os.environ.get(PARENT_VARIABLE), _now()
     try:
-        run = start(config, name, parent, job, old)
+        run = start(config, name, parent, job, old, started)
     except Exception as error:
         if parent is None:
             raise
         reason = without_password((str(error).splitlines() or [type(error).__name__])[0])
         log.warning("%s The job goes on; its results are kept in its folder.", reason)
         run = Run(None)
+        run.started = started
     try:
         yield run
     except BaseException as error:

@@ -24,7 +24,8 @@ def upload(folder: Path, run: "tracking.Run | None" = None, uri: str | None = No
         about = record["run"]
         config = tracking.settings_of(about, uri)
         belongs_to = parent or (about and about["parent"])
-        run = tracking.start(config, about["name"] if about else "", belongs_to, record["job"], record["run_id"])
+        run = tracking.start(config, about["name"] if about else "", belongs_to, record["job"], record["run_id"],
+                             record.get("started"))  # fmt: skip
     if run.client is not None:
         record["run_id"] = run.run_id
         points = [(step, metrics) for step, metrics in record["points"]]
@@ -35,5 +36,5 @@ def upload(folder: Path, run: "tracking.Run | None" = None, uri: str | None = No
             run.log_input(record["dataset"])
         if record.get("register"):
             register(run, record["register"], folder / "artifacts", record["rows"])
-        run.end()
+        run.end(ended=record.get("ended"))  # records of older versions do not say
     write_record(folder, record | {"uploaded": True})  # last: whatever is killed before is done again

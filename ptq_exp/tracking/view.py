@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 NAME = "ptq_exp"
 TAG = f"mlflow.sharedViewState.{NAME}"
-COLUMNS = ("metrics.`top1`", "metrics.`top1_drop`", "params.`quant.bits`", "params.`quant.name`", "params.`data.used`")
+COLUMNS = (
+    "metrics.`top1`", "metrics.`top1_drop`", "metrics.`bits_mean`", "params.`quant.bits`", "params.`quant.name`",
+    "params.`data.used`",
+)  # fmt: skip
 SECTION = {
     "uuid": "accuracy", "name": "Accuracy against bits (step = quant.bits)", "display": True, "isReordered": False,
     "deleted": False, "isGenerated": False, "columns": 1,

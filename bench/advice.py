@@ -1,0 +1,205 @@
+"""Is the diagnosis' advice any good? `python -m bench.advice --images ARCHIVE [--checkpoint FILE ...]`.
+
+Networks: the one in checkpoints/, each `--checkpoint`, and two that are trained on the digits inside scikit-learn.
+Every situation in which the diagnosis gives advice is brought about on each of them; then each change in `CHANGES` that
+applies is made to it, at the same stored bits per weight, and top-1 on the test images is compared. Lines are appended
+to bench/results/advice.jsonl one by one; what is there is not measured again. The table goes into docs/methods.md.
+"""
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bench.accuracy import preset, write_between
+from bench.workers import read_lines, share_out
+from ptq_exp.checkpoints import load_or_train
+from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.data import load_dataset
+from ptq_exp.evaluation import evaluate
+from ptq_exp.experiment import pick_device
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
+from ptq_exp.quantization.report import Report
+from ptq_exp.quantization.spec import QuantConfig
+
+RESULTS = PROJECT_ROOT / "bench" / "results" / "advice.jsonl"
+PAGE = PROJECT_ROOT / "docs" / "methods.md"
+SHIPPED = PROJECT_ROOT / "checkpoints" / "resnet20-cifar10.safetensors"
+DIGITS = {"digits, ResNet-20": 20, "digits, ResNet-8": 8}  # by name, the depth
+Task = tuple[str, str, str]  # network, situation, change
+HELPED = 0.5  # points of top-1 that are more than chance: an image of 2,000 is 0.05
+
+OF_TENSOR = {"alpha_rule": "std", "granularity": "tensor"}
+# Situation: the preset, the bits, and what is changed in the preset.
+SITUATIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "notebook, 3 bits": ("notebook", 3, {}),
+    "notebook, 4 bits": ("notebook", 4, {}),
+    "one alpha, its largest weight, 4 bits": ("notebook", 4, {"alpha_rule": "max"}),
+    "one alpha, 1 std, 6 bits": ("notebook", 6, {"alpha_multiplier": 1.0}),
+    "a range for each tensor, 2 std, 4 bits": ("signed", 4, OF_TENSOR | {"alpha_multiplier": 2.0}),
+    "a range for each channel, 90th percentile, 4 bits": ("mse", 4, {"alpha_rule": "percentile", "percentile": 90.0}),
+    "mse, 2 bits": ("mse", 2, {}),
+    "mse, 3 bits": ("mse", 3, {}),
+    "mse for each tensor, 3 bits": ("mse", 3, {"granularity": "tensor"}),
+    "mse for the network, 4 bits": ("mse", 4, {"granularity": "model"}),
+    "a range for each tensor, 8 std, 5 bits": ("signed", 5, OF_TENSOR | {"alpha_multiplier": 8.0}),
+    "per_channel, 3 bits": ("per_channel", 3, {}),
+    "per_channel, 8 bits, activations 3": ("per_channel", 8, {"act_bits": 3}),
+    "mse, 8 bits, activations 3": ("mse", 8, {"act_bits": 3}),
+    "adaround, 2 bits": ("adaround", 2, {}),
+}  # fmt: skip
+BY_CHANNEL = "quant.granularity=channel"
+# What is tried where the diagnosis names a cause: its advice is among it.
+CHANGES: dict[str, tuple[str, ...]] = {
+    ONE_RANGE: (*(f"{BY_CHANNEL} quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.alpha_rule=mse"),
+    CLIPPING: (*(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), BY_CHANNEL, "quant=best"),
+    WIDE_RANGE: (*(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), BY_CHANNEL),
+    ACTIVATIONS: ("quant.act_rule=mse", "quant.act_rule=percentile", "quant=best"),
+    FEW_LEVELS: (
+        *(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.grid=asymmetric", "quant=best",
+        "quant=mixed",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--images", required=True, help="an archive or folder of CIFAR-10's train/ and test/")
+    parser.add_argument("--checkpoint", action="append", default=[], help="a further CIFAR-10 network; may be repeated")
+    parser.add_argument("--test-images", type=int, default=2000)
+    parser.add_argument("--calibration", type=int, default=512, help="images")
+    parser.add_argument("--steps", type=int, default=100, help="of learned rounding (a unit), and of distillation")
+    parser.add_argument("--cache", default=None, help="where decoded images and trained networks are kept")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    networks = [SHIPPED.name, *(Path(name).name for name in arguments.checkpoint), *DIGITS]
+    starts = [(network, situation, "") for network in networks for situation in SITUATIONS]
+    measure_missing(starts, arguments)
+    causes = {(line["network"], line["situation"]): line.get("cause", "") for line in before(arguments.results)}
+    measure_missing([
+        (network, situation, change)
+        for network in networks for situation in SITUATIONS
+        for change in CHANGES.get(causes.get((network, situation), ""), ()) if applies(situation, change)
+    ], arguments)  # fmt: skip
+    table = table_of(read_lines(arguments.results))
+    print(table)
+    if arguments.results == RESULTS:
+        write_between(PAGE, "advice", table)
+
+
+def measure_missing(tasks: list[Task], arguments: argparse.Namespace) -> None:
+    """Measure what the results do not hold yet."""
+    done = {(line["network"], line["situation"], line["change"]) for line in read_lines(arguments.results)}
+    if missing := [task for task in tasks if task not in done]:
+        share_out(missing, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
+
+
+def before(results: Path) -> list[dict[str, Any]]:
+    """What was measured without a change: these lines name the cause and the advice."""
+    return [line for line in read_lines(results) if not line["change"]]
+
+
+def applies(situation: str, change: str) -> bool:
+    """Whether the change changes something; `quant=mixed` is for what has learned its rounding already."""
+    name, _, changes = SITUATIONS[situation]
+    config = preset(name, **changes)
+    if change in ("quant=best", "quant=mixed"):
+        cheaper = config.granularity != "channel" and config.alpha_rule != "mse"  # a better range is found in seconds
+        return not cheaper and (config.rounding == "nearest") == (change == "quant=best")
+    return changed(config, change, 1) != changed(config, "", 1)
+
+
+def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
+    """The configuration after the change; what learns takes `steps`."""
+    values = dict(part.split("=", 1) for part in change.split())
+    base = preset(values.pop("quant"), act_bits=config.act_bits) if "quant" in values else config
+    how = {"steps": steps} | ({"distill_steps": steps} if base.reconstruction.distill_steps else {})
+    found = {key.removeprefix("quant."): yaml.safe_load(value) for key, value in values.items()}
+    return dataclasses.replace(base, **found, reconstruction=dataclasses.replace(base.reconstruction, **how))
+
+
+def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
+    """The function that measures one change in one situation of one network."""
+    device, kept = pick_device("auto"), {}
+
+    def network(name: str) -> Any:
+        if name not in kept:
+            kept.clear()
+            config = _config(arguments, name)
+            dataset = load_dataset(config, device)
+            model = load_or_train(config, dataset, device)
+            test = dataset.test_images, dataset.test_labels, model.normalize
+            order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
+            calibration = model.normalize(dataset.train_images[order[: arguments.calibration].to(device)])
+            kept[name] = model.model, calibration, test, evaluate(model.model, *test).top1
+        return kept[name]
+
+    def measure(task: Task) -> dict[str, Any]:
+        name, situation, change = task
+        model, calibration, test, top1_float = network(name)
+        preset_name, bits, changes = SITUATIONS[situation]
+        before = changed(preset(preset_name, **changes), "", arguments.steps)
+        config = changed(before, change, arguments.steps)
+        # The same stored bits: a sign on top of the bits is one that another grid may use.
+        if before.sign_bit == "extra" and config.sign_bit == "included":
+            bits += 1
+        quantized, report = quantize(model, config, bits, calibration)
+        line = {"network": name, "situation": situation, "change": change, "bits_mean": report.bits_mean}
+        line |= {"top1": evaluate(quantized, *test).top1, "top1_float": top1_float}
+        return line | ({} if change else _found(report, config))
+
+    return measure
+
+
+def _found(report: Report, config: QuantConfig) -> dict[str, Any]:
+    finding = find(report, config)
+    return {"cause": finding.cause, "advice": " ".join(finding.advice)}
+
+
+def _config(arguments: argparse.Namespace, name: str) -> Config:
+    if name in DIGITS:
+        model = Config().model | {"depth": DIGITS[name]}
+        return Config(model=model, data=DataConfig(name="digits"), cache_dir=arguments.cache)
+    paths = {Path(path).name: path for path in (str(SHIPPED), *arguments.checkpoint)}
+    data = DataConfig(name="image_folder", root=arguments.images, resize=32, test_limit=arguments.test_images)
+    return Config(data=data, checkpoint=paths[name], cache_dir=arguments.cache)
+
+
+def table_of(lines: list[dict[str, Any]]) -> str:
+    """For every cause, what each change did to top-1: how often it helped and harmed, and the median in points."""
+    starts = {(line["network"], line["situation"]): line for line in lines if not line["change"]}
+    rows = ["| cause | change | helped | harmed | median, points | |", "|---|---|---|---|---|---|"]
+    for cause, changes in CHANGES.items():
+        for change in changes:
+            made = [line for line in lines if line["change"] == change]
+            pairs = [
+                (start, line)
+                for line in made
+                if (start := starts[line["network"], line["situation"]])["cause"] == cause
+            ]
+            if pairs:
+                rows.append(row_of(cause, change, pairs))
+    return "\n".join(rows)
+
+
+def row_of(cause: str, change: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """The row of one change; `pairs` are the lines before and after it."""
+    gains = [after["top1"] - start["top1"] for start, after in pairs]
+    helped, harmed = sum(gain > HELPED for gain in gains), sum(gain < -HELPED for gain in gains)
+    given = sum(start["advice"] == change for start, _ in pairs)
+    advised = f"advised in {given}" if given else ""
+    counts = f"{helped} of {len(gains)} | {harmed}"
+    return f"| {cause} | `{change}` | {counts} | {statistics.median(gains):+.2f} | {advised} |"
+
+
+if __name__ == "__main__":
+    main()
