@@ -6,6 +6,7 @@ misspelt word, the nearest valid spelling. `run.py` prints it without a tracebac
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
