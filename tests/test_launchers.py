@@ -55,7 +55,8 @@ def test_a_launcher_that_is_not_installed_is_said(launcher: str, tmp_path: Path)
         "sys.argv = ['run.py', *sys.argv[1:]]\n"
         "runpy.run_path('run.py', run_name='__main__')"
     )
-    given = ["quant.bits=2,3", f"hydra/launcher={launcher}", "tracking=none", "-m", f"hydra.sweep.dir={tmp_path}"]
+    given = ["quant.bits=2,3", f"hydra/launcher={launcher}", "tracking=none", "-m"]
+    given += [f"hydra.sweep.dir={tmp_path}", f"cache_dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install -e '.[" in done.stderr

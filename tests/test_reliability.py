@@ -143,7 +143,7 @@ def test_without_resume_everything_is_measured_again(cli: Cli, store: str) -> No
 
 @pytest.mark.parametrize("change", ["seed=1", "data.test_limit=40"])
 def test_another_configuration_is_not_skipped(cli: Cli, change: str) -> None:
-    few = [word for word in TINY if not change.startswith(word.partition("=")[0])]
+    few = [word for word in TINY if word.partition("=")[0] != change.partition("=")[0]]
     assert cli(*TINY, "quant.bits=5").code == 0
     outcome = cli(*few, change, "quant.bits=5", "resume=true")
     assert outcome.code == 0, outcome.err

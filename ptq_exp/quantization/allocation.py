@@ -100,8 +100,9 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, confi
     one_each = np.kron(np.eye(len(names)), np.ones(len(widths)))
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget)]
     # Sensitivities span six orders of magnitude: scaled, so that the solver's tolerance does not hide the small ones.
+    largest = cost.max() if cost.max() > 0 else 1.0  # the network may answer every image alike
     solved = milp(
-        cost / cost.max() * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
+        cost / largest * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
         options={"mip_rel_gap": 0.0},
     )  # fmt: skip
     if solved.x is None:

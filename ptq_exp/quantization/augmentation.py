@@ -20,8 +20,12 @@ def mix_pairs(images: Tensor, share: float) -> Tensor:
 
 
 def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
-    """Random crops of the padded images (N, 3, H, W), each at its own offset, half of them mirrored."""
+    """Random crops of the padded images (N, 3, H, W), each at its own offset, half of them mirrored.
+
+    Images of a few pixels are padded by less: what is mirrored at the border must lie inside.
+    """
     n, _, height, width = images.shape
+    padding = min(padding, height - 1, width - 1)
     padded = F.pad(images, (padding,) * 4, mode="reflect")
     offsets = torch.randint(0, 2 * padding + 1, (2, n), device=images.device)
     rows = torch.arange(height, device=images.device) + offsets[0][:, None]

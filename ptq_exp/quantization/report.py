@@ -78,7 +78,8 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
 
 def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
     """Signal to quantization noise ratio in dB; infinite where nothing was lost."""
-    noise, signal_norm = (torch.linalg.vector_norm(x).item() for x in (signal - quantized, signal))
+    # In double precision: the square of a large weight is beyond single.
+    noise, signal_norm = (torch.linalg.vector_norm(x.double()).item() for x in (signal - quantized, signal))
     if noise == 0:
         return math.inf
     return 20 * math.log10(signal_norm / noise) if signal_norm > 0 else -math.inf
