@@ -25,6 +25,7 @@ from ptq_exp.evaluation import evaluate
 from ptq_exp.experiment import pick_device
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
+from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.spec import QuantConfig
 
@@ -53,6 +54,7 @@ SITUATIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mse for the network, 4 bits": ("mse", 4, {"granularity": "model"}),
     "a range for each tensor, 8 std, 5 bits": ("signed", 5, OF_TENSOR | {"alpha_multiplier": 8.0}),
     "per_channel, 3 bits": ("per_channel", 3, {}),
+    "per_channel on an asymmetric grid, 3 bits": ("per_channel", 3, {"grid": "asymmetric"}),
     "per_channel, 8 bits, activations 3": ("per_channel", 8, {"act_bits": 3}),
     "mse, 8 bits, activations 3": ("mse", 8, {"act_bits": 3}),
     "adaround, 2 bits": ("adaround", 2, {}),
@@ -144,14 +146,19 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         preset_name, bits, changes = SITUATIONS[situation]
         before = changed(preset(preset_name, **changes), "", arguments.steps)
         config = changed(before, change, arguments.steps)
-        # The same stored bits: a sign on top of the bits is one that another grid may use.
-        more = before.sign_bit == "extra" and config.sign_bit == "included"
+        # The same stored bits: another grid may use the one that the sign takes.
+        more = sign_on_top(before) - sign_on_top(config)
         quantized, report = quantize(model, config, bits + more, calibration)
         line = {"network": name, "situation": situation, "change": change, "bits_mean": report.bits_mean}
         line |= {"top1": evaluate(quantized, *test).top1, "top1_float": top1_float}
         return line | ({} if change else _found(report, config))
 
     return measure
+
+
+def sign_on_top(config: QuantConfig) -> int:
+    """The bits that are stored besides `quant.bits`."""
+    return int(stored_bits(1, config.sign_bit, config.grid)) - 1
 
 
 def _found(report: Report, config: QuantConfig) -> dict[str, Any]:

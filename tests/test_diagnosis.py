@@ -107,11 +107,29 @@ def test_nothing_is_explained_where_nothing_was_lost() -> None:
     ],
 )  # fmt: skip
 def test_what_is_advised_is_not_there_yet(config: QuantConfig, advice: tuple[str, ...]) -> None:
-    for change in ({"sqnr_db": 9.0}, {"sqnr_db": 9.0, "clipped_percent": 5.0}, {"sqnr_db": 9.0, "levels_used": 9}):
+    for change in ({"sqnr_db": 9.0, "clipped_percent": 5.0}, {"sqnr_db": 9.0, "levels_used": 9}):
         found = report(change)
         assert find(found, config).advice == advice
         assert diagnose(found, config).endswith(f". Try {' '.join(advice)}." if advice else ".")
         assert ("Try" in diagnose(found, config)) == bool(advice)
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (QuantConfig(granularity="channel", alpha_rule="max"), ("quant.grid=asymmetric", "quant.bits=5")),
+        (QuantConfig(granularity="channel", alpha_rule="max", sign_bit="included"), ("quant.grid=asymmetric",)),
+        (QuantConfig(granularity="channel", alpha_rule="max", grid="asymmetric"), ("quant=best",)),
+        (QuantConfig(granularity="channel", alpha_rule="max", grid="asymmetric",
+                     reconstruction=ReconstructionConfig(distill_steps=9)), ()),
+    ],
+)  # fmt: skip
+def test_too_few_levels_want_a_grid_without_a_waste_and_then_learning(
+    config: QuantConfig, advice: tuple[str, ...]
+) -> None:
+    found = report({"sqnr_db": 9.0})
+    assert find(found, config).cause == FEW_LEVELS
+    assert find(found, config).advice == advice
 
 
 def test_coarse_activations_are_calibrated_better_before_anything_is_learned() -> None:

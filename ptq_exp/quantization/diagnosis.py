@@ -76,7 +76,7 @@ def find(report: Report, config: QuantConfig) -> Finding:
         f"rounding to {worst.levels_available} levels, most in {worst.layer}, which uses {worst.levels_used} of them; "
         f"{_signal(worst)}"
     )
-    return Finding(FEW_LEVELS, text, _better_range(config) or _learning(report, config))
+    return Finding(FEW_LEVELS, text, _more_levels(report, config) or _learning(report, config))
 
 
 def has_one_range(report: Report) -> bool:
@@ -117,9 +117,17 @@ def _better_range(config: QuantConfig) -> tuple[str, ...]:
     return channel + (() if config.alpha_rule == "lp" else ("quant.alpha_rule=lp",))
 
 
+def _more_levels(report: Report, config: QuantConfig) -> tuple[str, ...]:
+    """A grid that fits both ends of the weights, at as many stored bits, has a level more and wastes none on a side."""
+    return () if config.grid != "symmetric" else ("quant.grid=asymmetric", *_same_storage(report, config))
+
+
 def _learning(report: Report, config: QuantConfig) -> tuple[str, ...]:
-    """Learned rounding and distillation at as many stored bits, unless that is what was done."""
-    if config.reconstruction.distill_steps:
-        return ()
+    """Learned rounding and distillation, at as many stored bits, unless that is what was done."""
+    return () if config.reconstruction.distill_steps else ("quant=best", *_same_storage(report, config))
+
+
+def _same_storage(report: Report, config: QuantConfig) -> tuple[str, ...]:
+    """The bits that a method without a sign on top of them takes for the same storage, where they are others."""
     on_top = config.sign_bit == "extra" and config.grid not in ("asymmetric", "float_zero_point")
-    return ("quant=best", f"quant.bits={round(report.bits_mean)}") if on_top else ("quant=best",)
+    return (f"quant.bits={round(report.bits_mean)}",) if on_top else ()
