@@ -47,6 +47,8 @@ def command_line() -> int:
         sys.stdout.flush()
         os._exit(130)  # tearing down the interpreter takes a second
     except SystemExit as stop:
+        if isinstance(stop.__cause__, Exception):  # a callback refused to start
+            return tell(stop.__cause__, show_traceback)
         if stop.code != 2:
             raise
         # argparse has said which argument it does not know.
@@ -54,12 +56,17 @@ def command_line() -> int:
         return 1
     except Exception as error:
         close_sweep()
-        message = explain(error, CONF)
-        if message is None or show_traceback:
-            raise
-        complain(message)
-        return 1
+        return tell(error, show_traceback)
     return 0
+
+
+def tell(error: Exception, show_traceback: bool) -> int:
+    """Print the message for a user's mistake and return the exit code 1; raise what is not one."""
+    message = explain(error, CONF)
+    if message is None or show_traceback:
+        raise error
+    complain(message)
+    return 1
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ import torch
 import yaml
 
 from bench.workers import read_lines, share_out
-from ptq_exp.checkpoints import FloatModel, load_or_train
+from ptq_exp.checkpoints import load_or_train
 from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation import evaluate
 from ptq_exp.experiment import pick_device
+from ptq_exp.float_model import FloatModel
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
 

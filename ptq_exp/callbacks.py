@@ -1,21 +1,28 @@
 """The Hydra callback of a multirun: one parent run in MLflow around the jobs, and one table at the end."""
 
 import atexit
+import itertools
+import math
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 
-from ptq_exp.errors import explain, without_password
-from ptq_exp.streams import complain
+from ptq_exp.errors import without_password
 
 # Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
+
+# The keys and groups that decide whether files fit each other: of a long sweep only these are checked beforehand.
+DECIDES_FILES = {"model", "data", "checkpoint", "device", "experiment"}
+MOST_CHECKED = 8  # composing a configuration takes a tenth of a second
 
 # sweep and what it needs import torch and plots: they are imported once a sweep starts, not for --help.
 
@@ -29,11 +36,16 @@ class SweepCallback(Callback):
     def __init__(self) -> None:
         self.finished = True
 
-    def on_multirun_start(self, config: Any, **_: Any) -> None:
+    def on_run_start(self, config: Any, **_: Any) -> None:
+        """Refuse a single job that cannot succeed, before it leaves anything behind."""
+        refuse_hopeless([config])
+
+    def on_multirun_start(self, config: Any, config_name: str | None = None, **_: Any) -> None:
         """Create the store and the parent run; tell the jobs, whichever process they run in, by the environment."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
+        refuse_hopeless(job_configs(config_name, list(config.hydra.overrides.task)))
         from ptq_exp import background, sweep, tracking
-        from ptq_exp.config import PROJECT_ROOT, TrackingConfig
+        from ptq_exp.config import PROJECT_ROOT, SWEPT_VARIABLE, TrackingConfig
         from ptq_exp.console import set_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE
 
@@ -45,13 +57,10 @@ class SweepCallback(Callback):
         cache = Path(config.cache_dir) if config.cache_dir else PROJECT_ROOT / "cache"
         try:
             self.parent = sweep.begin(settings, self.name, overrides, self.folder, cache, config.resume is True)
-        except Exception as error:  # Hydra would turn it into a warning and go on
-            message = explain(error, Path())
-            if message is None:
-                raise SystemExit(f"Error: {type(error).__name__}: {error}") from error
-            complain(message)
-            raise SystemExit(1) from error
+        except Exception as error:
+            raise SystemExit(1) from error  # run.py explains it; Hydra would turn it into a warning and go on
         os.environ[SWEEP_VARIABLE] = str(self.folder)
+        os.environ[SWEPT_VARIABLE] = " ".join(sorted(swept(overrides)))
         if self.parent.run_id:
             os.environ[tracking.PARENT_VARIABLE] = self.parent.run_id
         self.finished = False
@@ -78,13 +87,14 @@ class SweepCallback(Callback):
 
     def _finish(self) -> None:
         from ptq_exp import background, sweep, tracking
+        from ptq_exp.config import SWEPT_VARIABLE
         from ptq_exp.console import console, is_quiet
         from ptq_exp.jobs import SWEEP_VARIABLE, read_failures, read_jobs
         from ptq_exp.report.build import REPORT_FILE
         from ptq_exp.summary import answers, as_series, failure_line, titled, with_labels
         from ptq_exp.table import ResultTable
 
-        for variable in (SWEEP_VARIABLE, tracking.PARENT_VARIABLE):
+        for variable in (SWEEP_VARIABLE, SWEPT_VARIABLE, tracking.PARENT_VARIABLE):
             os.environ.pop(variable, None)
         problems = background.finish()
         if background.interrupted():
@@ -129,6 +139,43 @@ def close_sweep() -> None:
 
 def sweep_name(overrides: list[str]) -> str:
     """`sweep quant.bits=4,8`: the overrides that take several values, or all of them where none does."""
+    return without_password(" ".join(["sweep", *(swept(overrides).values() or overrides)]))
+
+
+def swept(overrides: list[str]) -> dict[str, str]:
+    """The overrides that take several values, by their keys."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    swept = [text for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()]
-    return without_password(" ".join(["sweep", *(swept or overrides)]))
+    return {
+        override.get_key_element().lstrip("+"): text
+        for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()
+    }  # fmt: skip
+
+
+def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
+    """The configurations of a sweep's jobs; of a long sweep without the keys that decide nothing about files."""
+    every, files = [], []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        key = override.get_key_element()
+        swept_here = override.is_sweep_override()
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept_here else [text]
+        every.append(values)
+        if not swept_here or key.lstrip("+").partition(".")[0] in DECIDES_FILES:
+            files.append(values)
+    short = math.prod(map(len, every)) <= MOST_CHECKED
+    jobs = list(itertools.product(*(every if short else files)))
+    if len(jobs) > MOST_CHECKED:  # too many to look at beforehand: each is checked in its turn
+        return []
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return [hydra.compose_config(config_name, list(job), RunMode.RUN, with_log_configuration=False) for job in jobs]
+
+
+def refuse_hopeless(configs: list[Any]) -> None:
+    """End the program, with a `UserError` as the cause, where no job can succeed."""
+    from ptq_exp.config import before_the_job
+    from ptq_exp.preflight import check_all
+
+    try:
+        check_all([before_the_job(config) for config in configs])
+    except Exception as error:
+        raise SystemExit(1) from error

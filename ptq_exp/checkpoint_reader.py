@@ -20,12 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ptq_exp.console import progress
+from ptq_exp.console import log, progress
 from ptq_exp.errors import UserError, did_you_mean
+from ptq_exp.identification import COUNTERS, Shapes, differences, identify, shortened
 from ptq_exp.quantization.checked import load_checked
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, alone or nested
 # Left: what other projects call it (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: what we call it.
 RENAMES = [
     (r"^features\.init_block\.conv\.", "conv1."),
@@ -37,11 +38,9 @@ RENAMES = [
     (r"\.downsample\.", ".shortcut."),
     (r"^(fc|output|classifier)\.", "linear."),
 ]
-QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|\.alpha$|\.scale$|zero_point")
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-KUANGLIU = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-CHENYAOFO_CIFAR100 = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
+QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
+# What a training loop stores beside the weights as their accuracy: best_prec1, best_acc, acc, test_top1, val_acc1 ...
+CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
 
 
 @dataclass
@@ -54,16 +53,21 @@ class Checkpoint:
     architecture: str
     options: dict[str, Any]  # depth, and shortcut where the architecture has one
     classes: int
-    mean: tuple[float, ...] | None = None  # the normalization it was trained with, where that is known
-    std: tuple[float, ...] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # of a file of our own: normalization, classes, recipe ...
+    claim: tuple[str, float] | None = None  # the name and the percent of the accuracy that the file says it has
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std that the network was trained with, where the file says so."""
+        about = self.metadata
+        return (tuple(about["mean"]), tuple(about["std"])) if "mean" in about and "std" in about else None
 
 
 def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
     """Read the checkpoint file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
 
-    Raises `UserError` where there is no such file, it is broken, it would need more than tensors, it was
-    trained quantization-aware, or it holds no network that is known here.
+    Raises `UserError` where there is no such file, it is damaged, it would need more than tensors, it was
+    trained quantization-aware, or no network that is known here can hold it.
     """
     if "://" not in location:
         return _read(Path(location).expanduser(), location)
@@ -85,35 +89,25 @@ def _read(path: Path, location: str) -> Checkpoint:
         )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     content, metadata = _load(path)
-    weights, container, parallel = _unwrap(content, path)
+    weights = _unwrap(content, path)
     _refuse_quantization_aware(weights, path)
-    weights, layout = _rename(weights)
-    architecture, options = _identify(weights, path)
-    if broken := [key for key, value in weights.items() if not torch.isfinite(value).all()]:
-        raise UserError(f"checkpoint={path}: {broken[0]} holds values that are not numbers. The file is broken.")
-    mean, std = _normalization(layout, container, parallel, options, len(weights["linear.weight"]), metadata)
-    return Checkpoint(path, sha256, weights, architecture, options, len(weights["linear.weight"]), mean, std, metadata)
+    original, weights = weights, _rename(weights)
+    found = identify(_shapes(weights), path, _shapes(original))
+    weights = {key: _dense(key, value, path) for key, value in weights.items()}
+    claim = _claim({**content, **metadata} if isinstance(content, dict) else metadata)
+    return Checkpoint(path, sha256, weights, found.architecture, found.options, found.classes, metadata, claim)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy the weights into `model`. Only `num_batches_tracked` may be missing; `UserError` lists the rest."""
-    expected = model.state_dict()
-    missing = [k for k in expected if k not in checkpoint.weights and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in checkpoint.weights if k not in expected]
-    shapes = [
-        f"{k} {tuple(value.shape)} instead of {tuple(expected[k].shape)}"
-        for k, value in checkpoint.weights.items()
-        if k in expected and value.shape != expected[k].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    if any(problems.values()):
-        found = "; ".join(f"{name}: {_shortened(keys)}" for name, keys in problems.items() if keys)
-        raise UserError(f"checkpoint={checkpoint.path} does not fit the network. {found}.")
+    expected = _shapes(model.state_dict())
+    if problems := differences(expected, _shapes(checkpoint.weights)):
+        raise UserError(f"checkpoint={checkpoint.path} does not fit the network. {problems}.")
     model.load_state_dict(checkpoint.weights, strict=False)
 
 
-def _shortened(keys: list[str]) -> str:
-    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+def _shapes(weights: dict[str, Tensor]) -> Shapes:
+    return {key: tuple(value.shape) for key, value in weights.items()}
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -134,10 +128,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         raise
     except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
         if "weights_only" in str(error) and "Unsupported operand" not in str(error):
-            raise UserError(
-                f"checkpoint={path} holds more than tensors: loading it could run code hidden in it, so it is "
-                f"refused. Save its state_dict() alone, with torch.save or as safetensors."
-            ) from error
+            raise _more_than_tensors(path, str(error)) from error
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise UserError(
             f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {reason}). Expected is a file of "
@@ -145,21 +136,43 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str, bool]:
-    """The state dict inside its container and without prefixes, the container's name, and whether `nn.DataParallel`
-    wrote it."""
+def _more_than_tensors(path: Path, reason: str) -> UserError:
+    """Names the class that stands in the way and the line that saves the file anew, as it is in most files."""
+    name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|(?:class|global) ([\w]+(?:\.[\w]+)+)", reason)
+    culprit = f" ({next(filter(None, name.groups()))})" if name else ""
+    rescued = path.with_name(f"{path.stem}-weights.pt")
+    keys = ", ".join(f"'{container}'" for container in CONTAINERS)
+    return UserError(
+        f"checkpoint={path} holds more than tensors{culprit}: loading it could run code hidden in it, so it is "
+        f"refused. If you trust its author, this line saves the state_dict() alone:\n"
+        f"python -c \"import torch; f = torch.load('{path}', 'cpu', weights_only=False); "
+        f"w = next((f[k] for k in ({keys}) if k in f), f) if isinstance(f, dict) else f; "
+        f"torch.save(w.state_dict() if hasattr(w, 'state_dict') else w, '{rescued}')\""
+    )
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside its container and without prefixes."""
     container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
     weights = content[container] if container else content
-    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
-    if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not _is_state_dict(weights):
         raise UserError(
             f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
             f"{', '.join(CONTAINERS)}."
         )
-    parallel = all(key.startswith("module.") for key in weights)
+    others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
+    if others:
+        log.info(
+            "checkpoint=%s: the weights under %s are used, not those under %s.", path, container, shortened(others)
+        )
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights, container, parallel
+    return weights
+
+
+def _is_state_dict(content: Any) -> bool:
+    named = isinstance(content, dict) and len(content) > 0 and all(isinstance(key, str) for key in content)
+    return named and all(isinstance(value, Tensor) for value in content.values())
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
@@ -170,67 +183,49 @@ def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
         )
     if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
         raise UserError(
-            f"checkpoint={path} was trained quantization-aware ({_shortened(found[:3])}): its weights are adapted to "
+            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}): its weights are adapted to "
             f"another quantizer, so post-training results on it would mislead. Give the float checkpoint."
         )
 
 
-def _rename(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The weights under our names, and the project whose names they had."""
-    keys = list(weights)
-    if any("init_block" in key for key in keys):
-        layout = "pytorchcv"
-    elif any(".downsample." in key for key in keys):
-        layout = "chenyaofo"
-    else:
-        layout = ""
+def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under our names."""
     renamed = {}
     for key, value in weights.items():
         for pattern, replacement in RENAMES:
             key = re.sub(pattern, replacement, key)
         # pytorchcv counts the blocks of a stage from 1.
         renamed[re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", key)] = value
-    return renamed, layout
+    return renamed
 
 
-def _identify(weights: dict[str, Tensor], path: Path) -> tuple[str, dict[str, Any]]:
-    """Architecture and options, told from the keys."""
-    if "linear.weight" in weights:
-        if weights["linear.weight"].dim() != 2:
-            shape = tuple(weights["linear.weight"].shape)
-            raise UserError(f"checkpoint={path}: linear.weight has the shape {shape}, not (classes, features).")
-        blocks = {match[0] for key in weights if (match := re.match(r"layer\d+\.\d+\.", key))}
-        if blocks and "conv1.weight" in weights:
-            depth, stages = 2 * len(blocks) + 2, len({block.split(".")[0] for block in blocks})
-            if stages != 3 or (depth - 2) % 6:
-                raise UserError(
-                    f"checkpoint={path} holds a ResNet of {stages} stages with {len(blocks)} blocks ({depth} layers). "
-                    f"Known here are CIFAR ResNets of three equal stages (20, 32, 44, 56, 110 layers)."
-                )
-            conv = any(".shortcut." in key for key in weights)
-            return "resnet", {"depth": depth, "shortcut": "conv" if conv else "pad"}
-        convolutions = [key for key, value in weights.items() if key.startswith("features.") and value.dim() == 4]
-        if convolutions:
-            return "vgg", {"depth": len(convolutions) + 3}
-    raise UserError(
-        f"checkpoint={path} holds no network that is known here (a CIFAR ResNet or VGG). "
-        f"Its keys: {_shortened(list(weights))}."
-    )
+def _dense(key: str, value: Tensor, path: Path) -> Tensor:
+    """The tensor with all its values. Raises `UserError` where they are no finite floats (a counter may be whole)."""
+    problem = ""
+    if value.is_meta:
+        problem = "has a shape and no values (it was saved from the meta device)"
+    elif not value.is_floating_point() and not key.endswith(COUNTERS):
+        problem = f"holds {str(value.dtype).removeprefix('torch.')} values, and float weights are needed"
+    elif value.layout != torch.strided:
+        return _dense(key, value.to_dense(), path)
+    elif not torch.isfinite(value).all():
+        problem = "holds values that are not numbers. The file is broken"
+    if problem:
+        raise UserError(f"checkpoint={path}: {key} {problem}.")
+    return value
 
 
-def _normalization(
-    layout: str, container: str, parallel: bool, options: dict[str, Any], classes: int, metadata: dict[str, Any]
-) -> tuple[Any, Any]:
-    """Mean and std the network was trained with: our own files say, some projects are known by their layout."""
-    if "mean" in metadata:
-        return tuple(metadata["mean"]), tuple(metadata["std"])
-    if layout == "chenyaofo" and classes == 100:
-        return CHENYAOFO_CIFAR100
-    if (layout or container == "net") and classes == 10:
-        return KUANGLIU
-    if classes == 10 and container == "state_dict" and parallel and options.get("shortcut") == "pad":
-        return IMAGENET  # akamaster's pytorch_resnet_cifar10
-    return None, None
+def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
+    """The first entry of a file that is named like an accuracy; shares are told from percent by their size."""
+    for key, value in content.items():
+        single = isinstance(value, Tensor) and value.numel() == 1
+        if not isinstance(key, str) or not CLAIM.fullmatch(key) or not (single or isinstance(value, int | float)):
+            continue
+        number = float(value)
+        percent = 100 * number if number <= 1 else number
+        if 0 < percent <= 100:
+            return key, percent
+    return None
 
 
 def _download(url: str, cache: Path, timeout: float) -> Path:

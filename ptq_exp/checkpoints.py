@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from ptq_exp.checkpoint_reader import Checkpoint, load_weights, read_checkpoint
-from ptq_exp.config import PROJECT_ROOT, Config, digest
+from ptq_exp.config import PROJECT_ROOT, Config, digest, swept_keys
 from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.errors import UserError
+from ptq_exp.float_model import FloatModel, check_images_fit, from_file
 from ptq_exp.models import build_model
 from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.training import TrainingState, resolve_recipe, train
 
 SHIPPED = PROJECT_ROOT / "checkpoints"
 Watch = Callable[[], AbstractContextManager[Any]]  # what watches a training
-
-
-@dataclass
-class FloatModel:
-    """A float network on its device, ready to be evaluated and quantized."""
-
-    model: nn.Module
-    normalize: Normalizer
-    digest: str  # SHA-256 (hex) of the training configuration and data, or of the file it came from
-    options: dict[str, Any]  # what was really built: architecture, depth, shortcut
-    config: Config  # with the recipe and the normalization really used
-    source: str  # a sentence for the log
-    history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
 
 
 def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch: Watch = nullcontext) -> FloatModel:
@@ -55,11 +41,13 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     where a file is missing or does not fit.
     """
     if config.checkpoint not in ("auto", "train"):
-        return _from_file(config, dataset, device)
+        return from_file(config, dataset, device)
     options = {key: value for key, value in config.model.items() if key != "name"}
     if options.get("shortcut") == "auto":
         options["shortcut"] = "conv"
-    config = _with_normalization(resolve_recipe(config, dataset), dataset, None)
+    config = resolve_recipe(config, dataset)
+    data = replace(config.data, mean=config.data.mean or list(dataset.mean), std=config.data.std or list(dataset.std))
+    config = replace(config, data=data)
     identity: dict[str, Any] = {
         "model": options,
         "data": dataset.fingerprint(),
@@ -74,9 +62,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
         identity["trainer"].append("fused")
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
     # Before what the store may hold: the same configuration gives the same network on every machine.
-    if config.checkpoint == "auto" and (file := shipped(config, options, dataset)):
-        found = _from_file(replace(config, checkpoint=str(file)), dataset, device)
-        found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
+    if config.checkpoint == "auto" and (found := _shipped_instead(config, options, dataset, device, entry)):
         return found
     stored = "best" if config.trainer.select.startswith("best") else "last"
     float_digest = digest(identity, stored)
@@ -84,7 +70,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     model = build_model(classes=len(dataset.classes), **options).to(device)
     model.to(memory_format=torch.channels_last)
     normalize = Normalizer(config.data.mean or (), config.data.std or (), device)
-    _check_images_fit(model, dataset, normalize)
+    check_images_fit(model, dataset, device)
     with entry.locked():
         if config.checkpoint == "train":
             entry.clear()
@@ -94,11 +80,40 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
                 state = train(model, dataset, normalize, config, entry.training_state(), entry.save_state)
             history = state.history
             entry.finish(state, _metadata(options, config, dataset))
-        load_weights(model, read_checkpoint(str(entry.folder / f"{stored}.safetensors"), config.cache, 0))
+        model.load_state_dict(load_checked(entry.folder / f"{stored}.safetensors")[0])
     epoch = {"last": "last epoch", "best_test": "best epoch on the test set, so its accuracy is optimistic"}
     chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
     source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
     return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
+
+
+def _shipped_instead(
+    config: Config, options: dict[str, Any], dataset: Dataset, device: torch.device, entry: "StoreEntry"
+) -> FloatModel | None:
+    """The shipped network, where it stands in for a training.
+
+    In a sweep over seeds it does not: it is one seed's, and the others would be compared with it. Without a GPU it also
+    stands in for a training that differs only in the epoch that is kept, since that takes hours.
+    """
+    last_epoch = replace(config, trainer=replace(config.trainer, select="last"))
+    other_epoch = config.trainer.select == "best_test" and device.type == "cpu" and not entry.complete()
+    file = shipped(last_epoch if other_epoch else config, options, dataset)
+    if file is None:
+        return None
+    if "seed" in swept_keys():
+        log.info(
+            "This sweep varies the seed, so every seed trains its own network: the shipped one is seed %d's. To keep "
+            "one network and vary the calibration images, sweep quant.calibration_seed.", config.seed,
+        )  # fmt: skip
+        return None
+    found = from_file(replace(last_epoch, checkpoint=str(file)), dataset, device)
+    found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
+    if other_epoch:
+        log.warning(
+            "Without a GPU this training would take hours: the shipped network stands in. It was trained by the same "
+            "recipe and holds the last epoch, not the best one on the test set. checkpoint=train trains as configured."
+        )
+    return found
 
 
 def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path | None:
@@ -126,76 +141,6 @@ def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path |
         if same_data or dataset.fingerprint() == about["data_fingerprint"]:
             return path
     return None
-
-
-def _check_images_fit(model: nn.Module, dataset: Dataset, normalize: Normalizer) -> None:
-    """Raise `UserError` where the network cannot take images of this size."""
-    try:
-        with torch.no_grad():
-            model.eval()(normalize(dataset.test_images[:1]))
-    except RuntimeError as error:
-        size = "x".join(map(str, dataset.test_images.shape[2:]))
-        raise UserError(
-            f"The network does not take the images of {dataset.name} ({size} pixels). Set data.resize=32."
-        ) from error
-
-
-def _from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
-    checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
-    options = _fitting_options(config, checkpoint, dataset)
-    model = build_model(classes=checkpoint.classes, **options)
-    load_weights(model, checkpoint)
-    model.to(device).to(memory_format=torch.channels_last)
-    config = _with_normalization(config, dataset, checkpoint)
-    source = f"read from {checkpoint.path} ({_describe(options)}, {checkpoint.classes} classes)"
-    normalize = Normalizer(config.data.mean or (), config.data.std or (), device)
-    _check_images_fit(model, dataset, normalize)
-    return FloatModel(model.eval(), normalize, checkpoint.sha256, options, config, source)
-
-
-def _fitting_options(config: Config, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """The network's options by the file; `UserError` where the configuration or the data says otherwise."""
-    found = {"architecture": checkpoint.architecture, **checkpoint.options}
-    for key, value in found.items():
-        wanted = config.model.get(key)
-        if wanted not in (value, "auto"):
-            remedy = "model.shortcut=auto" if key == "shortcut" else f"model={_group_option(found)}"
-            raise UserError(
-                f"checkpoint={checkpoint.path} does not fit: it holds a {_describe(found)}, "
-                f"and model.{key} is {wanted}. Set {remedy}."
-            )
-    if checkpoint.classes != len(dataset.classes):
-        raise UserError(
-            f"checkpoint={checkpoint.path} does not fit: it tells {checkpoint.classes} classes apart, and the data "
-            f"({dataset.name}) has {len(dataset.classes)}. Choose its data set, data=cifar10 for example."
-        )
-    return found
-
-
-def _group_option(options: dict[str, Any]) -> str:
-    return f"{options['architecture']}{options['depth']}"
-
-
-def _describe(options: dict[str, Any]) -> str:
-    name = {"resnet": "ResNet", "vgg": "VGG"}.get(options["architecture"], options["architecture"])
-    shortcut = f" with {options['shortcut']} shortcuts" if "shortcut" in options else ""
-    return f"{name}-{options.get('depth', '')}{shortcut}"
-
-
-def _with_normalization(config: Config, dataset: Dataset, checkpoint: Checkpoint | None) -> Config:
-    """Mean and std: as configured, else the checkpoint's where they are known, else the data set's."""
-    source: Checkpoint | Dataset = checkpoint if checkpoint and checkpoint.mean is not None else dataset
-    mean, std = source.mean, source.std
-    if checkpoint and (config.data.mean is None or config.data.std is None):
-        if source is dataset:
-            whose = f"the constants of {dataset.name} (the checkpoint's are not known)"
-        elif "mean" in checkpoint.metadata:
-            whose = "the checkpoint's own constants"
-        else:
-            whose = "the constants of the project whose files look like this one (data.mean and data.std overrule them)"
-        log.info("Normalization by %s: mean %s, std %s.", whose, list(mean or ()), list(std or ()))
-    data = replace(config.data, mean=config.data.mean or list(mean or ()), std=config.data.std or list(std or ()))
-    return replace(config, data=data)
 
 
 def _metadata(options: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:

@@ -7,6 +7,7 @@ The dataclasses are plain Python: neither Hydra nor OmegaConf is needed to build
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ptq_exp.method import words_of
 from ptq_exp.quantization.spec import QuantConfig
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# Set by a sweep for its jobs, whichever process they run in: the keys that take several values.
+SWEPT_VARIABLE = "PTQ_EXP_SWEPT_KEYS"
 
 
 @dataclass
@@ -28,6 +31,7 @@ class DataConfig:
     std: list[float] | None = None
     resize: int | None = None
     skip_broken: bool = False
+    classes: list[str] | None = None
     download: bool = True
     timeout: float = 15.0
     validation_images: int = 0
@@ -88,6 +92,11 @@ class Config:
     command: list[str] = field(default_factory=list)
 
     @property
+    def calibration_seed(self) -> int:
+        """What decides the draw of the calibration images and of learned rounding."""
+        return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
+
+    @property
     def cache(self) -> Path:
         """Where decoded images and trained float models are kept between runs."""
         return Path(self.cache_dir) if self.cache_dir else PROJECT_ROOT / "cache"
@@ -96,6 +105,23 @@ class Config:
     def data_root(self) -> Path:
         """Where CIFAR-10 and CIFAR-100 are looked for and downloaded to, unless `data.root` says otherwise."""
         return Path(self.data.root).expanduser() if self.data.root else PROJECT_ROOT / "datasets"
+
+
+def swept_keys() -> list[str]:
+    """The keys that differ between the jobs of the sweep that this job belongs to; none outside of a sweep."""
+    return os.environ.get(SWEPT_VARIABLE, "").split()
+
+
+def before_the_job(cfg: Any) -> Config:
+    """What is known of a composed node before its job runs: without the values that only a running job has."""
+    from omegaconf import OmegaConf
+
+    known = {str(key): cfg[key] for key in cfg if key != "hydra" and not OmegaConf.is_interpolation(cfg, key)}
+    values: dict[str, Any] = {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in known.items()}
+    config = Config()
+    vars(config).update(values, command=list(cfg.hydra.overrides.task))
+    _refuse_unknown(config)
+    return config
 
 
 def from_hydra(cfg: Any) -> Config:

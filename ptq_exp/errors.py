@@ -6,6 +6,7 @@ misspelt word, the nearest valid spelling. `run.py` prints it without a tracebac
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -93,9 +94,12 @@ def explain(error: BaseException, conf: Path) -> str | None:
             f"Choose one: '- override /{mixed[1]}: <option>'."
         )
     if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _explain_unknown_key(unknown[1].split("@")[0], text, conf)
+        key = unknown[1].split("@")[0]
+        if key in known_keys(conf) and not (conf / key).is_dir():  # it takes entries of the user's own
+            return f"{key} cannot be set like this here. To add entries to it, put a plus sign before it: '+{key}=...'."
+        return _explain_unknown_key(key, conf)
     if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
-        return f"A YAML file: {_explain_unknown_key(wrong[2], text, conf)}"
+        return f"{_place_in_yaml(wrong[2], conf)}: {_explain_unknown_key(wrong[2], conf)}"
     if "MlflowException" in kinds:
         return f"MLflow: {text.splitlines()[0]}"
     if "Ambiguous value for argument" in text:
@@ -159,15 +163,42 @@ def _explain_missing_option(text: str, conf: Path) -> str:
     return f"{group}={option} is not known.{did_you_mean(option, options)} Allowed: {', '.join(options)}."
 
 
-def _explain_unknown_key(key: str, text: str, conf: Path) -> str:
-    keys = known_keys(conf)
+def _place_in_yaml(key: str, conf: Path) -> str:
+    """The file and the line that set a dotted key: `conf/quant/mine.yaml, line 3`."""
+    import yaml
+
+    folders = [conf, *(Path(found) for found in re.findall(r"file://([^\],]+)", " ".join(sys.argv)))]
+    for path in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
+        try:
+            text = path.read_text(encoding="utf-8")
+            root = yaml.compose(text)
+        except (OSError, ValueError, yaml.YAMLError):  # a broken file elsewhere is another mistake
+            continue
+        in_group = path.parent not in folders and "@package _global_" not in text
+        prefix = f"{path.parent.name}." if in_group else ""
+        if key.startswith(prefix) and (line := _line_of(root, key.removeprefix(prefix))):
+            return f"{path}, line {line}"
+    return "A YAML file"
+
+
+def _line_of(node: object, key: str) -> int | None:
+    """The line, counted from 1, on which a YAML node sets a dotted key."""
+    first, _, rest = key.partition(".")
+    for name, value in getattr(node, "value", []) if type(node).__name__ == "MappingNode" else []:
+        if name.value == key or (name.value == first and not rest):
+            return int(name.start_mark.line) + 1
+        if name.value == first and (found := _line_of(value, rest)):
+            return found
+    return None
+
+
+def _explain_unknown_key(key: str, conf: Path) -> str:
+    keys = known_keys(conf) - {key}  # a file of the user's own may spell it so
     if "." not in key and (conf / key).is_dir():
         return (
             f"{key} is a group, and its option cannot be chosen here. In a YAML file of conf/experiment the first line "
             f"must be '# @package _global_', and the option is chosen under 'defaults' as '- override /{key}: ...'."
         )
-    if key in keys:  # known, but in another option of its group: `data.resize` of another data set, say
-        return f"{key} cannot be set like this here. To add entries to it, put a plus sign before it: '+{key}=...'."
     parent = key.rpartition(".")[0]
     siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
     where = f"Keys of '{parent}'" if parent else "Top-level keys"

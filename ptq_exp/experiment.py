@@ -15,15 +15,17 @@ from torch import Tensor
 from ptq_exp import jobs, results, resume, tracking
 from ptq_exp.arithmetic import keep_freed_memory
 from ptq_exp.background import later
-from ptq_exp.checkpoints import FloatModel, Watch, load_or_train, weights_digest
+from ptq_exp.checkpoints import Watch, load_or_train, weights_digest
 from ptq_exp.config import Config, digest, from_hydra
 from ptq_exp.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 from ptq_exp.evaluation import Evaluation, evaluate
+from ptq_exp.float_model import FloatModel
 from ptq_exp.gpus import claim
 from ptq_exp.method import NAME_LETTERS, shortened, typed_or_changed
+from ptq_exp.plausibility import warn_if_implausible
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
@@ -46,7 +48,7 @@ class Prepared:
     float_model: FloatModel
     baseline: Evaluation
     network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
-    calibrations: dict[int, tuple[Tensor, Memo]] = field(default_factory=dict)  # by number of images
+    calibrations: dict[tuple[int, int], tuple[Tensor, Memo]] = field(default_factory=dict)  # by number and seed
 
 
 def run(cfg: Any) -> dict[str, float]:
@@ -77,6 +79,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
         ledger.write(folder, job.run_id)
         shared = prepare(config, device, job.system_metrics)
         dataset, float_model = shared.dataset, shared.float_model
+        config = dataclasses.replace(config, model=float_model.config.model)  # a file may hold another depth
         name = run_name(config, dataset.name)
         job.rename(name)
         calibration, memo = calibrate(shared, config)
@@ -84,7 +87,7 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
         for bits in config.quant.bit_widths():
             started = time.perf_counter()
             quantized, report = quantize(
-                float_model.model, config.quant, bits, calibration, config.seed, show_progress,
+                float_model.model, config.quant, bits, calibration, config.calibration_seed, show_progress,
                 reconstruction_store(config, shared, bits, device), memo,
             )  # fmt: skip
             seconds = time.perf_counter() - started
@@ -135,6 +138,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
         log.info("Float model: %s.", float_model.source)
         baseline = measure(float_model.model, dataset, float_model, "Evaluating the float network")
         log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
+        warn_if_implausible(baseline, dataset, float_model.claim)
         _prepared.clear()
         data = float_model.config.data
         network = digest(weights_digest(float_model.model), data.mean, data.std)
@@ -163,7 +167,16 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{claim(cards)}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
+    device = torch.device(check_device(name))
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams and graphs are made on the current device
+    return device
+
+
+def check_device(name: str) -> str:
+    """The device's name as torch has it: `gpu` means cuda. Raises `UserError` where there is no such device."""
+    kind, colon, number = name.partition(":")
+    kind = "cuda" if kind == "gpu" else kind
     check_choice("device", kind, ["auto", "cuda", "cpu"])
     if number and not (kind == "cuda" and number.isdecimal()):
         raise UserError(f"device={name} is not known. Allowed: auto, cuda, cuda:N with a number N, cpu.")
@@ -171,10 +184,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
         )
-    device = torch.device(name)
-    if device.index is not None:
-        torch.cuda.set_device(device)  # streams and graphs are made on the current device
-    return device
+    return f"{kind}{colon}{number}"
 
 
 def hardware(device: torch.device) -> str:
@@ -194,15 +204,16 @@ def run_name(config: Config, dataset_name: str) -> str:
 
 
 def calibrate(shared: Prepared, config: Config) -> tuple[Tensor, Memo]:
-    """Normalized training images (N, 3, H, W), drawn by the seed, their labels not looked at; and what jobs with the
-    same images share."""
-    count = config.quant.calibration_images
-    if count not in shared.calibrations:
+    """Normalized training images (N, 3, H, W), drawn by the calibration seed, their labels not looked at; and what jobs
+    with the same images share."""
+    count, seed = config.quant.calibration_images, config.calibration_seed
+    if (count, seed) not in shared.calibrations:
         images = shared.dataset.train_images
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         shared.calibrations.clear()  # one draw at a time: it can be large
-        shared.calibrations[count] = shared.float_model.normalize(images[order[:count].to(images.device)]), Memo()
-    return shared.calibrations[count]
+        chosen = shared.float_model.normalize(images[order[:count].to(images.device)])
+        shared.calibrations[count, seed] = chosen, Memo()
+    return shared.calibrations[count, seed]
 
 
 def show_progress(description: str, steps: int) -> Any:
@@ -216,8 +227,11 @@ def reconstruction_store(config: Config, shared: Prepared, bits: int, device: to
     """Where the units of a learned rounding are kept, so that an interrupted one goes on; None without one."""
     if config.quant.rounding == "nearest":
         return None
-    method = dataclasses.asdict(config.quant) | {"bits": bits, "name": "", "sensitivity": False}
-    key = digest(RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.seed, device.type)
+    unrelated = {"name": "", "sensitivity": False, "calibration_seed": None}
+    method = dataclasses.asdict(config.quant) | unrelated | {"bits": bits}
+    key = digest(
+        RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.calibration_seed, device.type
+    )
     return config.cache / "reconstruction" / key[:16]
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ptq_exp import plots
 from ptq_exp.background import draw, later
-from ptq_exp.checkpoints import FloatModel
 from ptq_exp.config import Config, digest
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation
+from ptq_exp.float_model import FloatModel
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.allocation import pareto
 from ptq_exp.quantization.apply import prepare

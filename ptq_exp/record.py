@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from ptq_exp import figures
-from ptq_exp.checkpoints import FloatModel
 from ptq_exp.config import Config, flatten
 from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, without_password
+from ptq_exp.float_model import FloatModel
 from ptq_exp.jobs import write_record
 from ptq_exp.method import words_of
 from ptq_exp.report.build import write_job

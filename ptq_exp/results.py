@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from ptq_exp import figures
-from ptq_exp.checkpoints import FloatModel
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation import Evaluation, drop_interval
+from ptq_exp.float_model import FloatModel
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.files import save_quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report

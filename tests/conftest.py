@@ -4,12 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PTQ_EXP_SHARED_DATA", ROOT.parent / "shared"))
@@ -19,9 +22,51 @@ sys.path.insert(0, str(ROOT))
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# Nothing of a test's stays in the working tree, and how quick a machine is decides nothing.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"ptq_exp-hypothesis-{os.getuid()}")
+settings.register_profile("ptq_exp", database=None, deadline=None)
+settings.load_profile("ptq_exp")
+
 # One short training on few images: its accuracy means nothing, its steps are all of a real job's.
 FEW = ["data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=1", "trainer.batch_size=32"]
 TINY = ["model.depth=8", *FEW]  # a ResNet-8 has every kind of layer that a ResNet-20 has
+
+
+# The tools' own caches may change, and sources while somebody edits them.
+TOOLS = {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+LEFT_BY_RUNS = {"outputs", "cache", "datasets", "mlartifacts", "mlruns", "mlflow.db"}
+BEFORE: dict[str, float] = {}
+
+
+def working_tree() -> dict[str, float]:
+    """Every path of the working tree, and when it was changed if runs write it; 0 for what people write."""
+    found: dict[str, float] = {}
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in TOOLS and not name.endswith(".egg-info")]
+        for path in (Path(folder) / name for name in [*folders, *files]):
+            inside = path.relative_to(ROOT)
+            by_runs = inside.parts[0] in LEFT_BY_RUNS and path.is_file()
+            found[inside.as_posix()] = path.stat().st_mtime if by_runs else 0.0
+    return found
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # once, not in every worker
+        BEFORE.update(working_tree())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if BEFORE and working_tree() != BEFORE:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Nothing that a test does may touch the working tree: `tmp_path` is the place to write."""
+    after = working_tree()
+    changed = sorted(path for path in {*BEFORE, *after} if BEFORE.get(path) != after.get(path)) if BEFORE else []
+    if changed:
+        terminalreporter.section("The working tree changed while the tests ran", red=True)
+        terminalreporter.write_line("\n".join(changed[:20]))
 
 
 @dataclass

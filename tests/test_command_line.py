@@ -78,7 +78,8 @@ MISTAKES = [
     (["data.mean=[0.5,0.5]"], ["data.mean", "three numbers"]),
     (["data.std=[0,1,1]"], ["data.std", "positive"]),
     (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
-    (["device=gpu"], ["device=gpu", "cuda"]),
+    (["device=gpu"], ["device=gpu is not there", "CUDA devices"]),
+    (["device=graphics"], ["device=graphics", "cuda"]),
     (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
     (["data=image_folder"], ["data.root is needed"]),
     (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "does not exist"]),
@@ -221,7 +222,12 @@ def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("# @package _global_\nquant: {act_bit: 8}\n", ["quant.act_bit", "Did you mean 'quant.act_bits'?"]),
+        ("# @package _global_\nquant: {act_bit: 8}\n", ["mine.yaml, line 2", "quant.act_bit", "'quant.act_bits'?"]),
+        ("# @package _global_\n\nsede: 1\n", ["mine.yaml, line 3", "'sede'", "Did you mean 'seed'?"]),
+        (
+            "# @package _global_\ntrainer:\n  epochs: 2\n  batch: 8\n",
+            ["mine.yaml, line 4", "'trainer.batch'", "trainer.batch_size"],
+        ),
         ("defaults:\n  - override /quant: mse\n", ["# @package _global_"]),
         (
             "# @package _global_\ndefaults:\n  - override /quant: [best, mse]\n",
@@ -238,11 +244,22 @@ def test_a_mistake_in_ones_own_experiment_is_told(cli: Cli, tmp_path: Path, cont
     assert "Traceback" not in outcome.err
     for word in words:
         assert word in outcome.err
+    assert "plus sign" not in outcome.err
 
 
-def test_the_traceback_flag_shows_the_traceback() -> None:
-    command = [sys.executable, "run.py", "quant.bits=99", "--traceback", "tracking=none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_a_misspelt_key_in_ones_own_preset_is_told_with_file_and_line(cli: Cli, tmp_path: Path) -> None:
+    own = tmp_path / "own" / "quant" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("bits: [4]\n# finer\ngranularty: channel\n")
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "quant=mine", *TINY)
+    assert outcome.code == 1
+    assert f"{own}, line 3: There is no key 'quant.granularty'. Did you mean 'quant.granularity'?" in outcome.err
+    assert "plus sign" not in outcome.err
+
+
+def test_the_traceback_flag_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), "quant.bits=99", "--traceback", "tracking=none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "quant.bits=99" in done.stderr

@@ -326,7 +326,9 @@ def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     (tmp_path / "tree" / "train" / "cat" / "1.png").write_bytes(png(clear))
     loaded = load(tmp_path, "image_folder", root=str(tmp_path / "tree"))
     assert np.array_equal(loaded.train_images[0].numpy(), np.stack([grey] * 3))
-    assert np.array_equal(loaded.train_images[1].numpy(), clear[:, :, :3].transpose(2, 0, 1))
+    colours, alpha = np.split(clear.astype(float), [3], axis=2)
+    shown = np.rint(colours * alpha / 255 + (255 - alpha)).astype(np.uint8)  # on white
+    assert np.array_equal(loaded.train_images[1].numpy(), shown.transpose(2, 0, 1))
 
 
 def test_mixed_sizes_without_resize_name_the_odd_file(tmp_path: Path) -> None:

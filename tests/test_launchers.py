@@ -46,7 +46,7 @@ def test_every_launcher_composes(cli: Callable[..., Outcome], launcher: str) -> 
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_launcher_that_is_not_installed_is_said(launcher: str) -> None:
+def test_a_launcher_that_is_not_installed_is_said(launcher: str, tmp_path: Path) -> None:
     """In a process that has no plugins."""
     code = (
         "import runpy, sys, types\n"
@@ -55,7 +55,7 @@ def test_a_launcher_that_is_not_installed_is_said(launcher: str) -> None:
         "sys.argv = ['run.py', *sys.argv[1:]]\n"
         "runpy.run_path('run.py', run_name='__main__')"
     )
-    given = ["quant.bits=2,3", f"hydra/launcher={launcher}", "tracking=none", "-m", "hydra.sweep.dir=/tmp/nowhere"]
+    given = ["quant.bits=2,3", f"hydra/launcher={launcher}", "tracking=none", "-m", f"hydra.sweep.dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "pip install -e '.[" in done.stderr

@@ -15,7 +15,7 @@ from conftest import FEW, Outcome
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from ptq_exp.checkpoints import load_or_train, shipped
+from ptq_exp.checkpoints import SHIPPED, load_or_train, shipped
 from ptq_exp.config import Config, DataConfig, TrainerConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset, Recipe
@@ -370,7 +370,7 @@ def test_the_stored_checkpoint_can_be_given_as_a_file(cli: Callable[..., Outcome
         pytest.fail("the network that was just trained is not in the store")
     outcome = cli(*FEW, f"checkpoint={file}", "data.test_limit=48")
     assert outcome.code == 0, outcome.err
-    assert "Normalization by the checkpoint's own constants" in outcome.out
+    assert "Normalization stored in the file: the file's own constants (mean 0.3054 0.3054 0.3054" in outcome.out
     wrong = cli(*FEW, f"checkpoint={file}", "model=resnet56")
     assert wrong.code == 1
     assert "holds a ResNet-20" in wrong.err
@@ -422,3 +422,34 @@ def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Pa
 def test_the_fast_recipe_trains(cli: Callable[..., Outcome]) -> None:
     outcome = cli("trainer=fast", "data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=2")
     assert outcome.code == 0, outcome.err
+
+
+def test_in_a_sweep_over_seeds_no_seed_takes_the_shipped_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seed 0's shipped network would be compared with networks of another training."""
+    caplog.set_level("INFO", logger="ptq_exp")
+    _, digits = few_digits(tmp_path)
+    data = replace(digits, name="cifar10", recipe=Recipe(epochs=1), mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    monkeypatch.setattr("ptq_exp.checkpoints.shipped", lambda *_: SHIPPED / "resnet20-cifar10.safetensors")
+    config = Config(cache_dir=str(tmp_path))
+    assert "shipped" in load_or_train(config, data, CPU).source
+    monkeypatch.setenv("PTQ_EXP_SWEPT_KEYS", "quant.bits seed")
+    assert "trained in the store" in load_or_train(config, data, CPU).source
+    assert "quant.calibration_seed" in caplog.text
+    monkeypatch.setenv("PTQ_EXP_SWEPT_KEYS", "quant.bits quant.calibration_seed")
+    assert "shipped" in load_or_train(config, data, CPU).source
+
+
+def test_without_a_gpu_the_notebooks_experiment_takes_the_shipped_network_and_says_what_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, digits = few_digits(tmp_path)
+    data = replace(digits, name="cifar10", recipe=Recipe(), mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    plain = Config(cache_dir=str(tmp_path), trainer=TrainerConfig(select="best_test"))
+    found = load_or_train(plain, data, CPU)
+    assert "shipped with ptq_exp" in found.source
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("Without a GPU" in line and "last epoch" in line and "checkpoint=train" in line for line in warnings)
+    few = replace(plain, trainer=TrainerConfig(select="best_test", epochs=1), checkpoint="train")
+    assert "trained in the store" in load_or_train(few, replace(data, recipe=Recipe(epochs=1)), CPU).source

@@ -13,7 +13,7 @@ from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.errors import UserError, check_choice
 
-_NOT_DATA_SETS = {"archive", "dataset", "loader"}
+_NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "pixels"}
 
 
 def load_dataset(config: Config, device: torch.device) -> Dataset:
@@ -23,6 +23,8 @@ def load_dataset(config: Config, device: torch.device) -> Dataset:
     """
     names = {module.name for module in pkgutil.iter_modules(__path__)} - _NOT_DATA_SETS
     check_choice("data.name", config.data.name, names)
+    if config.data.classes is not None and config.data.name != "image_folder":
+        raise UserError(f"data.classes has no effect with data={config.data.name}, whose classes have a fixed order.")
     dataset: Dataset = importlib.import_module(f"{__name__}.{config.data.name}").load(config)
     dataset = dataset.limited(config.data.train_limit, config.data.test_limit)
     held_out = config.data.validation_images

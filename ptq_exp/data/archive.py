@@ -1,6 +1,7 @@
 """The files of a folder, a zip or a tar, read in memory and never unpacked to disk. Archives are taken as hostile."""
 
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -30,7 +31,7 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
     lead out of it, links, more entries or bytes than are sensible.
     """
     if root.is_dir():
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        names = [path.relative_to(root).as_posix() for path in files_below(root)]
         yield [name for name in names if wanted(name)], lambda name: (root / name).read_bytes()
     elif zipfile.is_zipfile(root):
         try:
@@ -45,6 +46,25 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
         yield list(contents), contents.__getitem__
     else:
         raise UserError(f"data.root={root} is neither a folder nor a zip or tar archive.")
+
+
+def files_below(root: Path) -> list[Path]:
+    """Every file below the folder `root`, also in folders that are links; sorted. A link to a folder that it lies in is
+    not followed."""
+    found: list[Path] = []
+
+    def walk(folder: Path, above: frozenset[str]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:
+            return
+        for path in folder.iterdir():
+            if path.is_dir():
+                walk(path, above | {real})
+            elif path.is_file():
+                found.append(path)
+
+    walk(root, frozenset())
+    return sorted(found)
 
 
 def _check_zip(root: Path, archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> None:

@@ -13,9 +13,14 @@ def load(config: Config) -> Dataset:
     try:
         return cifar10.load(config)
     except cifar10.DataUnavailable as error:
-        if config.checkpoint not in ("auto", "train"):
-            raise UserError(
-                f"The digits do not stand in for CIFAR-10 where checkpoint={config.checkpoint} is given. Name the "
-                f"data set that it was trained on, data=image_folder or data=digits for example. {error}"
-            ) from error
+        refuse_stand_in(config, error)
         return replace(digits.load(config), note=f"data=auto uses the digits inside scikit-learn: {error}")
+
+
+def refuse_stand_in(config: Config, error: cifar10.DataUnavailable) -> None:
+    """Raise `UserError` where a checkpoint file is given: the digits are not what it was trained on."""
+    if config.checkpoint not in ("auto", "train"):
+        raise UserError(
+            f"The digits do not stand in for CIFAR-10 where checkpoint={config.checkpoint} is given. Name the "
+            f"data set that it was trained on, data=image_folder or data=digits for example. {error}"
+        ) from error

@@ -20,14 +20,24 @@ from ptq_exp.console import console, is_quiet, log
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
 from ptq_exp.errors import UserError
 
+READER = datasets.CIFAR10
+
 
 class DataUnavailable(UserError):
     """The data set is not on disk and could not be downloaded."""
 
 
+def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
+    """The answer where the data is not on disk and may not be downloaded."""
+    return DataUnavailable(
+        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
+        f"or the archive {reader.filename} there, set data.root to the folder that holds it, or set data.download=true."
+    )
+
+
 def load(config: Config) -> Dataset:
     """CIFAR-10: 50,000 training and 10,000 test images in 10 classes."""
-    return load_cifar("cifar10", datasets.CIFAR10, CIFAR10_MEAN, CIFAR10_STD, config)
+    return load_cifar("cifar10", READER, CIFAR10_MEAN, CIFAR10_STD, config)
 
 
 def load_cifar(
@@ -41,11 +51,8 @@ def load_cifar(
     try:
         train, test = reader(root, train=True), reader(root, train=False)
     except RuntimeError:  # torchvision: a file is missing or its checksum is wrong
-        if not config.data.download:
-            raise DataUnavailable(
-                f"{name} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
-                f"there, set data.root to the folder that holds it, or set data.download=true."
-            ) from None
+        if not (config.data.download or (root / reader.filename).is_file()):
+            raise missing(reader, root) from None
         download(reader, root, config.data.timeout)
         train, test = reader(root, train=True), reader(root, train=False)
     return Dataset(
@@ -61,7 +68,7 @@ def load_cifar(
 
 
 def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None:
-    """Fetch, verify and unpack the archive into `root`, all or nothing.
+    """Fetch, verify and unpack the archive into `root`, all or nothing. One that lies there is not fetched again.
 
     torchvision checks the archive's MD5. The files appear in `root` by one rename, so that a killed download
     leaves nothing that could be taken for the data; a second process waits for the first.
@@ -71,8 +78,11 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
         with FileLock(root / f".{reader.base_folder}.lock"), _socket_timeout(timeout):
             if _complete(reader, root):
                 return
-            log.info("Downloading %s to %s.", reader.__name__, root)
+            packed = (root / reader.filename).absolute()
+            log.info("%s %s to %s.", "Unpacking" if packed.is_file() else "Downloading", reader.__name__, root)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as scratch, _own_progress_bar():
+                if packed.is_file():
+                    (Path(scratch) / reader.filename).symlink_to(packed)
                 reader(scratch, download=True)
                 target = root / reader.base_folder
                 if target.exists():  # incomplete or broken, or torchvision would have read it

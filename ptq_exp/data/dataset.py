@@ -43,7 +43,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the class names and of every image and label: equal for equal data, however stored."""
-        sha = hashlib.sha256("\n".join(self.classes).encode())
+        sha = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
         for tensor in (
             self.train_images,
             self.train_labels,

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,20 +24,21 @@ import torch
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
-from ptq_exp.config import Config
-from ptq_exp.console import track
-from ptq_exp.data.archive import Read, open_tree
+from ptq_exp.config import Config, DataConfig, digest
+from ptq_exp.console import log, track
+from ptq_exp.data import class_names
+from ptq_exp.data.archive import Read, files_below, open_tree
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, nearest, parts_of
+from ptq_exp.data.pixels import as_rgb
 from ptq_exp.errors import UserError
 
-SPLITS = ("train", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 # What Pillow, zipfile and zlib raise for an image or archive member that is damaged, encrypted or no image.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 MAX_PIXELS = 50_000_000  # of one image; decoding a larger one would take hundreds of megabytes
-CACHE_VERSION = 2  # raised when decoding changes, so that no older cache is read
+CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so that no older cache is read
 
 # One image: its split, its class and the key that opens it.
 Member = tuple[str, str, str]
@@ -48,22 +49,40 @@ def load(config: Config) -> Dataset:
 
     Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
     """
+    root = existing_root(config)
+    folder = config.cache / "images" / f"{source_digest(root)[:16]}-{_variant(config)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        cached = _read_cache(folder, root.name)
+        if cached is None:
+            _decode(root, config.data, folder)
+            cached = _read_cache(folder, root.name)
+    if cached is None:
+        raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
+    dataset, order = cached
+    if order:
+        log.info("The classes are in the order of %s: %s.", order, class_names.shown(dataset.classes))
+    return dataset
+
+
+def existing_root(config: Config) -> Path:
+    """The folder or archive of the images. Raises `UserError` where it is missing, or CIFAR-10's own archive."""
     if config.data.root is None:
         raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
     root = Path(config.data.root).expanduser()
     if not root.exists():
         raise UserError(f"data.root={root} does not exist.")
-    kind = f"{config.data.resize or 'as-is'}{'-skipped' if config.data.skip_broken else ''}"
-    folder = config.cache / "images" / f"{source_digest(root)[:16]}-{kind}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        dataset = _read_cache(folder, root.name)
-        if dataset is None:
-            _decode(root, config.data.resize, config.data.skip_broken, folder)
-            dataset = _read_cache(folder, root.name)
-    if dataset is None:
-        raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
-    return dataset
+    if root.is_file() and (advice := cifar_itself(root)):
+        raise UserError(advice)
+    return root
+
+
+def _variant(config: Config) -> str:
+    """What else than the images decides what they are decoded to."""
+    words = [str(config.data.resize or "as-is")]
+    words += ["skipped"] if config.data.skip_broken else []
+    words += [f"classes-{digest(config.data.classes)[:8]}"] if config.data.classes is not None else []
+    return "-".join(words)
 
 
 def source_digest(root: Path) -> str:
@@ -72,11 +91,11 @@ def source_digest(root: Path) -> str:
     if root.is_file():
         sha.update(file_digest(root))
     else:
-        for path in sorted(root.rglob("*")):
-            if not path.is_file():
-                continue
+        for path in files_below(root):
             status = path.stat()
-            sha.update(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            sha.update(os.fsencode(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            if path.name == class_names.FILE:  # two lines exchanged leave its size
+                sha.update(path.read_bytes())
     return sha.hexdigest()
 
 
@@ -92,32 +111,42 @@ def _digest_of(path: Path, size: int, modified: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _read_cache(folder: Path, name: str) -> Dataset | None:
-    """The cached data set, or None where there is none or its contents no longer match its checksum."""
+def _read_cache(folder: Path, name: str) -> tuple[Dataset, str] | None:
+    """The cached data set and whose order its classes have, or None where there is none or its contents no longer match
+    its checksum."""
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         arrays: dict[str, Any] = {
             f"{split}_{part}": torch.from_numpy(np.load(folder / f"{split}_{part}.npy", mmap_mode="c"))
             for split in SPLITS
             for part in ("images", "labels")
         }
         dataset = Dataset(name=name, classes=tuple(metadata["classes"]), note=metadata["note"], **arrays)
-        return dataset if dataset.fingerprint() == metadata["fingerprint"] else None
+        return (dataset, str(metadata["order"])) if dataset.fingerprint() == metadata["fingerprint"] else None
     except (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, tokenize.TokenError, MemoryError):
         return None  # numpy reads the head of its files as Python source, which a flipped bit makes anything
 
 
-def _decode(root: Path, resize: int | None, skip_broken: bool, folder: Path) -> None:
+def _decode(root: Path, data: DataConfig, folder: Path) -> None:
     """Decode every image below `root` into `folder`, which appears complete or not at all."""
     broken: list[str] = []
-    with open_tree(root, lambda name: _as_member(name) is not None) as (names, read):
+    seen: dict[str, None] = {}  # every file: what is not wanted explains why nothing was found
+
+    def wanted(name: str) -> bool:
+        seen[name] = None
+        return _as_member(name) is not None or parts_of(name)[-1] == class_names.FILE
+
+    with open_tree(root, wanted) as (names, read):
         members = [member for name in names if (member := _as_member(name))]
-        classes = _classes(members, root)
+        _check_layout(members, root, list(seen))
+        classes, order = class_names.ordered(
+            list({member[1] for member in members}), *_class_list(data, root, members, names, read)
+        )
         arrays: dict[str, np.ndarray] = {}
         size: tuple[int, ...] | None = None
         for split in SPLITS:
             chosen = sorted(member for member in members if member[0] == split)
-            decoded = track(_decode_all(chosen, read, resize, skip_broken), len(chosen), f"Decoding {split} images")
+            decoded = track(_decode_all(chosen, read, data), len(chosen), f"Decoding {split} images")
             pairs = list(zip(chosen, decoded, strict=True))
             broken += [member[2] for member, image in pairs if image is None]
             whole = [(member, image) for member, image in pairs if image is not None]
@@ -139,27 +168,28 @@ def _decode(root: Path, resize: int | None, skip_broken: bool, folder: Path) -> 
         complete.mkdir()
         for key, array in arrays.items():
             np.save(complete / f"{key}.npy", array)
-        content = {"classes": classes, "fingerprint": fingerprint, "note": note}
-        (complete / "metadata.json").write_text(json.dumps(content))
+        content = {"classes": classes, "order": order, "fingerprint": fingerprint, "note": note}
+        (complete / "metadata.json").write_text(json.dumps(content), encoding="utf-8")
         if folder.exists():  # its checksum was wrong
             shutil.rmtree(folder)
         os.replace(complete, folder)
 
 
-def _decode_all(members: list[Member], read: Read, resize: int | None, skip_broken: bool) -> Iterator[Any]:
+def _decode_all(members: list[Member], read: Read, data: DataConfig) -> Iterator[Any]:
     """Decode in threads: Pillow releases the interpreter lock. With `skip_broken` an unreadable image is None."""
+    resize = data.resize
 
     def decode(key: str) -> np.ndarray | None:
         try:
             file = Image.open(io.BytesIO(read(key)))
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width}x{file.height} pixels are too many")
-            image = file.convert("RGB")
+            image = as_rgb(file)
             if resize is not None and image.size != (resize, resize):
                 image = image.resize((resize, resize), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
         except UNREADABLE as error:
-            if skip_broken:
+            if data.skip_broken:
                 return None
             raise UserError(
                 f"{key} is not an image that can be read ({_plain(error)}). Repair or remove it, "
@@ -175,25 +205,41 @@ def _plain(error: BaseException) -> str:
     return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _classes(members: list[Member], root: Path) -> list[str]:
-    """The sorted class names, after checking that both splits have images of known classes."""
+def _check_layout(members: list[Member], root: Path, seen: list[str]) -> None:
+    """Raise `UserError` unless both splits have images, of the same classes as far as is known."""
     found = {split: {member[1] for member in members if member[0] == split} for split in SPLITS}
     for split in SPLITS:
         if not found[split]:
             raise UserError(
-                f"data.root={root} has no classes: no image matches {split}/<class>/<name> below it. "
-                f"Expected are the folders train and test with one folder of images for each class "
+                cifar_itself(root, seen)
+                or f"data.root={root} has no classes: no image matches {split}/<class>/<name> below it. "
+                f"{nearest(seen)} Expected are the folders train and test with one folder of images for each class "
                 f"({', '.join(sorted(SUFFIXES))})."
             )
     if unknown := found["test"] - found["train"]:
         raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which train does not have.")
-    return sorted(found["train"])
+
+
+def _class_list(
+    data: DataConfig, root: Path, members: list[Member], names: list[str], read: Read
+) -> tuple[list[str] | None, str]:
+    """The list of classes that the user gave, and where it stands; None without one. The configuration's wins."""
+    if data.classes is not None:
+        return list(data.classes), "data.classes"
+    beside = {parts_of(name)[:-3] for *_, name in members}
+    files = [name for name in names if parts_of(name)[-1] == class_names.FILE and parts_of(name)[:-1] in beside]
+    if not files:
+        return None, ""
+    try:
+        lines = read(files[0]).decode("utf-8-sig").splitlines()
+    except UNREADABLE as error:
+        raise UserError(f"{files[0]} in data.root={root} cannot be read as text in UTF-8 ({error}).") from error
+    return [line.strip() for line in lines if line.strip()], files[0]
 
 
 def _as_member(name: str) -> Member | None:
     """`.../train/cat/1.png` as (train, cat, name); None for anything that is not an image of a split."""
-    path = PurePosixPath(name)
-    if len(path.parts) < 3 or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+    parts = parts_of(name)
+    if len(parts) < 3 or parts[-3] not in SPLITS or not is_image(name):
         return None
-    split, label = path.parts[-3:-1]
-    return (split, label, name) if split in SPLITS and "__MACOSX" not in path.parts else None
+    return parts[-3], parts[-2], name

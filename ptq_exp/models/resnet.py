@@ -1,5 +1,7 @@
 """CIFAR ResNets of depth 6n+2 (He et al. 2015, "Deep Residual Learning", section 4.2)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,3 +95,12 @@ def build(classes: int, depth: int = 20, shortcut: str = "conv") -> ResNet:
         raise UserError(f"model.depth={depth} is not 6n+2. Allowed: 20, 32, 44, 56, 110 and the like.")
     check_choice("model.shortcut", shortcut, ["auto", "conv", "pad"])
     return ResNet(depth, "pad" if shortcut == "pad" else "conv", classes)
+
+
+def guess(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The options of the ResNet that a state dict of these shapes comes closest to; None where it is none."""
+    blocks = {key.rpartition(".conv1.")[0] for key in shapes if key.endswith(".conv1.weight")}
+    depth = 2 * len(blocks) + 2
+    if "linear.weight" not in shapes or "conv1.weight" not in shapes or depth < 8 or (depth - 2) % 6:
+        return None
+    return {"depth": depth, "shortcut": "conv" if any(".shortcut." in key for key in shapes) else "pad"}

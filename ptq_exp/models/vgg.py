@@ -3,6 +3,8 @@
 The three fully connected layers of the ImageNet network are one, since five poolings leave 1x1 pixels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +46,11 @@ def build(classes: int, depth: int = 16) -> VGG:
     if depth not in STAGES:
         raise UserError(f"model.depth={depth} is not a VGG. Allowed: {', '.join(map(str, STAGES))}.")
     return VGG(depth, classes)
+
+
+def guess(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The options of the VGG that a state dict of these shapes comes closest to; None where it is none."""
+    convolutions = sum(key.startswith("features.") and len(shape) == 4 for key, shape in shapes.items())
+    if "linear.weight" not in shapes or convolutions + 3 not in STAGES:
+        return None
+    return {"depth": convolutions + 3}

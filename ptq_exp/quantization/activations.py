@@ -14,6 +14,7 @@ from ptq_exp.errors import UserError
 from ptq_exp.quantization.grids import UniformGrid, activation_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.progress import Progress, shown
 
 BINS = 4096
@@ -154,7 +155,8 @@ def quantize_activations(
     names = [name for name in layers if name in bits and name != spared]
     joints = additions(reference) if residual_bits is not None else []
     wanted = names + joints
-    seen = memo.once(("observations", id(reference), *wanted), lambda: observe(reference, wanted, images, progress))
+    every = memo.once(("observations", id(reference), *wanted), lambda: observe(reference, wanted, images, progress))
+    seen = {name: found for name, found in every.items() if found}  # a module may be there and never run
 
     def make(observation: Observation, width: int) -> ActivationQuantizer:
         signed = observation.low < 0
@@ -168,9 +170,10 @@ def quantize_activations(
         )
         return ActivationQuantizer(width, chosen, signed).to(images.device)
 
-    for name in names:
-        layers[name].activation = make(seen[name][0], bits[name])
-    for name in joints:
-        first_operand, second_operand = (make(observation, residual_bits or 0) for observation in seen[name])
-        model.set_submodule(name, QuantizedAddition(model.get_submodule(name), first_operand, second_operand))
-    return {name: seen[name][0] for name in names}
+    for name in seen:
+        if name in layers:
+            layers[name].activation = make(seen[name][0], bits[name])
+        else:
+            first_operand, second_operand = (make(observation, residual_bits or 0) for observation in seen[name])
+            replace_module(model, name, QuantizedAddition(model.get_submodule(name), first_operand, second_operand))
+    return {name: seen[name][0] for name in seen if name in layers}

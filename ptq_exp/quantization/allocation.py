@@ -14,6 +14,7 @@ from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.reconstruction import distill
 from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
@@ -35,7 +36,7 @@ def one_layer_at_a_time(
     round_weights(everything, config, plan)
     for name, layer in quantized_layers(everything).items():
         single = copy.deepcopy(rest or reference)
-        single.set_submodule(name, layer)
+        replace_module(single, name, layer)
         yield name, single
 
 

@@ -1,6 +1,7 @@
 """Quantize a network: prepare it, find the ranges, round the weights, calibrate the activations, correct, report."""
 
 import copy
+import math
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batc
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.modules import copy_network, materialize
 from ptq_exp.quantization.progress import Progress
 from ptq_exp.quantization.report import Report, layer_outputs, layer_report, make_report, sqnr_db
 from ptq_exp.quantization.rounding import EIGHT, learn_rounding, plan_bits, round_weights, target_layers
@@ -64,7 +66,8 @@ def quantize(
         reestimate_batch_norm(network, calibration)
     wanted = memo.once(("outputs", *kind), lambda: layer_outputs(reference, list(weights), calibration))
     found = layer_outputs(network, list(plan), calibration)
-    outputs = {name: sqnr_db(wanted[name], found[name]) for name in plan}
+    # A layer that does not run loses nothing.
+    outputs = {name: sqnr_db(wanted[name], found[name]) if name in wanted else math.inf for name in plan}
     rows = [
         layer_report(name, layer, weights[name], stored_bits(layer.bits, config.sign_bit, config.grid), outputs[name])
         for name, layer in quantized_layers(network).items()
@@ -73,10 +76,12 @@ def quantize(
 
 
 def prepare(model: nn.Module, config: QuantConfig) -> nn.Module:
-    """A float copy in evaluation mode, batch norm folded and layers equalized where the configuration says so."""
+    """A float copy in evaluation mode whose weights are plain parameters, batch norm folded and layers equalized where
+    the configuration says so. It computes what `model` does."""
     if not target_layers(model, config.layers):
         raise UserError("The network has no convolution, so there is nothing to quantize.")
-    reference = copy.deepcopy(model).eval()
+    reference = copy_network(model).eval()
+    materialize(reference)
     for parameter in reference.parameters():
         parameter.requires_grad_(False)
     if config.fold_batch_norm:

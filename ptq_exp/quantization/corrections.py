@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.chains import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.progress import Progress, shown
 
 BATCH = 256  # images at a time; only memory depends on it
@@ -16,7 +17,8 @@ BATCH = 256  # images at a time; only memory depends on it
 def fold_batch_norm(model: nn.Module) -> list[str]:
     """Move every batch norm that follows a convolution into its weights and bias, in place; returns their names.
 
-    The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14).
+    The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14): a batch norm of which the
+    graph does not prove that it can be folded stays.
     """
     pairs = batch_norm_pairs(model)
     for conv_name, norm_name in pairs:
@@ -25,11 +27,13 @@ def fold_batch_norm(model: nn.Module) -> list[str]:
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        deviation = torch.sqrt(norm.running_var + norm.eps)
+        factor = 1 / deviation if norm.weight is None else norm.weight / deviation
         conv.weight.mul_(factor.view(-1, 1, 1, 1))
-        before = conv.bias if conv.bias is not None else torch.zeros_like(norm.bias)
-        conv.bias = nn.Parameter((before - norm.running_mean) * factor + norm.bias)
-        model.set_submodule(norm_name, nn.Identity())
+        before = conv.bias if conv.bias is not None else torch.zeros_like(norm.running_mean)
+        after = (before - norm.running_mean) * factor
+        conv.bias = nn.Parameter(after if norm.bias is None else after + norm.bias)
+        replace_module(model, norm_name, nn.Identity())
     return [norm_name for _, norm_name in pairs]
 
 
@@ -49,8 +53,10 @@ def equalize(model: nn.Module, sweeps: int = 20) -> None:
                 continue
             rows = first.weight.flatten(1).abs().amax(1)
             columns = second.weight.transpose(0, 1).flatten(1).abs().amax(1)
-            usable = (rows > 0) & (columns > 0)
-            factor = torch.where(usable, torch.sqrt(rows * columns) / columns, torch.ones_like(rows))
+            factor = torch.sqrt(rows * columns) / columns
+            # Not where a channel has no weights, nor where they are too small for the arithmetic.
+            usable = (rows > 0) & (columns > 0) & (factor > 0) & torch.isfinite(factor)
+            factor = torch.where(usable, factor, torch.ones_like(rows))
             first.weight.div_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
             if first.bias is not None:
                 first.bias.div_(factor)
@@ -66,8 +72,9 @@ def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor, progr
     """
     layers = quantized_layers(model)
     wanted = output_means(reference, list(layers), images)
-    with shown(progress, "Correcting biases", len(layers)) as advance:
-        for name, layer in layers.items():
+    with shown(progress, "Correcting biases", len(wanted)) as advance:
+        for name in wanted:
+            layer = layers[name]
             found = output_means(model, [name], images)[name]
             bias = layer.layer.bias
             before = torch.zeros_like(found) if bias is None else bias.data
@@ -77,12 +84,13 @@ def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor, progr
 
 @torch.no_grad()
 def output_means(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """Mean output per channel (C,) of the modules called `names` over `images`."""
+    """Mean output per channel (C,) of those of the modules called `names` that run, over `images` and all calls."""
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
 
     def watch(name: str, output: Tensor) -> None:
-        channels = output.transpose(0, 1).flatten(1).double()
+        # Channels come second in images, and last in what a linear layer gives.
+        channels = output.movedim(1 if output.dim() == 4 else -1, 0).flatten(1).double()
         totals[name] = totals[name] + channels.sum(1) if name in totals else channels.sum(1)
         counts[name] += channels.shape[1]
 
@@ -96,7 +104,7 @@ def output_means(model: nn.Module, names: list[str], images: Tensor) -> dict[str
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (totals[name] / counts[name]).to(images) for name in names}
+    return {name: (total / counts[name]).to(images) for name, total in totals.items()}
 
 
 @torch.no_grad()
@@ -106,7 +114,7 @@ def reestimate_batch_norm(model: nn.Module, images: Tensor) -> None:
     An average over batches of equal size (Sun et al. 2019, "Hybrid 8-bit training"). Few or unaugmented images can
     do harm: on 1,024 of them a float ResNet-20 lost three points.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

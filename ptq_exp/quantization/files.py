@@ -11,6 +11,7 @@ from ptq_exp.errors import UserError
 from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import load_unique_state, materialize, replace_module, unique_state
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -21,13 +22,14 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
     layers = quantized_layers(model)
     tensors = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in unique_state(model).items()
         if name.removesuffix(".layer.weight") not in layers
     }
     for name, layer in layers.items():
         tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
     description = {
         "layers": {name: {"grid": _describe(layer.grid), "bits": layer.bits} for name, layer in layers.items()},
+        "batch_norms": [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)],
         "activations": {
             name: {"bits": module.bits, "signed": module.signed}
             for name, module in model.named_modules()
@@ -60,16 +62,22 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
     """
     try:
         tensors, metadata = load_checked(path)
+        materialize(float_model.eval())
         for name, module in list(float_model.named_modules()):
-            if isinstance(module, nn.BatchNorm2d) and f"{name}.weight" not in tensors:
-                float_model.set_submodule(name, nn.Identity())  # it was folded into its convolution
+            if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
+                replace_module(float_model, name, nn.Identity())  # it was folded into its convolution
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)
         _wrap_activations(float_model, metadata["activations"])
-        float_model.load_state_dict(tensors)
+        load_unique_state(float_model, tensors)
     except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
-    return float_model.eval(), metadata
+    return float_model, metadata
+
+
+def _left(name: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bool:
+    """Whether a batch norm was left as it is. Older files do not name them: there every one had weights."""
+    return name in metadata["batch_norms"] if "batch_norms" in metadata else f"{name}.weight" in tensors
 
 
 def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -82,7 +90,7 @@ def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dic
     wrapped = QuantizedLayer(layer, _grid(found["grid"]), scale.flatten(), zero_point.flatten(), found["bits"])
     wrapped.set_codes(tensors[f"{name}.codes"])
     tensors |= {f"{name}.codes": wrapped.codes, f"{name}.layer.weight": wrapped.layer.weight.data}
-    model.set_submodule(name, wrapped)
+    replace_module(model, name, wrapped)
 
 
 def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
@@ -97,4 +105,4 @@ def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) ->
         elif role == "first":
             second = described[f"{parent}.second"]
             other = ActivationQuantizer(second["bits"], 1.0, second["signed"])
-            model.set_submodule(parent, QuantizedAddition(model.get_submodule(parent), quantizer, other))
+            replace_module(model, parent, QuantizedAddition(model.get_submodule(parent), quantizer, other))

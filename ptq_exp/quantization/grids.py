@@ -117,14 +117,19 @@ def additive_powers_of_two(bits: int) -> tuple[float, ...]:
     return tuple(sorted({sign * value / largest for value in sums for sign in (-1.0, 1.0)}))
 
 
-def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor, zeros: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Scale and zero-point (both of the shape of `low`) that put the values from `low` to `high` on `grid`.
 
-    Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent.
+    Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent. Where
+    `zeros` (bool, the shape of `low`) is true zero is a level on every grid.
     """
     if kind == FLOAT_ZERO_POINT:
         scale = _positive((high - low) / (grid.levels - 1))
-        return scale, -low / scale
+        zero_point = -low / scale
+        if zeros is None or not zeros.any():
+            return scale, zero_point
+        with_zero = parameters(grid, ASYMMETRIC, low, high)
+        return torch.where(zeros, with_zero[0], scale), torch.where(zeros, with_zero[1], zero_point)
     if kind == ASYMMETRIC:
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)  # zero stays a level
         scale = _positive((high - low) / (grid.levels - 1))

@@ -55,22 +55,40 @@ class QuantizedLayer(nn.Module):
     `codes` (int32, the shape of the weights), `scale` and `zero_point` (one, or one for each output channel, shaped
     to broadcast) are the weights' stored form; the wrapped layer holds the same weights as floats, so that
     evaluation costs what it costs the float network. `soft`, set while weights are being learned, replaces them.
+    `zeros` (bool, the shape of the weights) says which weights stay exactly zero while others are learned; None: none.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
+    zeros: Tensor | None
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, grid: Grid, scale: Tensor, zero_point: Tensor, bits: float):
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, grid: Grid, scale: Tensor, zero_point: Tensor, bits: float,
+        zeros: Tensor | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
         self.soft: Tensor | None = None
+        # A parameter of its own: another module that shares it keeps the float values.
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
         weight = layer.weight.detach()
         self.register_buffer("scale", _per_group(scale, weight))
         self.register_buffer("zero_point", _per_group(zero_point, weight))
         self.register_buffer("codes", torch.empty_like(weight, dtype=torch.int32))
+        self.register_buffer("zeros", zeros, persistent=False)
         self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights in use, for networks that read them without calling the layer."""
+        return self.layer.weight if self.soft is None else self.soft
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the wrapped layer."""
+        return self.layer.bias
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value that the grid can take, shaped as `scale`."""

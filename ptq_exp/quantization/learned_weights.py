@@ -26,11 +26,20 @@ class PackedWeights(nn.Module):
         self.high = self._per_row([layer.grid.high for layer in layers])
         self.scale = torch.cat([layer.scale.reshape(-1, 1) for layer in layers])
         self.zero_point = torch.cat([layer.zero_point.reshape(-1, 1) for layer in layers])
+        self.zeros = self._zeros()
 
     def _per_row(self, values: list[int]) -> Tensor:
         device = self.layers[0].scale.device
         repeated = [torch.full((rows, 1), float(v)) for rows, v in zip(self.rows, values, strict=True)]
         return torch.cat(repeated).to(device)
+
+    def _zeros(self) -> Tensor | None:
+        """The weights that stay zero, as a matrix; None where there are none."""
+        found = [layer.zeros for layer in self.layers]
+        if all(zeros is None for zeros in found):
+            return None
+        pairs = zip(found, self.layers, strict=True)
+        return self.pack([torch.zeros_like(layer.codes, dtype=torch.bool) if z is None else z for z, layer in pairs])
 
     def pack(self, tensors: list[Tensor]) -> Tensor:
         """One tensor of each layer's weights' shape as a matrix; the padding is zero."""
@@ -70,7 +79,8 @@ class SoftRounding(PackedWeights):
 
     def share(self) -> Tensor:
         """h(v): 0 where a weight is rounded down, 1 where up."""
-        return torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+        share = torch.clamp(torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA, 0, 1)
+        return share if self.zeros is None else share.masked_fill(self.zeros, 0.0)
 
     def forward(self, beta: Tensor) -> Tensor:
         """Use the weights as they are now; returns how undecided they are: the sum of 1 - |2h - 1|^beta."""
@@ -101,10 +111,14 @@ class LearnedWeights(PackedWeights):
         """The zero-points as they are now."""
         return self.zero_point + self.movable * (self.offset - self.zero_point)
 
+    def _codes(self, rounded: Tensor) -> Tensor:
+        """On the grid; where weights stay zero the zero-point, which is whole there and does not move."""
+        codes = torch.clamp(rounded, self.low, self.high)
+        return codes if self.zeros is None else torch.where(self.zeros, self.zero_point, codes)
+
     def forward(self) -> None:
         """Use the weights as they are now."""
-        codes = torch.clamp(round_through(self.position), self.low, self.high)
-        self.use(codes, self.log_scale.exp(), self.moved())
+        self.use(self._codes(round_through(self.position)), self.log_scale.exp(), self.moved())
 
     def finish(self) -> None:
         """Keep scales, zero-points and rounded weights."""
@@ -113,4 +127,4 @@ class LearnedWeights(PackedWeights):
         for layer, scale, zero_point in parts:
             layer.scale.copy_(scale.view_as(layer.scale))
             layer.zero_point.copy_(zero_point.view_as(layer.zero_point))
-        self.settle(torch.clamp(torch.round(self.position), self.low, self.high))
+        self.settle(self._codes(torch.round(self.position)))

@@ -21,6 +21,7 @@ class RangeContext:
     multiplier: float = 3.0  # `quant.alpha_multiplier`
     percentile: float = 99.9  # `quant.percentile`
     norm: float = 2.4  # `quant.lp_norm`
+    zeros: Tensor | None = None  # (G,) bool: the groups in which zero must be a level, since weights are exactly zero
 
 
 Range = tuple[Tensor, Tensor]

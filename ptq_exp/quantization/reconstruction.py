@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ptq_exp.arithmetic import tf32
 from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.learned_weights import LearnedWeights, SoftRounding
 from ptq_exp.quantization.spec import ReconstructionConfig
 
@@ -38,26 +38,32 @@ class Settings:
     drop: float  # share of activations that pass unquantized (QDrop); 0 without
 
 
-def collect(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and output of the module called `name` on normalized `images`, for all of them at once: vectors (N, C), or
-    images (N, H, W, C), which `take` gives back as (B, C, H, W)."""
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of the module called `name` on normalized `images`, for all of them at once, one pair a call:
+    vectors (N, C), or images (N, H, W, C), which `take` gives back as (B, C, H, W)."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    calls = math.inf  # after which the rest of the network need not run
 
     def watch(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs.append(given[0].detach())
-        outputs.append(output.detach())
-        raise _Enough
+        seen.append((given[0].detach(), output.detach()))
+        if len(seen) == calls:
+            raise _Enough
 
     handle = model.get_submodule(name).register_forward_hook(watch)
+    batches = []
     try:
         with torch.no_grad():
-            for batch in images.split(BATCH):
+            model(images[:2])
+            calls = len(seen)
+            for batch in images.split(BATCH) if calls else ():
+                seen.clear()
                 with contextlib.suppress(_Enough):
                     model(batch)
+                batches.append(list(seen))
     finally:
         handle.remove()
-    return _pixels_first(torch.cat(inputs)), _pixels_first(torch.cat(outputs))
+    parts = [[torch.cat(tensors) for tensors in zip(*call, strict=True)] for call in zip(*batches, strict=True)]
+    return [(_pixels_first(given), _pixels_first(output)) for given, output in parts]
 
 
 def _pixels_first(x: Tensor) -> Tensor:
@@ -88,14 +94,20 @@ def reconstruct_unit(
 
     The unit's input is that of the quantized network, with QDrop mixed element by element with the float network's;
     its target is the output of `reference`, the float network (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop").
-    `weights` are the float weights by layer name. All randomness comes from torch's global generator.
+    Where it is called several times, all calls count alike. `weights` are the float weights of the layers to learn, by
+    name. All randomness comes from torch's global generator.
     """
     unit = model.get_submodule(name)
-    layers = {n: m for n, m in _with_prefix(unit, name) if isinstance(m, QuantizedLayer)}
-    quantizers = [m for m in unit.modules() if isinstance(m, ActivationQuantizer)]
-    quantized_input, _ = collect(model, name, images)
-    float_input, target = collect(reference, name, images)
-    power = target.square().mean().clamp(min=1e-12)
+    every = layers_of(model, unit)
+    layers = {n: layer for n, layer in every.items() if n in weights}
+    settled = {layer.activation for n, layer in every.items() if n not in weights}
+    quantizers = [m for m in unit.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
+    found = [given for given, _ in collect(model, name, images)]
+    wanted = collect(reference, name, images)
+    if not (layers and wanted):
+        return
+    calls = [(mine, *theirs) for mine, theirs in zip(found, wanted, strict=True)]
+    powers = [target.square().mean().clamp(min=1e-12) for *_, target in calls]
 
     soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
     _set_drop(quantizers, settings.drop)
@@ -108,14 +120,20 @@ def reconstruct_unit(
 
     def loss() -> Tensor:
         chosen = torch.randint(len(images), (settings.batch_size,), device=images.device)
-        x = take(quantized_input, chosen)
-        if settings.drop:
-            x = torch.where(torch.rand_like(x) < settings.drop, take(float_input, chosen), x)
+        inputs = []
+        for quantized_input, float_input, _ in calls:
+            x = take(quantized_input, chosen)
+            if settings.drop:
+                x = torch.where(torch.rand_like(x) < settings.drop, take(float_input, chosen), x)
+            inputs.append(x)
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
         undecided = soft(beta)
-        error = F.mse_loss(unit(x), take(target, chosen)) / power
-        return error + strength * undecided
+        errors = [
+            F.mse_loss(unit(x), take(target, chosen)) / power
+            for x, (*_, target), power in zip(inputs, calls, powers, strict=True)
+        ]
+        return sum(errors[1:], errors[0]) / len(errors) + strength * undecided
 
     def schedule(number: int) -> None:
         share = number / settings.steps
@@ -129,8 +147,10 @@ def reconstruct_unit(
     soft.finish()
 
 
-def _with_prefix(unit: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    return [(f"{name}.{n}" if n else name, m) for n, m in unit.named_modules()]
+def layers_of(model: nn.Module, unit: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers inside `unit`, by the names that they have in `model`."""
+    inside = set(unit.modules())
+    return {name: layer for name, layer in quantized_layers(model).items() if layer in inside}
 
 
 def _set_drop(quantizers: list[ActivationQuantizer], drop: float) -> None:

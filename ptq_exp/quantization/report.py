@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer
+from ptq_exp.quantization.modules import unique_state
+from ptq_exp.quantization.sparsity import percent_zero
 
 FLOAT_BYTES = 4
 IMAGES = 16  # of the calibration images, for the outputs' SQNR
@@ -26,6 +28,8 @@ class LayerReport:
     weight_std: float
     weight_max: float  # largest magnitude
     clipped_percent: float  # weights beyond alpha
+    sparsity_float_percent: float  # weights that are exactly zero in the float network
+    sparsity_percent: float  # ... and in the quantized one
     levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
     levels_available: int
     sqnr_db: float  # of the weights: 10 log10(sum w^2 / sum (w - w_q)^2)
@@ -61,6 +65,8 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
         weight_std=weight.std(correction=0).item(),
         weight_max=weight.abs().max().item(),
         clipped_percent=100 * ((weight > high + beyond) | (weight < low - beyond)).float().mean().item(),
+        sparsity_float_percent=percent_zero(weight),
+        sparsity_percent=percent_zero(layer.layer.weight.detach()),
         levels_used=round(used),
         levels_available=layer.grid.levels,
         sqnr_db=sqnr_db(weight, layer.layer.weight.detach()),
@@ -80,18 +86,19 @@ def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
 
 @torch.no_grad()
 def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """Outputs of the modules called `names`, on the first of the normalized `images`."""
-    found: dict[str, Tensor] = {}
+    """Outputs of those of the modules called `names` that run, on the first of the normalized `images`; of several
+    calls one after the other. Vectors."""
+    found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         # A copy: a ReLU that works in place comes next.
-        return lambda _, __, output: found.update({name: output.clone()})
+        return lambda _, __, output: found.setdefault(name, []).append(output.clone())
 
     handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     network(images[:IMAGES])
     for handle in handles:
         handle.remove()
-    return found
+    return {name: torch.cat([x.flatten() for x in several]) for name, several in found.items()}
 
 
 def make_report(
@@ -104,7 +111,7 @@ def make_report(
     weights = sum(row.weights for row in rows)
     code_bits = sum(row.weights * row.bits for row in rows)
     floats = 0
-    for name, tensor in model.state_dict().items():
+    for name, tensor in unique_state(model).items():
         # A symmetric grid has no zero-point to store.
         replaced = name.endswith((".codes", "num_batches_tracked")) or (
             name.endswith(".zero_point") and not tensor.any()

@@ -13,12 +13,14 @@ from ptq_exp.quantization import reconstruction
 from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import load_unique_state, replace_module, unique_state
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
+from ptq_exp.quantization.sparsity import groups_with_zeros, zeros_of
 from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
-RECONSTRUCTION_VERSION = 3  # raised when learned rounding changes, so that no older unit is taken from the store
+RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that no older unit is taken from the store
 
 
 def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
@@ -58,15 +60,17 @@ def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, float
     layers = {name: everything[name] for name in plan}
     first_conv = next(iter(everything.values())).weight.detach()
     grids = {name: weight_grid(bits, config.sign_bit, config.grid) for name, bits in plan.items()}
-    contexts = {
-        name: RangeContext(first_conv, grid, config.grid, config.alpha_multiplier, config.percentile, config.lp_norm)
-        for name, grid in grids.items()
-    }
     weights = {name: layer.weight.detach() for name, layer in layers.items()}
+    zeros = groups_with_zeros(weights, config.granularity)
+    numbers = (config.alpha_multiplier, config.percentile, config.lp_norm)
+    contexts = {
+        name: RangeContext(first_conv, grid, config.grid, *numbers, zeros[name]) for name, grid in grids.items()
+    }
     ranges = find_ranges(weights, contexts, config.alpha_rule, config.granularity)
     for name, layer in layers.items():
-        scale, zero_point = parameters(grids[name], config.grid, *ranges[name])
-        network.set_submodule(name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name]))
+        scale, zero_point = parameters(grids[name], config.grid, *ranges[name], zeros[name])
+        stay = zeros_of(weights[name], zeros[name])
+        replace_module(network, name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name], stay))
 
 
 def units(network: nn.Module, rounding: str) -> list[str]:
@@ -107,13 +111,20 @@ def learn_rounding(
         how.steps, how.batch_size, how.lr, how.act_lr, how.penalty, how.drop if config.act_bits is not None else 0.0
     )
     parts = units(network, config.rounding) if config.rounding != "nearest" else []
+    open_weights = dict(weights)
     for number, name in enumerate(parts):
+        # A layer that two units share is learned with the first.
+        own = {
+            n: open_weights.pop(n)
+            for n in reconstruction.layers_of(network, network.get_submodule(name))
+            if n in open_weights
+        }
         torch.manual_seed(seed * 1000 + number)
         file = store / f"{number:03d}.safetensors" if store else None
         if file and _restore(network.get_submodule(name), file, plan):
             continue
         with shown(progress, f"Reconstructing {name} ({number + 1}/{len(parts)})", how.steps) as advance:
-            reconstruction.reconstruct_unit(network, reference, name, images, weights, settings, advance)
+            reconstruction.reconstruct_unit(network, reference, name, images, own, settings, advance)
         if file:
             _keep(network.get_submodule(name), file, plan)
     whole = store / "distilled.safetensors" if store else None
@@ -128,7 +139,7 @@ def learn_rounding(
 def _keep(unit: nn.Module, file: Path, plan: dict[str, float]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
-    save_checked({key: value.cpu().contiguous() for key, value in unit.state_dict().items()}, partial, {"plan": plan})
+    save_checked({key: x.cpu().contiguous() for key, x in unique_state(unit).items()}, partial, {"plan": plan})
     partial.replace(file)
 
 
@@ -138,7 +149,7 @@ def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
         tensors, about = load_checked(file)
         if about["plan"] != plan:  # sensitivities are measured: another machine's may give another plan
             return False
-        unit.load_state_dict(tensors)
+        load_unique_state(unit, tensors)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
         return False
     return True

@@ -54,6 +54,7 @@ class QuantConfig:
     act_input_image: bool = False
     act_residual: bool = False
     calibration_images: int = 1024
+    calibration_seed: int | None = None
     fold_batch_norm: bool = False
     equalize: bool = False
     bias_correction: bool = False

@@ -30,7 +30,7 @@ def _smallest_error(groups: Tensor, context: RangeContext, power: float) -> Rang
 
     def attempt(candidate_low: Tensor, candidate_high: Tensor) -> None:
         nonlocal best, best_low, best_high
-        scale, zero_point = parameters(context.grid, context.kind, candidate_low, candidate_high)
+        scale, zero_point = parameters(context.grid, context.kind, candidate_low, candidate_high, context.zeros)
         rounded = context.grid.fake_quantize(groups, scale[:, None], zero_point[:, None])
         error = (rounded - groups).abs().pow(power).mean(dim=1)
         better = error < best

@@ -1,0 +1,78 @@
+"""The constants that images are normalized by: those in common use, and what the log calls them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
+
+EQUAL = 0.004  # mean and std closer than this are the same constants, rounded differently
+IMAGES = 10_000  # a data set's own statistics are measured on so many images
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Mean and std of the channels, red, green and blue, on a scale from 0 to 1."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def same_as(self, other: "Constants") -> bool:
+        """Whether both are the same constants, rounded differently."""
+        pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=True)
+        # A std of 1/255 must not equal 0: it is compared relatively, too.
+        return all(abs(a - b) <= EQUAL * min(1.0, 50 * max(abs(a), abs(b))) for a, b in pairs)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.values()})"
+
+    def values(self) -> str:
+        """`mean 0.5 0.5 0.5, std 0.5 0.5 0.5`."""
+        return f"mean {_numbers(self.mean)}, std {_numbers(self.std)}"
+
+    def as_override(self) -> str:
+        """The two keys as typed on the command line."""
+        return f"data.mean='[{_numbers(self.mean, ',')}]' data.std='[{_numbers(self.std, ',')}]'"
+
+
+KNOWN = (
+    Constants("CIFAR-10's statistics", CIFAR10_MEAN, CIFAR10_STD),
+    Constants("ImageNet's statistics", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # In kuangliu's pytorch-cifar and everything derived from it: the mean over images of each image's std.
+    Constants("the CIFAR-10 constants of pytorch-cifar", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    Constants("CIFAR-100's statistics", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    Constants("mean 0.5 and std 0.5", (0.5,) * 3, (0.5,) * 3),
+    Constants("values from 0 to 1", (0.0,) * 3, (1.0,) * 3),
+    Constants("values from 0 to 255", (0.0,) * 3, (1 / 255,) * 3),
+)
+
+
+def candidates(dataset: Dataset) -> list[Constants]:
+    """The known constants and, where they are none of these, the data set's own."""
+    own = own_constants(dataset)
+    return [*KNOWN, *([] if any(own.same_as(known) for known in KNOWN) else [own])]
+
+
+def own_constants(dataset: Dataset) -> Constants:
+    """Mean and std over the pixels of the training images (of a fixed draw of them, where there are many)."""
+    step = max(1, len(dataset.train_images) // IMAGES)
+    pixels = dataset.train_images[::step].transpose(0, 1).flatten(1)
+    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double().cpu()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ values
+    std = (share @ values.square() - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
+    rounded = [tuple(round(value, 4) for value in numbers.tolist()) for numbers in (mean, std)]
+    return Constants(f"{dataset.name}'s own statistics", rounded[0], rounded[1])
+
+
+def named(mean: tuple[float, ...], std: tuple[float, ...], whose: str) -> Constants:
+    """Constants under the name by which they are known, else called `whose`."""
+    found = Constants(whose, mean, std)
+    name = next((known.name for known in KNOWN if known.same_as(found)), whose)
+    return Constants(name, mean, std)
+
+
+def _numbers(values: tuple[float, ...], separator: str = " ") -> str:
+    return separator.join(f"{value:.4g}" for value in values)

@@ -1,0 +1,94 @@
+"""A network's modules taken as they are: weights that are computed at every call, modules and tensors that have
+several names."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from ptq_exp.errors import UserError
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """A deep copy. Weights that a hook computes (masks of pruning, weight norm) are results of autograd, which torch
+    does not copy: the copy gets their values."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    computed = {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
+    return copy.deepcopy(model, computed)
+
+
+@torch.no_grad()
+def materialize(model: nn.Module) -> None:
+    """Turn every weight that is computed when its module is called into a plain parameter of that value, in place.
+
+    What is rounded must be what the layer computes with. Known are parametrizations (weight norm, spectral norm, ...),
+    the older norms, which are hooks, and pruning masks. `model` must be in evaluation mode: training changes a spectral
+    norm at every call. Raises `UserError` for a convolution or linear layer whose weight is computed in another way.
+    """
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            _remove_parametrizations(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                _remove_spectral_norm(module, hook)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+        if isinstance(module, nn.Conv2d | nn.Linear) and "weight" not in module._parameters:
+            raise UserError(
+                f"The weight of {name} is computed at every call, in a way that is not known here: rounding it would "
+                f"change nothing. Make it a plain parameter first."
+            )
+
+
+def _remove_spectral_norm(module: nn.Module, hook: SpectralNorm) -> None:
+    remove_spectral_norm(module, hook.name)
+    for key, held in list(module._load_state_dict_pre_hooks.items()):  # torch's function does not find this one
+        if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
+            del module._load_state_dict_pre_hooks[key]
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    """Not torch's function: that changes the class, which a copied module shares with the original."""
+    values = {
+        tensor: (getattr(module, tensor).detach().clone(), next(sources.parameters(recurse=False), None) is not None)
+        for tensor, sources in module.parametrizations.items()  # type: ignore[union-attr, operator]
+    }
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for tensor, (value, trained) in values.items():
+        if trained:
+            module.register_parameter(tensor, nn.Parameter(value, requires_grad=False))
+        else:
+            module.register_buffer(tensor, value)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the module called `name` is, under every name that this module has."""
+    old = model.get_submodule(name)
+    places = [
+        (parent, child) for parent in model.modules() for child, module in parent._modules.items() if module is old
+    ]
+    for parent, child in places:
+        setattr(parent, child, new)
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every key of the state dict the first key of the same tensor: a module with two names is in it twice."""
+    first: dict[int, str] = {}
+    return {key: first.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, every tensor once."""
+    state = model.state_dict()
+    return {key: state[key] for key, first in first_names(model).items() if key == first}
+
+
+def load_unique_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load what `unique_state` gave. Raises `RuntimeError` where it is not all of it, or of another network."""
+    model.load_state_dict(tensors | {k: tensors[first] for k, first in first_names(model).items() if first in tensors})
