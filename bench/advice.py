@@ -25,6 +25,7 @@ from ptq_exp.evaluation import evaluate
 from ptq_exp.experiment import pick_device
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
+from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.spec import QuantConfig
 
@@ -33,7 +34,8 @@ PAGE = PROJECT_ROOT / "docs" / "methods.md"
 SHIPPED = PROJECT_ROOT / "checkpoints" / "resnet20-cifar10.safetensors"
 DIGITS = {"digits, ResNet-20": 20, "digits, ResNet-8": 8}  # by name, the depth
 Task = tuple[str, str, str]  # network, situation, change
-HELPED = 0.5  # points of top-1 that are more than chance: an image of 2,000 is 0.05
+HELPED = 0.5  # points of top-1: five images of a thousand
+LOST = 1.0  # points: where less was lost, there is nothing to help
 
 OF_TENSOR = {"alpha_rule": "std", "granularity": "tensor"}
 # Situation: the preset, the bits, and what is changed in the preset.
@@ -46,26 +48,28 @@ SITUATIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "a range for each channel, 90th percentile, 4 bits": ("mse", 4, {"alpha_rule": "percentile", "percentile": 90.0}),
     "mse, 2 bits": ("mse", 2, {}),
     "mse, 3 bits": ("mse", 3, {}),
+    "lp, 2 bits": ("mse", 2, {"alpha_rule": "lp"}),
+    "lp, 3 bits": ("mse", 3, {"alpha_rule": "lp"}),
     "mse for each tensor, 3 bits": ("mse", 3, {"granularity": "tensor"}),
     "mse for the network, 4 bits": ("mse", 4, {"granularity": "model"}),
     "a range for each tensor, 8 std, 5 bits": ("signed", 5, OF_TENSOR | {"alpha_multiplier": 8.0}),
     "per_channel, 3 bits": ("per_channel", 3, {}),
+    "per_channel on an asymmetric grid, 3 bits": ("per_channel", 3, {"grid": "asymmetric"}),
     "per_channel, 8 bits, activations 3": ("per_channel", 8, {"act_bits": 3}),
     "mse, 8 bits, activations 3": ("mse", 8, {"act_bits": 3}),
     "adaround, 2 bits": ("adaround", 2, {}),
 }  # fmt: skip
+LEARNING = "quant=best"
 BY_CHANNEL = "quant.granularity=channel"
-# What is tried where the diagnosis names a cause: its advice is among it.
+RULES = ("quant.alpha_rule=mse", "quant.alpha_rule=lp", "quant.alpha_rule=max")
+# What is tried besides the advice, where the diagnosis names a cause.
 CHANGES: dict[str, tuple[str, ...]] = {
-    ONE_RANGE: (*(f"{BY_CHANNEL} quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.alpha_rule=mse"),
-    CLIPPING: (*(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), BY_CHANNEL, "quant=best"),
-    WIDE_RANGE: (*(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), BY_CHANNEL),
-    ACTIVATIONS: ("quant.act_rule=mse", "quant.act_rule=percentile", "quant=best"),
-    FEW_LEVELS: (
-        *(f"quant.alpha_rule={rule}" for rule in ("mse", "lp", "max")), "quant.grid=asymmetric", "quant=best",
-        "quant=mixed",
-    ),
-}  # fmt: skip
+    ONE_RANGE: (*(f"{BY_CHANNEL} {rule}" for rule in RULES), "quant.alpha_rule=mse"),
+    CLIPPING: (*RULES, BY_CHANNEL),
+    WIDE_RANGE: (*RULES, BY_CHANNEL),
+    ACTIVATIONS: ("quant.act_rule=mse", "quant.act_rule=percentile"),
+    FEW_LEVELS: (*RULES, "quant.grid=asymmetric"),
+}
 
 
 def main() -> None:
@@ -81,15 +85,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    networks = [SHIPPED.name, *(Path(name).name for name in arguments.checkpoint), *DIGITS]
+    networks = [*DIGITS, SHIPPED.name, *(Path(name).name for name in arguments.checkpoint)]
     starts = [(network, situation, "") for network in networks for situation in SITUATIONS]
     measure_missing(starts, arguments)
-    causes = {(line["network"], line["situation"]): line.get("cause", "") for line in before(arguments.results)}
-    measure_missing([
-        (network, situation, change)
-        for network in networks for situation in SITUATIONS
-        for change in CHANGES.get(causes.get((network, situation), ""), ()) if applies(situation, change)
-    ], arguments)  # fmt: skip
+    tasks = [
+        (line["network"], line["situation"], change)
+        for line in read_lines(arguments.results) if not line["change"]
+        for change in dict.fromkeys([line["advice"], *CHANGES[line["cause"]]]) if applies(line["situation"], change)
+    ]  # fmt: skip
+    measure_missing(sorted(tasks, key=lambda task: LEARNING in task[2]), arguments)  # what takes seconds first
     table = table_of(read_lines(arguments.results))
     print(table)
     if arguments.results == RESULTS:
@@ -103,24 +107,17 @@ def measure_missing(tasks: list[Task], arguments: argparse.Namespace) -> None:
         share_out(missing, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
 
 
-def before(results: Path) -> list[dict[str, Any]]:
-    """What was measured without a change: these lines name the cause and the advice."""
-    return [line for line in read_lines(results) if not line["change"]]
-
-
 def applies(situation: str, change: str) -> bool:
-    """Whether the change changes something; `quant=mixed` is for what has learned its rounding already."""
+    """Whether the change, which may be none, changes something."""
     name, _, changes = SITUATIONS[situation]
-    config = preset(name, **changes)
-    if change in ("quant=best", "quant=mixed"):
-        cheaper = config.granularity != "channel" and config.alpha_rule != "mse"  # a better range is found in seconds
-        return not cheaper and (config.rounding == "nearest") == (change == "quant=best")
-    return changed(config, change, 1) != changed(config, "", 1)
+    before = changed(preset(name, **changes), "", 1)
+    return changed(before, change, 1) != before
 
 
 def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
     """The configuration after the change; what learns takes `steps`."""
     values = dict(part.split("=", 1) for part in change.split())
+    values.pop("quant.bits", None)  # given apart
     base = preset(values.pop("quant"), act_bits=config.act_bits) if "quant" in values else config
     how = {"steps": steps} | ({"distill_steps": steps} if base.reconstruction.distill_steps else {})
     found = {key.removeprefix("quant."): yaml.safe_load(value) for key, value in values.items()}
@@ -149,15 +146,19 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         preset_name, bits, changes = SITUATIONS[situation]
         before = changed(preset(preset_name, **changes), "", arguments.steps)
         config = changed(before, change, arguments.steps)
-        # The same stored bits: a sign on top of the bits is one that another grid may use.
-        if before.sign_bit == "extra" and config.sign_bit == "included":
-            bits += 1
-        quantized, report = quantize(model, config, bits, calibration)
+        # The same stored bits: another grid may use the one that the sign takes.
+        more = sign_on_top(before) - sign_on_top(config)
+        quantized, report = quantize(model, config, bits + more, calibration)
         line = {"network": name, "situation": situation, "change": change, "bits_mean": report.bits_mean}
         line |= {"top1": evaluate(quantized, *test).top1, "top1_float": top1_float}
         return line | ({} if change else _found(report, config))
 
     return measure
+
+
+def sign_on_top(config: QuantConfig) -> int:
+    """The bits that are stored besides `quant.bits`."""
+    return int(stored_bits(1, config.sign_bit, config.grid)) - 1
 
 
 def _found(report: Report, config: QuantConfig) -> dict[str, Any]:
@@ -175,30 +176,36 @@ def _config(arguments: argparse.Namespace, name: str) -> Config:
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """For every cause, what each change did to top-1: how often it helped and harmed, and the median in points."""
-    starts = {(line["network"], line["situation"]): line for line in lines if not line["change"]}
-    rows = ["| cause | change | helped | harmed | median, points | |", "|---|---|---|---|---|---|"]
+    """For every cause, what each change did to top-1: how often it helped and harmed, and the median in points.
+
+    Counted are the situations in which more than `LOST` points were lost.
+    """
+    starts = {
+        (line["network"], line["situation"]): line
+        for line in lines if not line["change"] and line["top1_float"] - line["top1"] > LOST
+    }  # fmt: skip
+    rows = ["| cause | change | helped | harmed | median, points |", "|---|---|---|---|---|"]
     for cause, changes in CHANGES.items():
+        pairs = [
+            (starts[place], line) for line in lines
+            if line["change"] and (place := (line["network"], line["situation"])) in starts
+            and starts[place]["cause"] == cause
+        ]  # fmt: skip
+        for advice in dict.fromkeys(start["advice"] for start, _ in pairs if start["advice"]):
+            advised = [pair for pair in pairs if pair[1]["change"] == pair[0]["advice"] == advice]
+            rows.append(row_of(cause, f"**advised**: `{advice}`", advised))
         for change in changes:
-            made = [line for line in lines if line["change"] == change]
-            pairs = [
-                (start, line)
-                for line in made
-                if (start := starts[line["network"], line["situation"]])["cause"] == cause
-            ]
-            if pairs:
-                rows.append(row_of(cause, change, pairs))
-    return "\n".join(rows)
+            rows.append(row_of(cause, f"`{change}`", [pair for pair in pairs if pair[1]["change"] == change]))
+    return "\n".join(filter(None, rows))
 
 
 def row_of(cause: str, change: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    """The row of one change; `pairs` are the lines before and after it."""
+    """The row of one change; `pairs` are the lines before and after it. Nothing without any."""
     gains = [after["top1"] - start["top1"] for start, after in pairs]
+    if not gains:
+        return ""
     helped, harmed = sum(gain > HELPED for gain in gains), sum(gain < -HELPED for gain in gains)
-    given = sum(start["advice"] == change for start, _ in pairs)
-    advised = f"advised in {given}" if given else ""
-    counts = f"{helped} of {len(gains)} | {harmed}"
-    return f"| {cause} | `{change}` | {counts} | {statistics.median(gains):+.2f} | {advised} |"
+    return f"| {cause} | {change} | {helped} of {len(gains)} | {harmed} | {statistics.median(gains):+.2f} |"
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ def words_of(config: "Config") -> list[str]:
 def typed_or_changed(config: "Config") -> list[str]:
     """The same, and what was typed to be as the file says anyway: a run's name tells all jobs of a sweep apart."""
     words = words_of(config)
-    typed = [
-        word.lstrip("+").removeprefix("quant.") for word in config.overrides.split() if "quant." in word.split("=")[0]
-    ]
+    overrides = [word.lstrip("+") for word in config.overrides.split()]
+    typed = [word.removeprefix("quant.") for word in overrides if word.startswith("quant.")]
     keys = {word.partition("=")[0] for word in words[1:]}
     return words + [word for word in typed if not _covered(word.partition("=")[0], keys)]
 
@@ -50,10 +49,9 @@ def _covered(key: str, keys: set[str]) -> bool:
 @functools.cache
 def preset(name: str, searchpath: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the file of a method sets, by dotted keys, with the files of its defaults list merged as Hydra does."""
-    found = [
-        path for folder in (str(CONF), *searchpath) if (path := _folder(folder) / "quant" / f"{name}.yaml").is_file()
-    ]
-    content: dict[str, Any] = yaml.safe_load(read_text(found[0])) if found else {}
+    paths = [_folder(place) / "quant" / f"{name}.yaml" for place in (str(CONF), *searchpath)]
+    found = next((path for path in paths if path.is_file()), None)
+    content: dict[str, Any] = (yaml.safe_load(read_text(found)) or {}) if found else {}
     others = [entry for entry in content.pop("defaults", []) if isinstance(entry, str)]
     merged: dict[str, Any] = {}
     for entry in others if "_self_" in others else [*others, "_self_"]:
@@ -94,4 +92,5 @@ def _same(value: Any, other: Any) -> bool:
 
 def _text(value: Any) -> str:
     """As typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return text.removesuffix(".0") if isinstance(value, float) else text

@@ -28,13 +28,19 @@ def labels(jobs: list[dict[str, Any]]) -> list[str]:
     words = [_words(job, several) for job in jobs]
     shared = set.intersection(*map(set, words)) if words else set()
     return [
-        " ".join(word for word in found if word not in shared or (several and word in _changes(job)))
+        " ".join(word for word in found if word not in shared or (several and _is_change(word, job)))
         for job, found in zip(jobs, words, strict=True)
     ]
 
 
 def _changes(job: dict[str, Any]) -> list[str]:
     return [f"quant.{word}" for word in job.get("method", [])[1:]]
+
+
+def _is_change(word: str, job: dict[str, Any]) -> bool:
+    """Whether a typed word changed the method: by its key, since 2 and 2.0 are one value."""
+    key = word.lstrip("+").partition("=")[0]
+    return any(change.startswith((f"{key}=", f"{key}.")) for change in _changes(job))
 
 
 def _words(job: dict[str, Any], several: bool) -> list[str]:
@@ -75,7 +81,7 @@ def without_seed(label: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Whether the drop can be told from zero: its 95 % interval, from both networks' answers to the same images."""
+    """Whether the 95 % CI of the drop, from both networks' answers to the same images, excludes zero."""
     if row["top1_drop_ci_low"] <= 0 <= row["top1_drop_ci_high"]:
         return NOT_DISTINGUISHABLE
     return LOWER if row["top1_drop_ci_low"] > 0 else HIGHER

@@ -23,7 +23,7 @@ from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
 
 LAYER = LayerReport(
     layer="layer1", shape="16x16x3x3", weights=2304, bits=5.0, alpha=1.0, weight_std=0.1, weight_max=1.0,
-    clipped_percent=0.0, levels_used=30, levels_available=31, sqnr_db=25.0, output_sqnr_db=24.0, act_bits=None,
+    clipped_percent=0.0, sparsity_float_percent=0.0, sparsity_percent=0.0, levels_used=30, levels_available=31, sqnr_db=25.0, output_sqnr_db=24.0, act_bits=None,
     act_alpha=None,
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_the_notebooks_one_alpha_is_named_with_what_it_leaves_the_others() -> No
     assert has_one_range(found)
     assert find(found, config).cause == ONE_RANGE
     said = diagnose(found, config)
-    assert said.startswith(f"Most of the loss: one alpha ({found.layers[0].alpha:.3g}) for all layers")
+    assert said.startswith(f"Likeliest cause: one alpha ({found.layers[0].alpha:.3g}) for all layers")
     assert "set by the first convolution's spread" in said
 
 
@@ -89,3 +89,51 @@ def test_nothing_is_explained_where_nothing_was_lost() -> None:
     assert diagnose(report({"sqnr_db": 9.0}), config, significant=False).startswith(
         "No significant loss. Likeliest to cost accuracy: rounding to 31 levels, most in layer1"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (QuantConfig(), ("quant.granularity=channel", "quant.alpha_rule=lp")),
+        (QuantConfig(granularity="channel", alpha_rule="mse"), ("quant.alpha_rule=lp",)),
+        (QuantConfig(granularity="tensor", alpha_rule="lp"), ("quant.granularity=channel",)),
+        # At as many stored bits: five with the sign on top of four.
+        (QuantConfig(granularity="channel", alpha_rule="lp"), ("quant=best", "quant.bits=5")),
+        (QuantConfig(granularity="channel", alpha_rule="lp", sign_bit="included"), ("quant=best",)),
+        (QuantConfig(granularity="channel", alpha_rule="lp", grid="asymmetric", rounding="adaround"), ("quant=best",)),
+        # Everything that helped was done: nothing is invented.
+        (QuantConfig(granularity="channel", alpha_rule="lp", rounding="block",
+                     reconstruction=ReconstructionConfig(distill_steps=9)), ()),
+    ],
+)  # fmt: skip
+def test_what_is_advised_is_not_there_yet(config: QuantConfig, advice: tuple[str, ...]) -> None:
+    for change in ({"sqnr_db": 9.0, "clipped_percent": 5.0}, {"sqnr_db": 9.0, "levels_used": 9}):
+        found = report(change)
+        assert find(found, config).advice == advice
+        assert diagnose(found, config).endswith(f". Try {' '.join(advice)}." if advice else ".")
+        assert ("Try" in diagnose(found, config)) == bool(advice)
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (QuantConfig(granularity="channel", alpha_rule="max"), ("quant.grid=asymmetric", "quant.bits=5")),
+        (QuantConfig(granularity="channel", alpha_rule="max", sign_bit="included"), ("quant.grid=asymmetric",)),
+        (QuantConfig(granularity="channel", alpha_rule="max", grid="asymmetric"), ("quant=best",)),
+        (QuantConfig(granularity="channel", alpha_rule="max", grid="asymmetric",
+                     reconstruction=ReconstructionConfig(distill_steps=9)), ()),
+    ],
+)  # fmt: skip
+def test_too_few_levels_want_a_grid_without_a_waste_and_then_learning(
+    config: QuantConfig, advice: tuple[str, ...]
+) -> None:
+    found = report({"sqnr_db": 9.0})
+    assert find(found, config).cause == FEW_LEVELS
+    assert find(found, config).advice == advice
+
+
+def test_coarse_activations_are_calibrated_better_before_anything_is_learned() -> None:
+    noisy = report({"sqnr_db": 45.0, "output_sqnr_db": 8.0, "act_bits": 3}, {"sqnr_db": 46.0})
+    config = QuantConfig(granularity="channel", alpha_rule="max", sign_bit="included", act_bits=3)
+    assert find(noisy, config).advice == ("quant.act_rule=mse",)
+    assert find(noisy, dataclasses.replace(config, act_rule="mse")).advice == ("quant=best",)

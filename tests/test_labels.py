@@ -96,6 +96,11 @@ def test_labels_name_what_tells_jobs_apart_and_what_changed_their_method() -> No
         job(f"quant=notebook {distilled}", "notebook", "reconstruction.distill_steps=100"),
         job(f"quant=best {distilled}", "best", "reconstruction.distill_steps=100"),
     ]) == [f"quant=notebook {distilled}", f"quant=best {distilled}"]  # fmt: skip
+    # However a number is written.
+    assert labels([
+        job("quant=notebook quant.alpha_multiplier=2.0", "notebook", "alpha_multiplier=2"),
+        job("quant=mse quant.alpha_multiplier=2.0", "mse", "alpha_multiplier=2"),
+    ]) == ["quant=notebook quant.alpha_multiplier=2.0", "quant=mse quant.alpha_multiplier=2.0"]  # fmt: skip
     # One method: what all jobs share stands in the title.
     assert labels([
         job(f"{distilled} seed=0", "notebook", "reconstruction.distill_steps=100"),
