@@ -23,8 +23,8 @@ from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
 
 LAYER = LayerReport(
     layer="layer1", shape="16x16x3x3", weights=2304, bits=5.0, alpha=1.0, weight_std=0.1, weight_max=1.0,
-    clipped_percent=0.0, sparsity_float_percent=0.0, sparsity_percent=0.0, levels_used=30, levels_available=31, sqnr_db=25.0, output_sqnr_db=24.0, act_bits=None,
-    act_alpha=None,
+    clipped_percent=0.0, sparsity_float_percent=0.0, sparsity_percent=0.0, levels_used=30, levels_available=31,
+    sqnr_db=25.0, output_sqnr_db=24.0, act_bits=None, act_alpha=None,
 )  # fmt: skip
 
 

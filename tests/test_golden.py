@@ -29,7 +29,10 @@ def test_golden_values(cli: Callable[..., Outcome], archive: str, key: str, tole
         "-m",
     )
     assert outcome.code == 0, outcome.err
-    measured = dict(re.findall(r"│\s+(float|\d)\s+│\s+([\d.]+)\s+│", outcome.out))
+    # Stored bits, one more than quant.bits since the sign comes on top, then quant.bits and top-1.
+    rows = re.findall(r"│\s+(float|\d+)\s+│\s+(\d*)\s+│\s+([\d.]+)\s+│", outcome.out)
+    assert all(stored == "float" or int(stored) == int(nominal) + 1 for stored, nominal, _ in rows)
+    measured = {nominal or stored: top1 for stored, nominal, top1 in rows}
     assert set(measured) == {"float", *map(str, BITS)}
     for row, value in measured.items():
         assert float(value) == pytest.approx(golden[row][key], abs=tolerance), row

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -556,7 +557,10 @@ def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
     distilled = ["quant.reconstruction.distill_steps=2"] if preset == "best" else []
     outcome = cli(f"quant={preset}", "quant.bits=3", *distilled, *TINY, *SHORT)
     assert outcome.code == 0, outcome.err
-    assert f"{preset}, 3 bits: top-1" in outcome.out
+    changed = " calibration_images=32 reconstruction.steps=2" + " reconstruction.distill_steps=2" * (preset == "best")
+    stored = 3 + (preset == "notebook")  # with the sign
+    assert f"{preset}{changed}, {stored} bits per weight" in outcome.out
+    assert outcome.out.count(": top-1 ") == 1
     said = ("What costs the most accuracy", "Likeliest to cost accuracy", "Nothing to explain")
     assert any(words in outcome.out for words in said)
 
@@ -565,15 +569,16 @@ def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> Non
     rules = "quant.alpha_rule=std,max,mse,percentile"
     outcome = cli("quant=mse", rules, "quant.bits=4", "quant.act_bits=4", *TINY, *SHORT, "-m")
     assert outcome.code == 0, outcome.err
-    for rule in ("std", "max", "mse", "percentile"):
-        assert any(f"quant.alpha_rule={rule} " in line and "w4 a4" in line for line in outcome.out.splitlines())
+    assert len([line for line in outcome.out.splitlines() if line.startswith("│") and "w4 a4" in line]) == 4
+    for rule in ("std", "max", "mse", "percentile"):  # a long label is broken before its value
+        assert re.search(rf"^│ (quant\.alpha_rule=)?{rule} ", outcome.out, re.MULTILINE)
 
 
 def test_a_budget_of_its_own_is_one_plan(cli: Callable[..., Outcome]) -> None:
     outcome = cli("quant=mixed", "quant.mean_bits=2.6", *TINY, *SHORT)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("mixed, 3 bits: top-1") == 1
-    assert "mixed, 2 bits" not in outcome.out
+    assert outcome.out.count(": top-1 ") == 1
+    assert re.search(r"mixed mean_bits=2\.6 .*, 2\.[56]\d* bits per weight \(quant\.bits=3\): top-1 ", outcome.out)
 
 
 def test_units_learned_under_another_normalization_are_not_reused(
