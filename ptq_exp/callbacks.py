@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: Any, **_: Any) -> None:
         """Refuse a single job that cannot succeed, before it leaves anything behind."""
-        refuse_hopeless([config])
+        refuse_hopeless(lambda: [config])
 
     def on_multirun_start(self, config: Any, config_name: str | None = None, **_: Any) -> None:
         """Create the store and the parent run; tell the jobs, whichever process they run in, by the environment."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
-        refuse_hopeless(job_configs(config_name, list(config.hydra.overrides.task)))
+        refuse_hopeless(lambda: job_configs(config_name, list(config.hydra.overrides.task)))
         from ptq_exp import background, sweep, tracking
         from ptq_exp.config import PROJECT_ROOT, SWEPT_VARIABLE, TrackingConfig
         from ptq_exp.console import set_quiet
@@ -153,8 +154,11 @@ def swept(overrides: list[str]) -> dict[str, str]:
 
 def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
     """The configurations of a sweep's jobs; of a long sweep without the keys that decide nothing about files."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    parser = OverridesParser.create(config_loader=hydra.config_loader)  # which knows what model=glob(resnet*) means
     every, files = [], []
-    for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+    for text, override in zip(overrides, parser.parse_overrides(overrides), strict=True):
         key = override.get_key_element()
         swept_here = override.is_sweep_override()
         values = [f"{key}={value}" for value in override.sweep_string_iterator()] if swept_here else [text]
@@ -165,17 +169,18 @@ def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
     jobs = list(itertools.product(*(every if short else files)))
     if len(jobs) > MOST_CHECKED:  # too many to look at beforehand: each is checked in its turn
         return []
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
     return [hydra.compose_config(config_name, list(job), RunMode.RUN, with_log_configuration=False) for job in jobs]
 
 
-def refuse_hopeless(configs: list[Any]) -> None:
-    """End the program, with a `UserError` as the cause, where no job can succeed."""
+def refuse_hopeless(configs: Callable[[], list[Any]]) -> None:
+    """End the program, with the error as its cause, where no job can succeed.
+
+    Whatever is raised here must end it: Hydra turns other exceptions of a callback into warnings and goes on.
+    """
     from ptq_exp.config import before_the_job
     from ptq_exp.preflight import check_all
 
     try:
-        check_all([before_the_job(config) for config in configs])
+        check_all([before_the_job(config) for config in configs()])
     except Exception as error:
         raise SystemExit(1) from error

@@ -35,6 +35,9 @@ HOPELESS: list[tuple[list[str], str]] = [
     (["data=digits", "device=cuda:99", "quant.bits=2,3", "-m"], "device=cuda:99"),
     (["data=digits", "quant.bits=17,18", "-m"], "quant.bits=17"),
     (["data=digits", "quant.bits=17"], "quant.bits=17"),
+    (["data=digits", "checkpoint=nowhere.pt", "quant=glob(m*)", "-m"], "no such file"),
+    (["data=digits", "checkpoint=nowhere.pt", "quant.bits=range(2,5)", "seed=choice(0,1)", "-m"], "no such file"),
+    (["data=digits", "model=resnet20,resnet21", "quant.bits=2,3", "-m"], "model=resnet21 is not known"),
 ]
 
 
