@@ -9,6 +9,8 @@ No number is ever cut. A terminal that is too narrow for the whole table loses, 
 5. the 95 % CI of top-1 (that of the drop is the narrower and more telling one),
 6. the size,
 7. the column that names the series: each series then has a table of its own.
+
+The first four also go where the names of the series would be broken within a word or into more than two lines.
 """
 
 import re
@@ -34,6 +36,7 @@ JOB, BITS, NOMINAL, VERDICT, AGREEMENT, SIZE = (
 TOP1, TOP1_CI, DROP, DROP_CI = "top-1 %", "95 % CI", "drop", "95 % CI of the drop"
 MARKS = {NOT_DISTINGUISHABLE: "≈", LOWER: "<", HIGHER: ">"}
 EXPLAINED = "≈ not distinguishable from the float network, < lower, > higher"
+LABEL_LINES = 2  # a column of words more is given up before a series' name takes more lines
 BREAK = re.compile(r"(?<=[ =,_])|(?=\.[A-Za-z])")  # where a label may be broken, so that no number in it is
 
 
@@ -153,8 +156,8 @@ def broken(label: str, width: int) -> str:
     """The label in lines of at most so many columns, or of its longest part that must not be broken."""
     lines = [""]
     for word in label.split(" "):
-        for part in [word] if cell_len(word) <= width else BREAK.split(word):
-            blank = " " if part is word and lines[-1] else ""
+        for number, part in enumerate([word] if cell_len(word) <= width else BREAK.split(word)):
+            blank = " " if number == 0 and lines[-1] else ""
             if lines[-1] and cell_len(lines[-1] + blank + part) > width:
                 lines.append("")
                 blank = ""
@@ -177,7 +180,8 @@ class ResultTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        layout = next((found for found in LAYOUTS if self._fits(found, width)), LAYOUTS[-1])
+        comfortable = [layout for layout in LAYOUTS if layout.top1_interval and self._fits(layout, width, LABEL_LINES)]
+        layout = next(iter(comfortable or [layout for layout in LAYOUTS if self._fits(layout, width)]), LAYOUTS[-1])
         yield Text(broken(self.title, width), style="bold")
         if layout.job or not _named(self.series):
             yield _rich_table(self._cells(layout, width))
@@ -201,8 +205,15 @@ class ResultTable:
             return replace(cells, lines=[[broken(line[0], room), *line[1:]] for line in cells.lines])
         return cells
 
-    def _fits(self, layout: Layout, width: int) -> bool:
-        return _outer_width(self._cells(layout, width).widths) <= width
+    def _fits(self, layout: Layout, width: int, label_lines: int | None = None) -> bool:
+        """Whether the table is no wider: with labels in at most so many lines of whole words, where that is asked."""
+        cells = self._cells(layout, width)
+        if label_lines and layout.job and _named(self.series):
+            shown = {line[0] for line in cells.lines}
+            whole = {label.replace("\n", " ") for label in shown} <= set(self._labels())
+            if not whole or any(label.count("\n") >= label_lines for label in shown):
+                return False
+        return _outer_width(cells.widths) <= width
 
 
 def _outer_width(widths: list[int], further: int = 0) -> int:

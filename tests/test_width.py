@@ -112,11 +112,24 @@ def test_columns_go_in_the_stated_order() -> None:
     assert [next(n for n, text in enumerate(shown_in) if word not in text) for word in words] == list(range(1, 8))
 
 
+def test_a_column_goes_before_a_series_name_is_torn_apart(tmp_path: Path) -> None:
+    """The intervals move below their values rather than that `quant.alpha_rule=percentile` is broken at its dot."""
+    code = DRIVER.replace(
+        "SERIES.items()", "{'a': {'quant.alpha_rule=percentile': PLAIN, 'quant.alpha_rule=std': PLAIN}}.items()"
+    )
+    code = code.replace("import FAILURES, SERIES", "import FAILURES, PLAIN")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    exit_code, lines = shown([sys.executable, "-c", code], 140, tmp_path, PYTHONPATH=path)
+    assert exit_code == 0, lines
+    assert len([line for line in lines if line.startswith("│ quant.alpha_rule=percentile │")]) == 4
+
+
 def test_a_label_is_broken_between_its_words_and_never_in_a_number() -> None:
     label = "quant=best quant.alpha_multiplier=2.1875 seed=12"
     for width in range(10, 60):
         lines = broken(label, width).split("\n")
-        assert "".join(lines).replace(" ", "") == label.replace(" ", "")
+        anywhere = "".join("[ \n]" if letter == " " else f"{re.escape(letter)}\n?" for letter in label)
+        assert re.fullmatch(anywhere, "\n".join(lines)), lines  # no blank is lost, no letter either
         assert any("2.1875" in line for line in lines)
         assert max(map(len, lines)) <= max(width, len("multiplier="))
 
