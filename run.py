@@ -11,8 +11,8 @@ from hydra.core.config_store import ConfigStore
 from ptq_exp import background
 from ptq_exp.callbacks import close_sweep
 from ptq_exp.config import Config
-from ptq_exp.errors import explain, refuse_mixtures
-from ptq_exp.streams import complain, write_what_fits
+from ptq_exp.errors import refuse_mixtures, tell
+from ptq_exp.streams import write_what_fits
 
 CONF = Path(__file__).resolve().parent / "conf"
 # The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
@@ -48,7 +48,7 @@ def command_line() -> int:
         os._exit(130)  # tearing down the interpreter takes a second
     except SystemExit as stop:
         if isinstance(stop.__cause__, Exception):  # a callback refused to start
-            return tell(stop.__cause__, show_traceback)
+            return tell(stop.__cause__, CONF, show_traceback)
         if stop.code != 2:
             raise
         # argparse has said which argument it does not know.
@@ -56,17 +56,8 @@ def command_line() -> int:
         return 1
     except Exception as error:
         close_sweep()
-        return tell(error, show_traceback)
+        return tell(error, CONF, show_traceback)
     return 0
-
-
-def tell(error: Exception, show_traceback: bool) -> int:
-    """Print the message for a user's mistake and return the exit code 1; raise what is not one."""
-    message = explain(error, CONF)
-    if message is None or show_traceback:
-        raise error
-    complain(message)
-    return 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ptq_exp.console import log
 from ptq_exp.data.dataset import Dataset, fixed_shuffle
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.normalization import Constants, candidates
+from ptq_exp.quantization.reconstruction import StopForward
 
 IMAGES = 512  # of the training images: sampling noise is then 0.001 nats per channel
 BATCH = 128
@@ -59,10 +60,6 @@ class Fit:
                 return name
             highest = max(highest, divergence)
         return None
-
-
-class StopForward(Exception):
-    """Ends a forward pass early: what follows is not needed."""
 
 
 class BatchNormCheck:

@@ -145,12 +145,17 @@ def exit_code(work: Callable[[], str]) -> int:
     try:
         print(work())
     except Exception as error:
-        message = explain(error, Path())
-        if message is None:
-            raise
-        complain(message)
-        return 1
+        return tell(error, Path())
     return 0
+
+
+def tell(error: Exception, conf: Path, show_traceback: bool = False) -> int:
+    """Print the message for a user's mistake and return the exit code 1; raise what is not one."""
+    message = explain(error, conf)
+    if message is None or show_traceback:
+        raise error
+    complain(message)
+    return 1
 
 
 def _explain_missing_option(text: str, conf: Path) -> str:
@@ -170,7 +175,7 @@ def _place_in_yaml(key: str, conf: Path) -> str:
     folders = [conf, *(Path(found) for found in re.findall(r"file://([^\],]+)", " ".join(sys.argv)))]
     for path in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             root = yaml.compose(text)
         except (OSError, ValueError, yaml.YAMLError):  # a broken file elsewhere is another mistake
             continue

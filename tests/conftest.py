@@ -86,6 +86,25 @@ def shared(name: str) -> Path:
     return path
 
 
+def network(architecture: str = "resnet", **options: Any) -> Any:
+    """Random weights and batch-norm statistics that are not the identity."""
+    import torch
+    from torch import nn
+
+    from ptq_exp.models import build_model
+
+    torch.manual_seed(4)
+    model = build_model(architecture, 10, **({"depth": 8} | options if architecture == "resnet" else options)).eval()
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.3, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
+    return model
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the whole test session: the tiny network is trained once."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, network
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -48,20 +48,6 @@ LEARNED: dict[str, Any] = {
     "fold_batch_norm": True, "act_rule": "mse",
 }  # fmt: skip
 QUICK = ReconstructionConfig(steps=60, batch_size=16)
-
-
-def network(architecture: str = "resnet", **options: Any) -> nn.Module:
-    """Random weights and batch-norm statistics that are not the identity."""
-    torch.manual_seed(4)
-    model = build_model(architecture, 10, **({"depth": 8} | options if architecture == "resnet" else options)).eval()
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    return model
 
 
 def images(count: int = 48, size: int = 16) -> torch.Tensor:

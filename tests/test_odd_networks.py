@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, network
 from PIL import Image
 from torch import Tensor, nn
 
-from ptq_exp.models import build_model
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.augmentation import random_crop_and_flip
 from ptq_exp.quantization.diagnosis import diagnose
@@ -35,19 +34,6 @@ MIXED = replace(
     PER_CHANNEL, grid="asymmetric", act_bits=None, fold_batch_norm=True, mixed=True, mixed_candidates=[2, 8]
 )
 METHODS = {"notebook": NOTEBOOK, "learned": LEARNED, "corrected": CORRECTED}
-
-
-def network() -> Any:
-    torch.manual_seed(4)
-    model = build_model("resnet", 10, depth=8).eval()
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.3, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    return model
 
 
 def other_norms(model: Any, **options: Any) -> None:

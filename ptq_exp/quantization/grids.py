@@ -88,7 +88,7 @@ def weight_grid(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
 
     `symmetric` and `power_of_two` are signed, around a level at zero. With `extra` the sign comes on top of the
     bits, 2 (2^bits - 1) + 1 levels (the notebook); with `included` it is one of them, 2 (2^(bits - 1) - 1) + 1
-    levels (the notebook's `w_bit - 1`). `asymmetric` and `float_zero_point` have 2^bits levels (`TERNARY`: 3) between
+    levels. `asymmetric` and `float_zero_point` have 2^bits levels (`TERNARY`: 3) between
     any two values. `apot`: see `additive_powers_of_two`.
     """
     if kind in TWO_SIDED:

@@ -47,7 +47,7 @@ def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, T
     def watch(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((given[0].detach(), output.detach()))
         if len(seen) == calls:
-            raise _Enough
+            raise StopForward
 
     handle = model.get_submodule(name).register_forward_hook(watch)
     batches = []
@@ -57,7 +57,7 @@ def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, T
             calls = len(seen)
             for batch in images.split(BATCH) if calls else ():
                 seen.clear()
-                with contextlib.suppress(_Enough):
+                with contextlib.suppress(StopForward):
                     model(batch)
                 batches.append(list(seen))
     finally:
@@ -77,8 +77,8 @@ def take(stored: Tensor, chosen: Tensor) -> Tensor:
     return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
-class _Enough(Exception):
-    """The rest of the network need not run."""
+class StopForward(Exception):
+    """Ends a forward pass early: what follows is not needed."""
 
 
 def reconstruct_unit(
