@@ -8,11 +8,11 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 
-from ptq_exp import background
-from ptq_exp.callbacks import close_sweep
+from ptq_exp.base.errors import refuse_mixtures, tell
+from ptq_exp.base.text import write_what_fits
 from ptq_exp.config import Config
-from ptq_exp.errors import refuse_mixtures, tell
-from ptq_exp.streams import write_what_fits
+from ptq_exp.runs import background
+from ptq_exp.runs.callbacks import close_sweep
 
 CONF = Path(__file__).resolve().parent / "conf"
 # The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
@@ -24,7 +24,7 @@ ConfigStore.instance().store(name="schema", node=SCHEMA)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: Any) -> dict[str, float]:
     """Run one job. torch is imported here, so that --help and --cfg answer at once."""
-    from ptq_exp.experiment import run
+    from ptq_exp.runs.job import run
 
     return run(cfg)
 

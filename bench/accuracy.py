@@ -20,14 +20,15 @@ import torch
 import yaml
 
 from bench.workers import read_lines, share_out
-from ptq_exp.checkpoints import load_or_train
-from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import pick_device
-from ptq_exp.float_model import FloatModel
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.spec import QuantConfig, ReconstructionConfig
+from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
+from ptq_exp.runs.float_model import FloatModel
+from ptq_exp.runs.job import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"

@@ -18,16 +18,17 @@ import yaml
 
 from bench.accuracy import preset, write_between
 from bench.workers import read_lines, share_out
-from ptq_exp.checkpoints import load_or_train
-from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import pick_device
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
 from ptq_exp.quantization.grids import stored_bits
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import Report
-from ptq_exp.quantization.spec import QuantConfig
+from ptq_exp.runs.job import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "advice.jsonl"
 PAGE = PROJECT_ROOT / "docs" / "methods.md"

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from bench import notebook
 from bench.harness import floor_seconds, machine_rates, resnet20_cost, rows_of, save, take_turns
-from ptq_exp.checkpoint_reader import load_weights, read_checkpoint
 from ptq_exp.config import Config
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.evaluation import evaluate
-from ptq_exp.models import build_model
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks import build_model
+from ptq_exp.networks.reading import load_weights, read_checkpoint
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.spec import QuantConfig
+from ptq_exp.quantization.options import QuantConfig
 
 BATCH = 160
 

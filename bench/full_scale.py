@@ -19,12 +19,13 @@ import yaml
 
 from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, preset, write_between
 from bench.workers import read_lines, share_out
-from ptq_exp.checkpoints import load_or_train, save_weights
-from ptq_exp.config import PROJECT_ROOT, Config, DataConfig, TrainerConfig
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config, DataConfig, TrainerConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import pick_device
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks.store import load_or_train, save_weights
 from ptq_exp.quantization.apply import quantize
+from ptq_exp.runs.job import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
 BITS = (2, 3, 4, 5, 6, 7, 8)

@@ -17,17 +17,18 @@ import torch
 from bench.accuracy import RESULTS_PAGE, write_between
 from bench.full_scale import recipe
 from bench.workers import read_lines
-from ptq_exp.batch_norm_check import BatchNormCheck
-from ptq_exp.checkpoint_reader import load_weights, read_checkpoint
-from ptq_exp.checkpoints import load_or_train, save_weights
-from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import pick_device
-from ptq_exp.models import build_model
-from ptq_exp.normalization import KNOWN, Constants, candidates
+from ptq_exp.data.normalization import KNOWN, Constants, candidates
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.evaluation.batch_norm_check import BatchNormCheck
+from ptq_exp.networks import build_model
+from ptq_exp.networks.reading import load_weights, read_checkpoint
+from ptq_exp.networks.store import load_or_train, save_weights
+from ptq_exp.runs.job import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "normalization.jsonl"
 

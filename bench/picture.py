@@ -9,9 +9,9 @@ import json
 import statistics
 
 from bench.accuracy import CHECKPOINT, RESULTS, ROWS, read
-from ptq_exp.config import PROJECT_ROOT
-from ptq_exp.evaluation import wilson_interval
-from ptq_exp.plots.style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, canvas, legend, save, write_title
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.evaluation.accuracy import wilson_interval
+from ptq_exp.reporting.plots.style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, canvas, legend, save, write_title
 
 PICTURE = PROJECT_ROOT / "docs" / "figures" / "accuracy.png"
 IMAGES = 10_000

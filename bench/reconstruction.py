@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from bench.accuracy import preset
 from bench.harness import rows_of, save
-from ptq_exp.checkpoints import load_or_train
 from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import pick_device
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.options import ReconstructionConfig
 from ptq_exp.quantization.rounding import target_layers
-from ptq_exp.quantization.spec import ReconstructionConfig
+from ptq_exp.runs.job import pick_device
 
 BATCH = 32
 AIMET = importlib.util.find_spec("aimet_torch") is not None

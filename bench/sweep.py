@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import rows_of, save
-from ptq_exp.config import PROJECT_ROOT
-from ptq_exp.experiment import pick_device
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.runs.job import pick_device
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from torch import nn
 from bench import notebook
 from bench.harness import floor_seconds, machine_rates, resnet20_cost, rows_of, save, take_turns
 from ptq_exp.data.loader import Normalizer, TrainingLoader
-from ptq_exp.experiment import pick_device
-from ptq_exp.models import build_model
-from ptq_exp.training import build_optimizer, train_epoch
-from ptq_exp.training_step import TrainingStep
+from ptq_exp.networks import build_model
+from ptq_exp.runs.job import pick_device
+from ptq_exp.training.loop import build_optimizer, train_epoch
+from ptq_exp.training.step import TrainingStep
 
 BATCH = 160
 SGD = {"lr": 0.022, "momentum": 0.9, "weight_decay": 9e-5}

@@ -9,14 +9,15 @@ import dataclasses
 import json
 from typing import Any
 
-from ptq_exp import plots
-from ptq_exp.checkpoints import load_or_train
-from ptq_exp.config import PROJECT_ROOT, Config, DataConfig
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
-from ptq_exp.evaluation import evaluate
-from ptq_exp.experiment import hardware, pick_device
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.spec import QuantConfig
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.reporting import plots
+from ptq_exp.runs.job import hardware, pick_device
 
 METHODS = {
     "notebook: 3 std of the first convolution": {},

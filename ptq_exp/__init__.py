@@ -7,11 +7,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ptq_exp.inference import QuantizedNetwork
+    from ptq_exp.export.inference import QuantizedNetwork
 
 
 def load(path: "str | Path", device: str = "cpu") -> "QuantizedNetwork":
     """`ptq_exp.load("quantized_w4.safetensors")`: a module that takes uint8 images (N, 3, H, W) and returns logits."""
-    from ptq_exp.inference import load  # torch is imported here: the command line's --help must not wait for it
+    from ptq_exp.export.inference import load  # torch is imported here: the command line's --help must not wait for it
 
     return load(path, device)

@@ -91,7 +91,7 @@ def network(architecture: str = "resnet", **options: Any) -> Any:
     import torch
     from torch import nn
 
-    from ptq_exp.models import build_model
+    from ptq_exp.networks import build_model
 
     torch.manual_seed(4)
     model = build_model(architecture, 10, **({"depth": 8} | options if architecture == "resnet" else options)).eval()
@@ -114,7 +114,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised sqlite store without runs: copying it saves every test the migrations."""
-    from ptq_exp.tracking.store import open_store
+    from ptq_exp.reporting.mlflow.store import open_store
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     open_store(f"sqlite:///{path}", "other")

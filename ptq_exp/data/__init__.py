@@ -9,9 +9,9 @@ import pkgutil
 
 import torch
 
+from ptq_exp.base.errors import UserError, check_choice
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
-from ptq_exp.errors import UserError, check_choice
 
 _NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "pixels"}
 

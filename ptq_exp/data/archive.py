@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 
 MAX_ENTRIES = 500_000
 MAX_FILE = 2**26  # bytes of one image file; a photograph takes a few million

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config
 from ptq_exp.data import cifar10, digits
 from ptq_exp.data.dataset import Dataset
-from ptq_exp.errors import UserError
 
 
 def load(config: Config) -> Dataset:

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from torchvision import datasets
 
+from ptq_exp.base.console import console, is_quiet, log
+from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config
-from ptq_exp.console import console, is_quiet, log
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
-from ptq_exp.errors import UserError
 
 READER = datasets.CIFAR10
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 
 FILE = "classes.txt"  # beside train and test: one name a line, in the order of the network's outputs
 

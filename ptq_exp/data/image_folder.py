@@ -24,14 +24,14 @@ import torch
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 
+from ptq_exp.base.console import log, track
+from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, DataConfig, digest
-from ptq_exp.console import log, track
 from ptq_exp.data import class_names
 from ptq_exp.data.archive import Read, files_below, open_tree
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, nearest, parts_of
 from ptq_exp.data.pixels import as_rgb
-from ptq_exp.errors import UserError
 
 # What Pillow, zipfile and zlib raise for an image or archive member that is damaged, encrypted or no image.
 UNREADABLE = (

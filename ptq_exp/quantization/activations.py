@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.grids import UniformGrid, activation_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer
 from ptq_exp.quantization.memo import Memo

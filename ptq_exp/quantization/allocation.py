@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.activations import additions
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.modules import replace_module
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.reconstruction import distill
 from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
-from ptq_exp.quantization.spec import QuantConfig
 
 BATCH = 256
 IMAGES = 512  # of the calibration images, for the sensitivities

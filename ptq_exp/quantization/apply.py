@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.activations import quantize_activations
 from ptq_exp.quantization.allocation import plan_mixed
 from ptq_exp.quantization.corrections import correct_biases, equalize, fold_batch_norm, reestimate_batch_norm
@@ -15,10 +15,10 @@ from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.modules import copy_network, materialize
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.progress import Progress
 from ptq_exp.quantization.report import Report, layer_outputs, layer_report, make_report, sqnr_db
 from ptq_exp.quantization.rounding import EIGHT, learn_rounding, plan_bits, round_weights, target_layers
-from ptq_exp.quantization.spec import QuantConfig
 
 
 def quantize(

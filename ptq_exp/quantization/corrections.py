@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq_exp.quantization.chains import batch_norm_pairs, layer_pairs
+from ptq_exp.networks.graph import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.progress import Progress, shown

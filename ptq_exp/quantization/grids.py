@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_exp.quantization.spec import TERNARY
+from ptq_exp.quantization.options import TERNARY
 
 SYMMETRIC, ASYMMETRIC, FLOAT_ZERO_POINT = "symmetric", "asymmetric", "float_zero_point"
 POWER_OF_TWO, APOT = "power_of_two", "apot"

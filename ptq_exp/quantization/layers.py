@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.kernels import fake_quantize, usable
 from ptq_exp.quantization.grids import Grid, activation_grid
+from ptq_exp.training.fused import fake_quantize, usable
 
 
 def round_through(x: Tensor) -> Tensor:

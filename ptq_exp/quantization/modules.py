@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 
 
 def copy_network(model: nn.Module) -> nn.Module:

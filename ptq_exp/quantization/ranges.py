@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptq_exp.errors import UserError
+from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.grids import Grid
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.arithmetic import tf32
+from ptq_exp.base.machine import tf32
 from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.learned_weights import LearnedWeights, SoftRounding
-from ptq_exp.quantization.spec import ReconstructionConfig
+from ptq_exp.quantization.options import ReconstructionConfig
 
 BATCH = 256  # images at a time where only memory depends on it
 WARM_UP = 0.2  # share of the steps without the rounding penalty

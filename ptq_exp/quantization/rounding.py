@@ -8,16 +8,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ptq_exp.errors import UserError, did_you_mean
+from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.base.tensors import load_checked, save_checked
 from ptq_exp.quantization import reconstruction
-from ptq_exp.quantization.checked import load_checked, save_checked
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import load_unique_state, replace_module, unique_state
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.progress import Progress, shown
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
 from ptq_exp.quantization.sparsity import groups_with_zeros, zeros_of
-from ptq_exp.quantization.spec import QuantConfig
 
 EIGHT = 8
 RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that no older unit is taken from the store

@@ -1,0 +1,6 @@
+"""Where the project lies."""
+
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
+CONF = PROJECT_ROOT / "conf"

@@ -1,0 +1,160 @@
+"""Accuracy of a network on images that live on its device."""
+
+import contextlib
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.quantization.corrections import fold_batch_norm
+
+# Images a batch. The activations of 16 images stay in the caches of one core.
+CPU_BATCH, CUDA_BATCH = 16, 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network answers on a test set; `predictions` is int64 (N,) on the CPU."""
+
+    predictions: Tensor
+    correct: int
+    correct_top5: int
+    loss: float  # mean cross entropy, nats
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.predictions)
+
+    @property
+    def top1(self) -> float:
+        """Percent of images whose largest logit is their label's."""
+        return 100 * self.correct / self.count
+
+    @property
+    def top5(self) -> float:
+        """Percent of images whose label is among the five largest logits."""
+        return 100 * self.correct_top5 / self.count
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of `top1` in percent (Wilson 1927)."""
+        return wilson_interval(self.correct, self.count)
+
+    def agreement(self, other: "Evaluation") -> float:
+        """Percent of images on which both networks predict the same class."""
+        return 100 * (self.predictions == other.predictions).float().mean().item()
+
+
+def drop_interval(baseline: Evaluation, result: Evaluation, labels: Tensor) -> tuple[float, float]:
+    """95 % interval of the top-1 drop in points, from both networks' predictions on the same images.
+
+    With b images that only `baseline` gets right and c that only `result` does, the drop is (b - c) / n. Its interval
+    is Wald's with one image added to b and to c and two to n (Bonett & Price 2012, "Adjusted Wald confidence interval
+    for a difference of binomial proportions based on paired data"): without them a handful of images counts as proof.
+    """
+    labels = labels.cpu()
+    before, after = baseline.predictions == labels, result.predictions == labels
+    lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(labels)
+    total = count + 2
+    drop = (lost - gained) / total
+    half = 1.959964 * math.sqrt(lost + gained + 2 - (lost - gained) ** 2 / total) / total
+    return 100 * max(-1.0, drop - half), 100 * min(1.0, drop + half)
+
+
+def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a proportion, in percent; `z` is the normal quantile (95 % by default)."""
+    share, spread = successes / count, z * z / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def for_inference(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that computes the same with fewer passes over memory: batch norm is folded into the
+    convolution before it."""
+    network = copy.deepcopy(model).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        with contextlib.suppress(UserError):  # a network that cannot be traced is evaluated as it is
+            fold_batch_norm(network)
+    return network
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalize: Normalizer,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Run `model` in evaluation mode on uint8 `images` (N, 3, H, W) with `labels` (N,), all on one device.
+
+    On CUDA counts are kept on the device and read once, at the end. On a CPU every core works on images of its own: a
+    layer of so small a network is over before several cores have agreed to share it. The model is left as it is.
+    `advance` is told how many images are done, from several threads.
+    """
+    started, stop = time.perf_counter(), threading.Event()
+    # cuDNN's float32 convolutions are made for channels first: 54 ms against 147 for 10,000 images on an H200.
+    layout = torch.contiguous_format if images.is_cuda else torch.channels_last
+    network = for_inference(model).to(memory_format=layout)  # type: ignore[call-overload]
+    if images.is_cuda:
+        parts = [_count(network, images, labels, normalize, CUDA_BATCH, advance, stop)]
+    else:
+        cores = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(cores, initializer=lambda: torch.set_num_threads(1)) as pool:
+                chunks = zip(images.chunk(cores), labels.chunk(cores), strict=True)
+                tasks = [pool.submit(_count, network, *chunk, normalize, CPU_BATCH, advance, stop) for chunk in chunks]
+                try:
+                    parts = [task.result() for task in tasks]
+                except BaseException:
+                    stop.set()  # Ctrl-C: leaving the pool waits for its threads
+                    raise
+        finally:
+            torch.set_num_threads(cores)  # what the workers set is the default of threads to come
+    totals = torch.stack([total for _, total in parts]).sum(0)
+    correct, correct_top5, loss_sum = totals.tolist()
+    return Evaluation(
+        predictions=torch.cat([predictions for predictions, _ in parts]).cpu(),
+        correct=int(correct),
+        correct_top5=int(correct_top5),
+        loss=loss_sum / len(labels),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@torch.inference_mode()
+def _count(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    normalize: Normalizer,
+    batch: int,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> tuple[Tensor, Tensor]:
+    """Predictions (N,), and the sums (3,) of correct ones, of labels among the five largest logits, and of losses."""
+    predictions, totals = [], torch.zeros(3, dtype=torch.float64, device=images.device)
+    for chunk, target in zip(images.split(batch), labels.split(batch), strict=True):
+        if stop.is_set():
+            break
+        x = normalize(chunk)
+        logits = network(x.contiguous() if x.is_cuda else x)
+        order = logits.topk(min(5, logits.shape[1])).indices
+        hits = order == target[:, None]
+        predictions.append(order[:, 0])
+        loss = F.cross_entropy(logits, target, reduction="sum")
+        totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
+        advance(len(chunk))
+    return torch.cat(predictions), totals

@@ -1,0 +1,77 @@
+"""Quantized networks from their files, ready to answer."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.tensors import load_checked
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.export.network_file import load_quantized
+from ptq_exp.networks import build_model
+
+
+class QuantizedNetwork(nn.Module):
+    """A quantized network with its normalization and its class names, in evaluation mode.
+
+    Takes images (N, 3, H, W): uint8 ones are normalized first, float ones are taken to be normalized already. Returns
+    logits, float32 (N, classes); `about` is what the file says about how it was made.
+    """
+
+    def __init__(self, network: nn.Module, about: dict[str, Any]):
+        super().__init__()
+        self.network, self.about, self.classes = network, about, list(about["classes"])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3:
+            found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+            raise ValueError(f"Expected are images as a tensor (N, 3, H, W), not {found}.")
+        if images.is_floating_point() and len(images) and images.min() >= 0:
+            warnings.warn("Float images must be normalized; these have no negative value.", stacklevel=2)
+        if images.dtype == torch.uint8:
+            images = Normalizer(self.about["mean"], self.about["std"], images.device)(images)
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
+    """The quantized network of a `quantized_w<bits>.safetensors`; the file itself says which architecture it has.
+
+    It takes uint8 images (N, 3, H, W) as they are, and float ones normalized by `about["mean"]` and `about["std"]`.
+
+    Raises `UserError` where the file is missing, damaged or no quantized network.
+    """
+    try:
+        about = load_checked(Path(path))[1]
+        network = build_model(classes=len(about["classes"]), **about["model"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = "it says nothing of a quantized network" if isinstance(error, KeyError | TypeError) else error
+        raise UserError(
+            f"{path} is not a quantized network that ptq_exp saved ({reason}). "
+            f"Give a job's quantized_w<bits>.safetensors."
+        ) from error
+    return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
+
+
+class _Predictor:
+    """What `mlflow.pyfunc` calls."""
+
+    def __init__(self, network: QuantizedNetwork):
+        self.network = network
+
+    @torch.inference_mode()
+    def predict(self, images: Any, params: Any = None) -> Any:
+        """Logits (N, classes), float32, of uint8 images (N, 3, H, W) in a numpy array."""
+        if isinstance(images, dict):  # a named input
+            (images,) = images.values()
+        return self.network(torch.as_tensor(images)).numpy()
+
+
+def _load_pyfunc(path: str) -> _Predictor:
+    """MLflow's hook for models whose `loader_module` this is."""
+    return _Predictor(load(path))

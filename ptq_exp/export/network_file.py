@@ -1,0 +1,108 @@
+"""Save and load a quantized network: integer codes, scales and the float rest, as safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.tensors import load_checked, save_checked
+from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import load_unique_state, materialize, replace_module, unique_state
+
+
+def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
+    """Write `model`, each layer's codes in the smallest integer type that holds its grid.
+
+    `metadata` (JSON) is for whoever loads it: `load_quantized` hands it back.
+    """
+    layers = quantized_layers(model)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in unique_state(model).items()
+        if name.removesuffix(".layer.weight") not in layers
+    }
+    for name, layer in layers.items():
+        tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
+    description = {
+        "layers": {name: {"grid": _describe(layer.grid), "bits": layer.bits} for name, layer in layers.items()},
+        "batch_norms": [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)],
+        "activations": {
+            name: {"bits": module.bits, "signed": module.signed}
+            for name, module in model.named_modules()
+            if isinstance(module, ActivationQuantizer)
+        },
+    }
+    save_checked(tensors, path, metadata | description)
+
+
+def _smallest_type(grid: Grid) -> torch.dtype:
+    for dtype in (torch.int8, torch.int16):
+        if torch.iinfo(dtype).min <= grid.low and grid.high <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int32
+
+
+def _describe(grid: Grid) -> dict[str, Any]:
+    return {"values": grid.values} if isinstance(grid, LevelGrid) else {"low": grid.low, "high": grid.high}
+
+
+def _grid(described: dict[str, Any]) -> Grid:
+    return LevelGrid(tuple(described["values"])) if "values" in described else UniformGrid(**described)
+
+
+def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """Turn `float_model`, a network of the same architecture, into the quantized network of `path`, in place.
+
+    Its logits are bit for bit those of the network that was saved. Raises `UserError` where the file is broken or
+    another network's.
+    """
+    try:
+        tensors, metadata = load_checked(path)
+        materialize(float_model.eval())
+        for name, module in list(float_model.named_modules()):
+            if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
+                replace_module(float_model, name, nn.Identity())  # it was folded into its convolution
+        for name, found in metadata["layers"].items():
+            _wrap_layer(float_model, name, found, tensors)
+        _wrap_activations(float_model, metadata["activations"])
+        load_unique_state(float_model, tensors)
+    except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
+    return float_model, metadata
+
+
+def _left(name: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bool:
+    """Whether a batch norm was left as it is. Older files do not name them: there every one had weights."""
+    return name in metadata["batch_norms"] if "batch_norms" in metadata else f"{name}.weight" in tensors
+
+
+def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    layer = model.get_submodule(name)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise TypeError(f"{name} is a {type(layer).__name__}")
+    bias = tensors.get(f"{name}.layer.bias")
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
+    wrapped = QuantizedLayer(layer, _grid(found["grid"]), scale.flatten(), zero_point.flatten(), found["bits"])
+    wrapped.set_codes(tensors[f"{name}.codes"])
+    tensors |= {f"{name}.codes": wrapped.codes, f"{name}.layer.weight": wrapped.layer.weight.data}
+    replace_module(model, name, wrapped)
+
+
+def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
+    """Quantizers of layers are called `<layer>.activation`, of additions `<addition>.first` and `.second`."""
+    for name, found in described.items():
+        parent, _, role = name.rpartition(".")
+        quantizer = ActivationQuantizer(found["bits"], 1.0, found["signed"])
+        if role == "activation":
+            layer = model.get_submodule(parent)
+            assert isinstance(layer, QuantizedLayer)
+            layer.activation = quantizer
+        elif role == "first":
+            second = described[f"{parent}.second"]
+            other = ActivationQuantizer(second["bits"], 1.0, second["signed"])
+            replace_module(model, parent, QuantizedAddition(model.get_submodule(parent), quantizer, other))

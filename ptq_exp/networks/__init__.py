@@ -1,0 +1,39 @@
+"""Networks for 32x32 images.
+
+A model is one file here with a function `build(classes, **options) -> nn.Module` and one YAML under
+`conf/model/` whose `architecture` names the file and whose other keys are the options.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from ptq_exp.base.errors import UserError, check_choice, did_you_mean
+
+_NOT_NETWORKS = {"graph", "identification", "options", "reading", "store"}
+
+
+def architectures() -> list[str]:
+    """The networks of this package, each the name of its file."""
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_NETWORKS]
+
+
+def build_model(architecture: str, classes: int, **options: Any) -> nn.Module:
+    """Build `ptq_exp/networks/<architecture>.py` for `classes` classes.
+
+    Raises `UserError` for an unknown architecture, an unknown option or an impossible value.
+    """
+    check_choice("model.architecture", architecture, architectures())
+    build = importlib.import_module(f"{__name__}.{architecture}").build
+    allowed = [name for name in inspect.signature(build).parameters if name != "classes"]
+    for option in options:
+        if option not in allowed:
+            raise UserError(
+                f"model.{option} is not an option of {architecture}.{did_you_mean(option, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+    model: nn.Module = build(classes=classes, **options)
+    return model

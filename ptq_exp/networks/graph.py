@@ -1,0 +1,143 @@
+"""Which layers follow which, read off the network's graph (torch.fx), and what the graph proves about them."""
+
+import operator
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.quantization.layers import ActivationQuantizer
+
+# Between two layers these leave a positive factor per channel where it is: f(s x) = s f(x).
+_POINTWISE_MODULES = (nn.ReLU, nn.Identity, nn.Dropout)
+_POINTWISE_FUNCTIONS = {F.relu, torch.relu}
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)  # channel by channel, of images
+
+
+class _Tracer(fx.Tracer):
+    """Does not look into layers and norms, also of a class derived from torch's, nor into a quantizer, which asks its
+    input for more than a symbol can answer."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaves = (ActivationQuantizer, nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+        return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
+
+
+class Graph:
+    """The calls of a network's modules in their order, and how often each module and weight is used.
+
+    Raises `UserError` where the network cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module):
+        try:
+            self.nodes = list(_Tracer().trace(model).nodes)
+        except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
+            raise UserError(
+                f"The network cannot be traced ({error}), which batch-norm folding and equalization need. Set "
+                f"quant.fold_batch_norm=false and quant.equalize=false."
+            ) from error
+        self.modules = dict(model.named_modules())
+        self.calls = Counter(id(module) for node in self.nodes for module in self._called(node))
+        # Parameters by the memory they lie in: also two that are not one object may share it.
+        self.owners = Counter(p.data_ptr() for m in model.modules() for p in m._parameters.values() if p is not None)
+        for node in self.nodes:
+            if node.op == "get_attr" and isinstance(read := _attribute(model, str(node.target)), Tensor):
+                self.owners[read.data_ptr()] += 1
+
+    def _called(self, node: fx.Node) -> Iterator[nn.Module]:
+        """The module that is called, and, twice, what lies inside of it: how often that runs is not known."""
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            yield module
+            inside = list(module.modules())[1:]
+            yield from [*inside, *inside]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that `node` calls."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def once(self, module: nn.Module) -> bool:
+        """Whether the module is called exactly once."""
+        return self.calls[id(module)] == 1
+
+    def own(self, layer: nn.Module) -> bool:
+        """Whether a layer of torch's own kind is called once and nothing else uses its parameters: they may change."""
+        base = next((base for base in (nn.Conv2d, nn.Linear) if isinstance(layer, base)), None)
+        if base is None or not _as(layer, base) or not self.once(layer):
+            return False
+        held = [p for p in layer._parameters.values() if p is not None]
+        return "weight" in layer._parameters and all(self.owners[p.data_ptr()] == 1 for p in held)
+
+
+def _as(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether `module` computes what `base` does: a derived class may do anything."""
+    kept = (getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
+    return isinstance(module, base) and all(kept)
+
+
+def _attribute(model: nn.Module, name: str) -> object:
+    found: object = model
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def batch_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """(convolution, batch norm) for every batch norm that can be folded, as far as the graph proves it.
+
+    The norm is all that uses the convolution's output, either is called once, the weights are the convolution's own,
+    and the norm has running statistics: without them it uses those of the batch.
+    """
+    graph = Graph(model)
+    pairs = []
+    for node in graph.nodes:
+        norm = graph.module(node)
+        if not isinstance(norm, nn.BatchNorm2d) or not _as(norm, nn.BatchNorm2d) or not graph.once(norm):
+            continue
+        if norm.running_mean is None or norm.running_var is None or len(node.all_input_nodes) != 1:
+            continue
+        (source,) = node.all_input_nodes
+        conv = graph.module(source)
+        if isinstance(conv, nn.Conv2d) and graph.own(conv) and len(source.users) == 1:
+            pairs.append((str(source.target), str(node.target)))
+    return pairs
+
+
+def layer_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """(layer, next layer) where nothing but ReLU, pooling and the like stands between, and no branch; either is called
+    once and nothing else uses its parameters."""
+    graph = Graph(model)
+    pairs = []
+    for node in graph.nodes:
+        first = graph.module(node)
+        if first is None or not graph.own(first):
+            continue
+        here, flat = node, isinstance(first, nn.Linear)
+        while len(here.users) == 1:
+            here = next(iter(here.users))
+            second = graph.module(here)
+            if isinstance(second, nn.Conv2d | nn.Linear):
+                # A linear layer on images that are not flattened would take their columns for channels.
+                if graph.own(second) and flat == isinstance(second, nn.Linear):
+                    pairs.append((str(node.target), str(here.target)))
+                break
+            if isinstance(second, nn.Flatten) and (second.start_dim, second.end_dim) == (1, -1):
+                flat = True
+            elif not (_passes(graph, here) or (not flat and type(second) in _POOLINGS)):
+                break
+    return pairs
+
+
+def _passes(graph: Graph, node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _POINTWISE_FUNCTIONS or (node.target is operator.getitem and _all_channels(node.args[1]))
+    return type(graph.module(node)) in _POINTWISE_MODULES
+
+
+def _all_channels(index: object) -> bool:
+    """Whether x[index] takes part of the rows and columns of every channel."""
+    return isinstance(index, tuple) and len(index) == 4 and index[:2] == (slice(None), slice(None))

@@ -1,0 +1,256 @@
+"""Checkpoint files from anywhere: which network they hold, in our own names.
+
+Files are only ever read as tensors (`weights_only=True`, safetensors): nothing inside them is executed.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import tempfile
+import urllib.request
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ptq_exp.base.console import log, progress
+from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.base.tensors import load_checked
+from ptq_exp.networks.identification import COUNTERS, Shapes, differences, identify, shortened
+
+CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, alone or nested
+# Left: what other projects call it (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: what we call it.
+RENAMES = [
+    (r"^features\.init_block\.conv\.", "conv1."),
+    (r"^features\.init_block\.bn\.", "bn1."),
+    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.conv\.", r"layer\1.unit\2.conv\3."),
+    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.bn\.", r"layer\1.unit\2.bn\3."),
+    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.conv\.", r"layer\1.unit\2.shortcut.0."),
+    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.bn\.", r"layer\1.unit\2.shortcut.1."),
+    (r"\.downsample\.", ".shortcut."),
+    (r"^(fc|output|classifier)\.", "linear."),
+]
+QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
+# What a training loop stores beside the weights as their accuracy: best_prec1, best_acc, acc, test_top1, val_acc1 ...
+CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
+
+
+@dataclass
+class Checkpoint:
+    """A float network from a file: its weights in our names, and what the keys tell about it."""
+
+    path: Path
+    sha256: str
+    weights: dict[str, Tensor]
+    architecture: str
+    options: dict[str, Any]  # depth, and shortcut where the architecture has one
+    classes: int
+    metadata: dict[str, Any] = field(default_factory=dict)  # of a file of our own: normalization, classes, recipe ...
+    claim: tuple[str, float] | None = None  # the name and the percent of the accuracy that the file says it has
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std that the network was trained with, where the file says so."""
+        about = self.metadata
+        return (tuple(about["mean"]), tuple(about["std"])) if "mean" in about and "std" in about else None
+
+
+def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
+    """Read the checkpoint file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
+
+    Raises `UserError` where there is no such file, it is damaged, it would need more than tensors, it was
+    trained quantization-aware, or no network that is known here can hold it.
+    """
+    if "://" not in location:
+        return _read(Path(location).expanduser(), location)
+    path = _download(location, cache, timeout)
+    try:
+        return _read(path, location)
+    except UserError:  # a page to sign in, a download that broke off untold: the next attempt fetches it afresh
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, location: str) -> Checkpoint:
+    if not path.is_file():
+        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
+        near = did_you_mean(path.name, there)
+        raise UserError(
+            f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, "
+            f"or checkpoint=auto to train a network (or use the one already trained)."
+        )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    content, metadata = _load(path)
+    weights = _unwrap(content, path)
+    _refuse_quantization_aware(weights, path)
+    original, weights = weights, _rename(weights)
+    found = identify(_shapes(weights), path, _shapes(original))
+    weights = {key: _dense(key, value, path) for key, value in weights.items()}
+    claim = _claim({**content, **metadata} if isinstance(content, dict) else metadata)
+    return Checkpoint(path, sha256, weights, found.architecture, found.options, found.classes, metadata, claim)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the weights into `model`. Only `num_batches_tracked` may be missing; `UserError` lists the rest."""
+    expected = _shapes(model.state_dict())
+    if problems := differences(expected, _shapes(checkpoint.weights)):
+        raise UserError(f"checkpoint={checkpoint.path} does not fit the network. {problems}.")
+    model.load_state_dict(checkpoint.weights, strict=False)
+
+
+def _shapes(weights: dict[str, Tensor]) -> Shapes:
+    return {key: tuple(value.shape) for key, value in weights.items()}
+
+
+def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if "sha256" in about:  # written by us
+                    return load_checked(path)
+                return {key: file.get_tensor(key) for key in list(file.keys())}, json.loads(about.get("ptq_exp", "{}"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"checkpoint={path} is broken or no safetensors file ({error}).") from error
+    try:
+        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+            raise UserError(f"checkpoint={path} is broken: the checksum of {bad} in it is wrong.")
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except UserError:
+        raise
+    except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
+        if "weights_only" in str(error) and "Unsupported operand" not in str(error):
+            raise _more_than_tensors(path, str(error)) from error
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        raise UserError(
+            f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {reason}). Expected is a file of "
+            f"torch.save or a .safetensors file with the network's state_dict()."
+        ) from error
+
+
+def _more_than_tensors(path: Path, reason: str) -> UserError:
+    """Names the class that stands in the way and the line that saves the file anew, as it is in most files."""
+    name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|(?:class|global) ([\w]+(?:\.[\w]+)+)", reason)
+    culprit = f" ({next(filter(None, name.groups()))})" if name else ""
+    rescued = path.with_name(f"{path.stem}-weights.pt")
+    keys = ", ".join(f"'{container}'" for container in CONTAINERS)
+    return UserError(
+        f"checkpoint={path} holds more than tensors{culprit}: loading it could run code hidden in it, so it is "
+        f"refused. If you trust its author, this line saves the state_dict() alone:\n"
+        f"python -c \"import torch; f = torch.load('{path}', 'cpu', weights_only=False); "
+        f"w = next((f[k] for k in ({keys}) if k in f), f) if isinstance(f, dict) else f; "
+        f"torch.save(w.state_dict() if hasattr(w, 'state_dict') else w, '{rescued}')\""
+    )
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside its container and without prefixes."""
+    container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
+    weights = content[container] if container else content
+    if not _is_state_dict(weights):
+        raise UserError(
+            f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
+            f"{', '.join(CONTAINERS)}."
+        )
+    others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
+    if others:
+        log.info(
+            "checkpoint=%s: the weights under %s are used, not those under %s.", path, container, shortened(others)
+        )
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _is_state_dict(content: Any) -> bool:
+    named = isinstance(content, dict) and len(content) > 0 and all(isinstance(key, str) for key in content)
+    return named and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
+    if any(key.endswith(".codes") for key in weights):
+        raise UserError(
+            f"checkpoint={path} is a network that ptq_exp quantized. Give the float checkpoint it was made from; "
+            f"ptq_exp.load('{path.name}') uses it as it is."
+        )
+    if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
+        raise UserError(
+            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}): its weights are adapted to "
+            f"another quantizer, so post-training results on it would mislead. Give the float checkpoint."
+        )
+
+
+def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under our names."""
+    renamed = {}
+    for key, value in weights.items():
+        for pattern, replacement in RENAMES:
+            key = re.sub(pattern, replacement, key)
+        # pytorchcv counts the blocks of a stage from 1.
+        renamed[re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", key)] = value
+    return renamed
+
+
+def _dense(key: str, value: Tensor, path: Path) -> Tensor:
+    """The tensor with all its values. Raises `UserError` where they are no finite floats (a counter may be whole)."""
+    problem = ""
+    if value.is_meta:
+        problem = "has a shape and no values (it was saved from the meta device)"
+    elif not value.is_floating_point() and not key.endswith(COUNTERS):
+        problem = f"holds {str(value.dtype).removeprefix('torch.')} values, and float weights are needed"
+    elif value.layout != torch.strided:
+        return _dense(key, value.to_dense(), path)
+    elif not torch.isfinite(value).all():
+        problem = "holds values that are not numbers. The file is broken"
+    if problem:
+        raise UserError(f"checkpoint={path}: {key} {problem}.")
+    return value
+
+
+def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
+    """The first entry of a file that is named like an accuracy; shares are told from percent by their size."""
+    for key, value in content.items():
+        single = isinstance(value, Tensor) and value.numel() == 1
+        if not isinstance(key, str) or not CLAIM.fullmatch(key) or not (single or isinstance(value, int | float)):
+            continue
+        number = float(value)
+        percent = 100 * number if number <= 1 else number
+        if 0 < percent <= 100:
+            return key, percent
+    return None
+
+
+def _download(url: str, cache: Path, timeout: float) -> Path:
+    """Fetch `url` once into `cache`, all or nothing; `timeout` seconds without a byte give it up."""
+    folder = cache / "downloads"
+    name = Path(urlparse(url).path).name or "checkpoint"
+    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkstemp(prefix=".download-", dir=folder)[1])
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
+            expected = response.headers.get("Content-Length")
+            with progress(f"Downloading {name}", int(expected or 0)) as advance:
+                while chunk := response.read(2**16):
+                    file.write(chunk)
+                    advance(len(chunk))
+        if expected is not None and partial.stat().st_size != int(expected):
+            raise UserError(f"checkpoint={url}: the download broke off. Try again.")
+        os.replace(partial, target)
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

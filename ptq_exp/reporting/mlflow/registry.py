@@ -1,0 +1,72 @@
+"""Quantized networks as versions of a model in MLflow's registry, as pyfunc models without pickles."""
+
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.reporting import mlflow as tracking
+
+BITS_TAG = "bits"
+
+
+def register(run: "tracking.Run", name: str, artifacts: Path, rows: list[dict[str, Any]]) -> None:
+    """Make every quantized network of a job a version of the model `name`; those that are one already stay.
+
+    `mlflow.pyfunc.load_model("models:/<name>/<version>").predict(images)` takes uint8 images (N, 3, H, W) and returns
+    logits, float32 (N, classes). The weights stay safetensors, read by `ptq_exp.load`.
+    """
+    if run.client is None:
+        return
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = run.client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+    done = {version.tags.get(BITS_TAG) for version in known}
+    for row in rows:
+        bits = str(row["bits"])
+        if bits in done:
+            continue
+        folder = f"model_w{bits}"
+        with tempfile.TemporaryDirectory() as scratch:
+            save_model(Path(scratch) / folder, artifacts / f"quantized_w{bits}.safetensors")
+            run.client.log_artifacts(run.run_id, scratch)
+        tags = {BITS_TAG: bits, "top1": f"{row['top1']:.2f}", "top1_float": f"{row['top1_float']:.2f}"}
+        run.client.create_model_version(name, f"runs:/{run.run_id}/{folder}", run.run_id, tags)
+
+
+def save_model(folder: Path, weights: Path) -> None:
+    """Write an MLflow model that loads `weights` through `ptq_exp.export.inference`."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as file:
+        about = json.loads(file.metadata()["ptq_exp"])
+    images = TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1), "images")
+    logits = TensorSpec(np.dtype("float32"), (-1, len(about["classes"])))
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):  # it wants an example of an image; the signature says it all
+        pyfunc.save_model(
+            str(folder), loader_module="ptq_exp.export.inference", data_path=str(weights),
+            pip_requirements=requirements(), signature=ModelSignature(Schema([images]), Schema([logits])),
+        )  # fmt: skip
+
+
+def requirements() -> list[str]:
+    """What loading needs; ptq_exp itself from the working tree it was logged by, as it is in no package index."""
+    from importlib.metadata import version
+
+    return [
+        *(f"{name}=={version(name).split('+')[0]}" for name in ("torch", "safetensors", "numpy")),
+        str(PROJECT_ROOT),
+    ]

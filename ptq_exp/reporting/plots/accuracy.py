@@ -1,0 +1,170 @@
+"""Accuracy against what it costs: stored bits, and bytes."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.reporting.plots.style import (
+    BLACK,
+    GREY,
+    MARKERS,
+    SERIES,
+    SMALL,
+    WIDTH,
+    add_axes,
+    canvas,
+    legend,
+    save,
+    shorten,
+    write_title,
+)
+from ptq_exp.results.series import nominal_width, number
+
+Rows = list[dict[str, Any]]
+STORED = "bits per weight (including sign)"
+LABEL_LETTERS = 72
+MOST_TICKS = 24
+CLOSE = 6.0  # points: where much more is lost somewhere, what is this close to the float network is drawn again
+
+
+def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Accuracy against bits per weight") -> None:
+    """Top-1 against the stored bits per weight: one line a series, and the float network's as a dashed line.
+
+    Every row needs `bits`, `bits_mean` (stored, sign included), `top1`, `top1_ci_low`, `top1_ci_high` and `top1_float`,
+    the last four in percent. A series with one row for each bit width is drawn with its 95 % intervals, one with
+    several (of different seeds) as their mean, with a band of one standard deviation. Where a width loses a lot, a
+    second panel shows the others close up.
+    """
+    rows = [row for found in series.values() for row in found]
+    level = _mean(rows, "top1_float")
+    close = {row["bits_mean"] for row in rows if row["top1"] > level - CLOSE}
+    zoomed = len(close) > 1 and min(row["top1"] for row in rows) < level - 3 * CLOSE
+    figure, axes = canvas(7.2 if zoomed else 4.5, bottom=3.3 if zoomed else 0.65)
+    _draw_series(axes, series)
+    _float_lines(axes, series)
+    axes.set(xlabel=STORED, ylabel="top-1 accuracy (%)")
+    legend(axes)
+    if zoomed:
+        below = add_axes(figure, 0.8, 0.6, WIDTH - 1.0, 1.85)
+        _draw_series(below, series)
+        _float_lines(below, series)
+        below.set(xlabel="the same, close to the float network", ylabel="top-1 (%)")
+        below.set_ylim(level - CLOSE, level + CLOSE / 3)
+    for part in figure.axes:
+        part.set_xticks(*_ticks([_mean(group, "bits_mean") for found in series.values() for group in _by_bits(found)]))
+        part.grid(axis="y", alpha=0.3)
+    write_title(figure, title)
+    save(figure, path)
+
+
+def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
+    for position, (label, rows) in enumerate(series.items()):
+        look = _look(position)
+        groups = _by_bits(rows)
+        shift = (position - (len(series) - 1) / 2) * min(0.07, 0.4 / len(series))  # so that intervals do not hide
+        bits, means = ([_mean(group, key) for group in groups] for key in ("bits_mean", "top1"))
+        bits = [width + shift for width in bits]
+        seeds = max(map(len, groups))
+        name = _name(label, groups)
+        if seeds > 1:
+            spread = [_std(group) for group in groups]
+            low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+            axes.fill_between(bits, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            below = above = spread
+            name = f"{name}, mean of {seeds} seeds ± std"
+        else:
+            (found,) = zip(*groups, strict=True)
+            below = [max(0, row["top1"] - row["top1_ci_low"]) for row in found]
+            above = [max(0, row["top1_ci_high"] - row["top1"]) for row in found]
+            name = f"{name}, 95 % CI"
+        axes.errorbar(bits, means, yerr=[below, above], capsize=4, label=shorten(name, LABEL_LETTERS), **look)
+
+
+def accuracy_against_size(series: dict[str, Rows], path: Path, title: str = "Accuracy against size") -> None:
+    """Top-1 (percent) against the packed size (kB): a point a bit width, those that no other beats joined by a line.
+
+    Every row needs `size_bytes` besides what `accuracy_against_bits` needs. Several seeds are one point, their mean.
+    """
+    figure, axes = canvas()
+    points = []
+    for position, (label, rows) in enumerate(series.items()):
+        groups = _by_bits(rows)
+        here = [
+            (_mean(group, "size_bytes") / 1000, _mean(group, "top1"), _mean(group, "bits_mean")) for group in groups
+        ]
+        points += here
+        look = _look(position) | {"linestyle": "none", "markersize": 8}
+        label = shorten(_name(label, groups), LABEL_LETTERS)
+        axes.plot([point[0] for point in here], [point[1] for point in here], label=label, **look)
+    front = pareto_front(points)
+    axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1.5, zorder=0, label="Pareto front")
+    for size, top1, stored in front:
+        look = {"xytext": (6, -13), "textcoords": "offset points", "fontsize": SMALL}
+        axes.annotate(f"{number(stored)} bits", (size, top1), **look)
+    _float_lines(axes, series, with_size=True)
+    axes.margins(x=0.1, y=0.12)
+    axes.set(xlabel="size of the packed network (kB)", ylabel="top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    write_title(figure, title)
+    legend(axes)
+    save(figure, path)
+
+
+def pareto_front(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """Of (size, accuracy, bits), ascending, those that no smaller or equally large network reaches in accuracy."""
+    front: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _look(position: int) -> dict[str, Any]:
+    """Colour and marker of a series; markers go on where the colours begin again."""
+    marker = MARKERS[(position + position // len(SERIES)) % len(MARKERS)]
+    return {"color": SERIES[position % len(SERIES)], "marker": marker, "linewidth": 2, "markersize": 6}
+
+
+def _by_bits(rows: Rows) -> list[Rows]:
+    """The rows of each bit width, the fewest stored bits first: of several seeds if there are several."""
+    groups: dict[int, Rows] = {}
+    for row in sorted(rows, key=lambda row: (row["bits_mean"], row["bits"])):
+        groups.setdefault(row["bits"], []).append(row)
+    return list(groups.values())
+
+
+def _name(label: str, groups: list[Rows]) -> str:
+    """What a legend calls a series: with `quant.bits` where the stored bits are others, the sign on top of them say."""
+    rows = [group[0] for group in groups]
+    nominal = ",".join(str(row["bits"]) for row in rows) if any(map(nominal_width, rows)) else ""
+    return (label or "quantized") + (f" (quant.bits={nominal})" if nominal else "")
+
+
+def _ticks(places: list[float]) -> tuple[list[float], list[str]]:
+    """Ticks at the widths drawn, none so close to another that their labels would overlap."""
+    room = (max(places) - min(places)) / MOST_TICKS
+    kept: list[float] = []
+    for place in sorted(set(places)):
+        if not kept or place - kept[-1] >= room:
+            kept.append(place)
+    return kept, list(map(number, kept))
+
+
+def _mean(rows: Rows, key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def _std(rows: Rows) -> float:
+    return statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else 0.0
+
+
+def _float_lines(axes: Any, series: dict[str, Rows], with_size: bool = False) -> None:
+    """The float networks: one black line, or one in each series' colour where they differ."""
+    floats = [round(_mean(rows, "top1_float"), 2) for rows in series.values()]
+    several = len(set(floats)) > 1
+    size = f", {next(iter(series.values()))[0]['size_bytes_float'] / 1000:.0f} kB" if with_size else ""
+    for position, value in enumerate(floats if several else floats[:1]):
+        colour = SERIES[position % len(SERIES)] if several else BLACK
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, zorder=1)
+    text = "float network of the series" if several else f"float ({floats[0]:.2f} %{size})"
+    axes.plot([], [], color=GREY if several else BLACK, linestyle="--", linewidth=1.5, label=text)

@@ -1,0 +1,90 @@
+"""Which classes quantization confuses."""
+
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.reporting.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    RED,
+    SMALL,
+    WIDTH,
+    canvas,
+    margin_for,
+    save,
+    shorten,
+    write_title,
+)
+
+FAINT = 10.0  # points: the strongest colours are for this much at least, so that chance stays pale
+FEW = 20  # classes that fit a matrix
+SHOWN = 20  # of many classes
+
+
+def confusion_change(
+    classes: list[str], before: list[list[int]], after: list[list[int]], title: str, path: Path
+) -> None:
+    """How predictions moved between classes, in percent of the true class's test images.
+
+    `before` and `after` count images by true class (rows) and predicted class (columns), of the float and the
+    quantized network. Many classes are bars instead: those that lost the most of their images.
+    """
+    sizes = [max(1, sum(line)) for line in before]
+    change = [
+        [100 * (b - a) / size for a, b in zip(first, second, strict=True)]
+        for first, second, size in zip(before, after, sizes, strict=True)
+    ]
+    names = [shorten(name, 14) for name in classes]
+    if len(classes) <= FEW:
+        _matrix(names, change, title, path)
+    else:
+        _bars(names, [line[number] for number, line in enumerate(change)], title, path)
+
+
+def _matrix(names: list[str], change: list[list[float]], title: str, path: Path) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    left = margin_for(names) + 0.3
+    cell = min(0.6, (WIDTH - left - 0.3) / len(names))
+    below = 0.7 + 0.06 * max(map(len, names))
+    height = 0.75 + len(names) * 0.38 + below
+    figure, axes = canvas(height, left=left, right=WIDTH - left - cell * len(names), top=0.75, bottom=below)
+    limit = max(FAINT, *(abs(value) for line in change for value in line))
+    colours = LinearSegmentedColormap.from_list("change", [BLUE, "white", RED])
+    axes.imshow(change, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+    for y, line in enumerate(change):
+        for x, value in enumerate(line):
+            text = f"{value:+.0f}" if round(value) else ("·" if value else "")
+            strong = abs(value) > 0.6 * limit
+            axes.text(
+                x, y, text, ha="center", va="center", fontsize=SMALL, color="white" if strong else BLACK,
+                fontweight="bold" if x == y else "normal",
+            )  # fmt: skip
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    write_title(figure, title)
+    note = "points more (orange) or fewer (blue) of a class's test images, against the float network"
+    figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
+    save(figure, path)
+
+
+def _bars(names: list[str], recall: list[float], title: str, path: Path) -> None:
+    order = sorted(range(len(names)), key=lambda number: recall[number])[:SHOWN]
+    labels: list[Any] = [names[number] for number in order]
+    values = [recall[number] for number in order]
+    figure, axes = canvas(1.45 + 0.24 * len(order), left=margin_for(labels), top=0.75)
+    axes.barh(range(len(order)), values, color=[RED if value < 0 else GREEN for value in values])
+    axes.set_yticks(range(len(order)), labels, fontsize=SMALL)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.set(xlabel="change of the class's accuracy (points)")
+    axes.grid(axis="x", alpha=0.3)
+    write_title(figure, title)
+    lost = sum(value < 0 for value in recall)
+    note = f"{lost} of {len(names)} classes lost accuracy; the {len(order)} that lost the most"
+    figure.text(0.12 / WIDTH, 1 - 0.4 / figure.get_size_inches()[1], note, fontsize=SMALL, va="top")
+    save(figure, path)

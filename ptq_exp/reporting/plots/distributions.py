@@ -1,0 +1,193 @@
+"""How weights and activations are distributed, and where they are clipped."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.reporting.plots.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    SMALL,
+    TEXT,
+    WIDTH,
+    canvas,
+    save,
+    write_title,
+)  # fmt: skip
+
+COLUMNS, PANEL, HEADING, GAP = 4, 0.8, 0.46, 0.22  # of small multiples: how many, and inches
+MARGIN = 0.15
+
+
+def weight_density(weights: Any, alpha: float | None, title: str, path: Path) -> None:
+    """Density of `weights` (array) with their standard deviation and, if there is one, the clipping value drawn in."""
+    import numpy as np
+
+    values = np.asarray(weights, dtype=float).ravel()
+    std, limit = values.std(), max(np.abs(values).max(), alpha or 0.0) * 1.08
+    figure, axes = canvas()
+    axes.hist(values, bins=60, density=True, color=BLUE, alpha=0.3, label="weights")
+    if std > 0:
+        grid = np.linspace(-limit, limit, 400)
+        axes.plot(grid, density_estimate(values, grid), color=BLUE, linewidth=2, label="density estimate")
+    for sign in (-1, 1):
+        label = f"std = {std:.4f}" if sign > 0 else None
+        axes.axvline(sign * std, color=ORANGE, linestyle="--", linewidth=2, label=label)
+        if alpha is not None:
+            label = f"alpha = {alpha:.4f}" if sign > 0 else None
+            axes.axvline(sign * alpha, color=RED, linewidth=2, label=label)
+            axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
+    axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
+    write_title(figure, title)
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # the legend's room, above all but the vertical lines
+    axes.legend(
+        loc="upper center", ncols=4, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
+    )
+    save(figure, path)
+
+
+def density_estimate(values: Any, places: Any) -> Any:
+    """The density of `values` (n,) at `places` (m,), by Gaussian kernels of the bandwidth std * n^(-1/5).
+
+    The rule of thumb of Scott 1992, Multivariate Density Estimation. The same as scipy.stats.gaussian_kde, whose import
+    takes longer than all the figures of a job.
+    """
+    import numpy as np
+
+    bandwidth = values.std(ddof=1) * len(values) ** -0.2
+    heights = [np.exp(-0.5 * ((place - values) / bandwidth) ** 2).mean() for place in places]
+    return np.array(heights) / (bandwidth * math.sqrt(2 * math.pi))
+
+
+def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Every layer's float weights as a histogram, and the levels that they are rounded to as stems.
+
+    All in units of the clipping value alpha, which is drawn in. Both heights are densities: a level's is its share of
+    the weights over its distance to the next. Every entry needs `layer`, `edges`, `density` (one fewer), `levels`,
+    `level_density`, `alpha`, `clipped_percent`, `levels_used`, `levels_available`.
+    """
+    limit = max(1.15, *(max(map(abs, layer["edges"])) for layer in layers))
+    figure, panels = _panels(len(layers), "weight / alpha (heights: densities, each panel to its own scale)")
+    for layer, panel in zip(layers, panels, strict=True):
+        top = 1.05 * max([*layer["density"], *layer["level_density"], 1e-12])
+        x = [panel.x(edge / limit) for edge in layer["edges"]]
+        panel.steps(x, [value / top for value in layer["density"]], BLUE)
+        stems = [(panel.x(v / limit), d / top) for v, d in zip(layer["levels"], layer["level_density"], strict=True)]
+        panel.stems(stems, BLACK)
+        panel.lines([panel.x(sign / limit) for sign in (-1, 1)], RED)
+        used = f"{layer['levels_used']}/{layer['levels_available']} levels"
+        about = f"clips {layer['clipped_percent']:.1f} %" if layer["clipped_percent"] >= 0.05 else used
+        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, {about}")
+        panel.ticks({panel.x(value / limit): f"{value}" for value in (-1, 0, 1)})
+    key = [(BLUE, "float weights"), (BLACK, "quantized levels"), (RED, "alpha (α), where it is clipped")]
+    _finish(figure, panels, title, key, path)
+
+
+def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Magnitudes of every layer's calibrated input, on a logarithmic scale of shares, and where they are clipped.
+
+    Every entry needs `layer`, `shares` (of equal bins from 0 to `limit`), `limit`, `alpha` and `bits`.
+    """
+    figure, panels = _panels(len(layers), "|activation| / largest (heights: shares, 1 to 1e-6 on a logarithmic scale)")
+    floor = -6.0  # one activation in a million
+    for layer, panel in zip(layers, panels, strict=True):
+        count = len(layer["shares"])
+        heights = [max(0.0, 1 - math.log10(share) / floor) if share > 0 else 0.0 for share in layer["shares"]]
+        panel.steps([panel.x(2 * edge / count - 1) for edge in range(count + 1)], heights, BLUE)
+        place = min(layer["alpha"] / layer["limit"], 1.0)
+        panel.lines([panel.x(2 * place - 1)], RED)
+        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, largest {layer['limit']:.3g}")
+        panel.ticks({panel.x(-1): "0", panel.x(0): "0.5", panel.x(1): "1"})
+    key = [(BLUE, "calibration images"), (RED, "alpha (α), where it is clipped")]
+    _finish(figure, panels, title, key, path)
+
+
+class _Panel:
+    """One of many small axes, drawn as shapes on the one that they share: twenty real axes take ten times as long."""
+
+    def __init__(self, axes: Any, left: float, bottom: float, width: float, lowest: bool):
+        self.axes, self.left, self.bottom, self.width, self.lowest = axes, left, bottom, width, lowest
+        self.shapes: list[tuple[list[tuple[float, float]], str]] = []
+        self.strokes: list[tuple[list[tuple[float, float]], str, float]] = []
+        self.strokes.append(([(left, bottom), (left + width, bottom)], GREY, 0.8))
+
+    def x(self, share: float) -> float:
+        """The place of a value between -1 and 1."""
+        return self.left + (share + 1) / 2 * self.width
+
+    def steps(self, edges: list[float], heights: list[float], colour: str) -> None:
+        """A histogram, filled; heights from 0 to 1."""
+        corners = [(edges[0], self.bottom)]
+        for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
+            corners += [(left, self._y(height)), (right, self._y(height))]
+        self.shapes.append(([*corners, (edges[-1], self.bottom)], colour))
+
+    def stems(self, points: list[tuple[float, float]], colour: str) -> None:
+        """Vertical strokes from the base, thinner where there are many."""
+        width = min(2.0, max(0.4, 40 / max(1, len(points))))
+        self.strokes += [([(x, self.bottom), (x, self._y(height))], colour, width) for x, height in points]
+
+    def lines(self, places: list[float], colour: str) -> None:
+        """Vertical lines from base to top."""
+        self.strokes += [([(x, self.bottom), (x, self.bottom + PANEL)], colour, 1.3) for x in places]
+
+    def heading(self, name: str, about: str) -> None:
+        """Two lines of text above."""
+        top = self.bottom + PANEL
+        self.axes.text(self.left, top + 0.24, name, fontsize=SMALL, fontweight="bold", va="bottom")
+        self.axes.text(self.left, top + 0.06, about, fontsize=9, color="#333333", va="bottom")
+
+    def ticks(self, labels: dict[float, str]) -> None:
+        """Labels below, in the lowest panel of a column."""
+        self.strokes += [([(x, self.bottom), (x, self.bottom - 0.04)], GREY, 0.8) for x in labels]
+        for x, text in labels.items() if self.lowest else ():
+            self.axes.text(x, self.bottom - 0.07, text, fontsize=SMALL, ha="center", va="top")
+
+    def _y(self, height: float) -> float:
+        return self.bottom + height * PANEL
+
+
+def _panels(count: int, label: str) -> tuple[Any, list[_Panel]]:
+    """A figure with room for `count` panels; its axes are measured in inches."""
+    lines = math.ceil(count / COLUMNS)
+    height = 0.85 + lines * (PANEL + HEADING + GAP) + 0.4
+    figure, axes = canvas(height, left=0, right=0, top=0, bottom=0)
+    axes.set(xlim=(0, WIDTH), ylim=(0, height))
+    axes.axis("off")
+    width = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
+    axes.text(WIDTH / 2, 0.1, label, fontsize=TEXT, ha="center", va="bottom")
+    return figure, list(_places(axes, count, height - 0.75, width))
+
+
+def _places(axes: Any, count: int, top: float, width: float) -> Iterator[_Panel]:
+    for number in range(count):
+        line, column = divmod(number, COLUMNS)
+        bottom = top - (line + 1) * (PANEL + HEADING) - line * GAP
+        yield _Panel(axes, MARGIN + column * (width + GAP), bottom, width, lowest=number + COLUMNS >= count)
+
+
+def _finish(figure: Any, panels: list[_Panel], title: str, key: list[tuple[str, str]], path: Path) -> None:
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.patches import Patch
+
+    axes = figure.axes[0]
+    shapes = [shape for panel in panels for shape in panel.shapes]
+    axes.add_collection(
+        PolyCollection([corners for corners, _ in shapes], facecolors=[c for _, c in shapes], alpha=0.35)
+    )
+    strokes = [stroke for panel in panels for stroke in panel.strokes]
+    axes.add_collection(
+        LineCollection([s[0] for s in strokes], colors=[s[1] for s in strokes], linewidths=[s[2] for s in strokes])
+    )
+    height = figure.get_size_inches()[1]
+    patches = [Patch(color=colour, label=text, alpha=0.35 if colour == BLUE else 1) for colour, text in key]
+    axes.legend(
+        handles=patches, ncols=len(key), fontsize=SMALL, frameon=False, loc="upper left", handlelength=1.2,
+        bbox_to_anchor=(MARGIN / WIDTH, 1 - 0.38 / height), borderaxespad=0, borderpad=0,
+    )  # fmt: skip
+    write_title(figure, title)
+    save(figure, path)

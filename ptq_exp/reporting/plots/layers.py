@@ -1,0 +1,137 @@
+"""One line a layer: levels and noise, sensitivities, bits chosen."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.reporting.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    RED,
+    SMALL,
+    WIDTH,
+    add_axes,
+    canvas,
+    legend,
+    margin_for,
+    save,
+    write_title,
+)  # fmt: skip
+from ptq_exp.results.series import number
+
+ROW = 0.24  # inches a layer
+BELOW = 0.95  # inches for the two lines of ticks and of the axis title
+
+
+def levels_used(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """For every layer the share of its levels that occur, and the SQNR of its weights.
+
+    Every row needs `layer`, `levels_used`, `levels_available` and `sqnr_db`.
+    """
+    figure, axes = _bars([row["layer"] for row in rows])
+    shares = [100 * row["levels_used"] / row["levels_available"] for row in rows]
+    axes.barh(range(len(rows)), shares, color=[BLUE if share >= 50 else ORANGE for share in shares])
+    for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
+        text = f"{row['levels_used']} of {row['levels_available']}, {_decibels(row['sqnr_db'])} dB"
+        axes.text(share + 1, position, text, va="center", fontsize=SMALL)
+    axes.set(xlim=(0, 150), xlabel="levels used (%); beside the bars the SQNR of the weights")
+    axes.set_xticks([0, 25, 50, 75, 100])
+    write_title(figure, title)
+    save(figure, path)
+
+
+def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Path) -> None:
+    """Top-1 drop in points (one bar a layer) when only this layer is quantized."""
+    figure, axes = _bars(layers)
+    axes.barh(range(len(layers)), drops, color=[RED if drop > 0 else GREEN for drop in drops])
+    axes.axvline(0, color=BLACK, linewidth=0.8)
+    axes.set(xlabel="top-1 drop (points)")
+    axes.grid(axis="x", alpha=0.3)
+    write_title(figure, title)
+    save(figure, path)
+
+
+def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Path) -> None:
+    """Layer x bits: the SQNR of the weights (dB) beside the share of levels that occur (percent).
+
+    `layers` holds one table for each `quant.bits`, its rows as for `levels_used`, with `bits` (stored) and `weights`
+    (how many); an SQNR of None is infinite.
+    """
+    from matplotlib.figure import Figure
+
+    widths = sorted(layers)
+    names = list(dict.fromkeys(row["layer"] for bits in widths for row in layers[bits]))
+    found = {(row["layer"], bits): row for bits in widths for row in layers[bits]}
+
+    def cells(value: Any) -> list[list[float]]:
+        return [[value(found[name, bits]) if (name, bits) in found else math.nan for bits in widths] for name in names]
+
+    stored = [_stored(layers[bits], bits) for bits in widths]
+    sqnr = cells(lambda row: math.inf if row["sqnr_db"] is None else row["sqnr_db"])
+    usage = cells(lambda row: 100 * row["levels_used"] / row["levels_available"])
+    figure = Figure(figsize=(WIDTH, ROW * len(names) + BELOW + 0.9))
+    left, gap = margin_for(names), 0.25
+    width = (WIDTH - left - gap - 0.15) / 2
+    highest = max([value for line in sqnr for value in line if math.isfinite(value)], default=1.0)
+    for position, (values, top, heading) in enumerate(
+        [(sqnr, max(highest, 1.0), "SQNR of the weights (dB)"), (usage, 100.0, "levels used (%)")]
+    ):
+        axes = add_axes(figure, left + position * (width + gap), BELOW, width, ROW * len(names))
+        _heat(axes, values, top)
+        axes.set_xticks(range(len(widths)), stored)
+        axes.set_xlabel("bits per weight (including sign)" + ("\n(quant.bits)" if "(" in "".join(stored) else ""))
+        axes.set_title(heading, fontsize=12)
+        axes.set_yticks(range(len(names)), names if position == 0 else [], fontsize=SMALL)
+        axes.tick_params(length=0)
+    write_title(figure, title)
+    save(figure, path)
+
+
+def _stored(rows: list[dict[str, Any]], bits: int) -> str:
+    """The mean of the layers' stored bits, with `quant.bits` below where that is another number."""
+    counts = [row.get("weights", 1) for row in rows]  # records of older versions have none
+    mean = number(sum(row["bits"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
+    return mean if mean == str(bits) else f"{mean}\n({bits})"
+
+
+def _heat(axes: Any, values: list[list[float]], top: float) -> None:
+    """Cells from dark (0, little is left) to light (`top`), with their numbers."""
+    shown = [[min(value, top) for value in line] for line in values]
+    axes.imshow(shown, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    axes.spines[:].set_visible(False)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                colour = "white" if value < 0.55 * top else "black"
+                axes.text(x, y, _decibels(value, 0), ha="center", va="center", fontsize=SMALL, color=colour)
+
+
+def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dict[str, int], path: Path) -> None:
+    """The best plans of mixed precision, their summed sensitivity against their mean bits, and the chosen plan."""
+    figure, axes = canvas(left=0.9)
+    bits, cost = [point["bits_mean"] for point in curve], [max(point["sensitivity"], 1e-9) for point in curve]
+    axes.semilogy(bits, cost, marker="o", color=BLUE, linewidth=2, label="best plan for each budget")
+    axes.axvline(bits_mean, color=RED, linestyle="--", linewidth=2, label=f"this run: {bits_mean:.2f} bits per weight")
+    counts = {width: list(chosen.values()).count(width) for width in sorted(set(chosen.values()))}
+    text = "\n".join(f"{width} bits: {count} layers" for width, count in counts.items())
+    axes.text(0.98, 0.76, text, transform=axes.transAxes, ha="right", va="top", fontsize=SMALL)
+    axes.set(xlabel="mean bits per weight (including sign)", ylabel="summed divergence (nats)")
+    axes.grid(alpha=0.3)
+    write_title(figure, "Mixed precision: what is lost, and for how many bits")
+    legend(axes)
+    save(figure, path)
+
+
+def _bars(layers: list[str]) -> Any:
+    """A figure with one horizontal bar a layer, the first on top."""
+    figure, axes = canvas(1.2 + ROW * len(layers), left=margin_for(layers))
+    axes.set_yticks(range(len(layers)), layers, fontsize=SMALL)
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _decibels(value: float | None, digits: int = 1) -> str:
+    return "∞" if value is None or math.isinf(value) else f"{value:.{digits}f}"

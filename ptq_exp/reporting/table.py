@@ -1,0 +1,251 @@
+"""The result table: as wide as the terminal allows, as Markdown, and as cells for the HTML report.
+
+No number is ever cut. A terminal that is too narrow for the whole table loses, in this order, until the rest fits:
+
+1. the intervals' own columns (they move below the values that they belong to, and headings become shorter),
+2. the agreement with the float network,
+3. the size of the float network,
+4. the verdict's words (a mark takes their place, explained below the table),
+5. the 95 % CI of top-1 (that of the drop is the narrower and more telling one),
+6. the size,
+7. the column that names the series: each series then has a table of its own.
+
+The first four also go where the names of the series would be broken within a word or into more than two lines.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from ptq_exp.results.series import (
+    HIGHER,
+    LOWER,
+    NOT_DISTINGUISHABLE,
+    Failure,
+    Row,
+    nominal_width,
+    stored_width,
+    verdict,
+)
+
+JOB, BITS, NOMINAL, VERDICT, AGREEMENT, SIZE = (
+    "job",
+    "bits/weight",
+    "quant.bits",
+    "against float",
+    "agreement %",
+    "size",
+)
+TOP1, TOP1_CI, DROP, DROP_CI = "top-1 %", "95 % CI", "drop", "95 % CI of the drop"
+MARKS = {NOT_DISTINGUISHABLE: "≈", LOWER: "<", HIGHER: ">"}
+EXPLAINED = "≈ not distinguishable from the float network, < lower, > higher"
+LABEL_LINES = 2  # a column of words more is given up before a series' name takes more lines
+BREAK = re.compile(r"(?<=[ =,_])|(?=\.[A-Za-z])")  # where a label may be broken, so that no number in it is
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a table shows."""
+
+    intervals: bool = True  # in columns of their own; else below their values
+    agreement: bool = True
+    float_size: bool = True
+    words: bool = True  # of the verdict; else a mark
+    top1_interval: bool = True
+    size: bool = True
+    job: bool = True
+
+
+GIVEN_UP = ("intervals", "agreement", "float_size", "words", "top1_interval", "size", "job")
+LAYOUTS = list(accumulate(GIVEN_UP, lambda layout, name: replace(layout, **{name: False}), initial=Layout()))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Headings and lines of text; a cell of several lines holds line breaks."""
+
+    headings: list[str]
+    lines: list[list[str]]
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns that each column of the table needs."""
+        return [
+            max(cell_len(part) for text in column for part in text.split("\n"))
+            for column in zip(self.headings, *self.lines, strict=True)
+        ]
+
+
+def table_cells(series: dict[str, list[Row]], failures: list[Failure], layout: Layout = LAYOUTS[0]) -> Cells:
+    """The table: the column of jobs where there are several series, each float network once, failed jobs last."""
+    nominal = any(nominal_width(row) for found in series.values() for row in found)
+    columns = ({JOB: JOB} if layout.job and _named(series) else {}) | _columns(layout, nominal)
+    lines, shown = [], None
+    for label, rows in series.items():
+        baseline = _float_values(rows[0], layout)
+        if baseline != shown:
+            shown = baseline
+            lines.append({JOB: label} | baseline)
+        lines += [{JOB: label} | _values(row, layout, nominal) for row in sorted(rows, key=_order)]
+    for failure in failures:
+        lines.append({JOB: failure["overrides"], TOP1: "failed"} | _widths("", failure["bits"], layout, nominal))
+    return Cells(list(columns.values()), [[line.get(key, "") for key in columns] for line in lines])
+
+
+def _named(series: dict[str, list[Row]]) -> bool:
+    return bool(series) and list(series) != [""]
+
+
+def _order(row: Row) -> tuple[float, int]:
+    return row["bits_mean"], row["bits"]
+
+
+def _widths(stored: str, given: str, layout: Layout, nominal: bool) -> dict[str, str]:
+    """Stored bits, and `quant.bits` where they differ somewhere in the table."""
+    if not nominal:
+        return {BITS: stored or given}
+    return {BITS: stored, NOMINAL: given} if layout.intervals else {BITS: f"{stored}\n({given})".strip()}
+
+
+def _columns(layout: Layout, nominal: bool) -> dict[str, str]:
+    """The columns of a layout, each with its heading."""
+    if layout.intervals:
+        shown = [BITS, *([NOMINAL] if nominal else []), TOP1, TOP1_CI, DROP, DROP_CI, VERDICT, AGREEMENT, SIZE]
+        return {key: key for key in shown}
+    columns = {
+        BITS: "bits/\nweight" + ("\n(quant.\nbits)" if nominal else ""),
+        TOP1: f"{TOP1}\n{TOP1_CI}" if layout.top1_interval else TOP1,
+        DROP: f"{DROP}\n{TOP1_CI}",
+        VERDICT: "against\nfloat" if layout.words else "vs\nfloat",
+    }
+    columns |= {AGREEMENT: "agree-\nment %"} if layout.agreement else {}
+    return columns | ({SIZE: "size\nkB"} if layout.size else {})
+
+
+def _values(row: Row, layout: Layout, nominal: bool) -> dict[str, str]:
+    stored = stored_width(row) if row["act_bits"] is None else f"w{stored_width(row)} a{row['act_bits']}"
+    said, kilobytes = verdict(row), f"{row['size_bytes'] / 1000:.1f}"
+    values = _widths(stored, str(row["bits"]), layout, nominal) | {
+        TOP1: f"{row['top1']:.2f}", TOP1_CI: f"{row['top1_ci_low']:.2f} – {row['top1_ci_high']:.2f}",
+        DROP: f"{row['top1_drop']:+.2f}", DROP_CI: f"{row['top1_drop_ci_low']:+.2f} – {row['top1_drop_ci_high']:+.2f}",
+        VERDICT: said if layout.words else MARKS[said], AGREEMENT: f"{row['agreement']:.2f}",
+        SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
+    }  # fmt: skip
+    if layout.intervals:
+        return values
+    if layout.words:
+        values[VERDICT] = said.replace(" ", "\n")
+    return _stacked(values, layout) | {DROP: f"{values[DROP]}\n{values[DROP_CI]}"}
+
+
+def _stacked(values: dict[str, str], layout: Layout) -> dict[str, str]:
+    """The interval of top-1 below its value."""
+    return values | ({TOP1: f"{values[TOP1]}\n{values[TOP1_CI]}"} if layout.top1_interval else {})
+
+
+def _float_values(row: Row, layout: Layout) -> dict[str, str]:
+    kilobytes = f"{row['size_bytes_float'] / 1000:.1f}"
+    values = {
+        BITS: "float", TOP1: f"{row['top1_float']:.2f}",
+        TOP1_CI: f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}",
+        SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
+    }  # fmt: skip
+    if not layout.float_size:
+        del values[SIZE]
+    return values if layout.intervals else _stacked(values, layout)
+
+
+def broken(label: str, width: int) -> str:
+    """The label in lines of at most so many columns, or of its longest part that must not be broken."""
+    lines = [""]
+    for word in label.split(" "):
+        for number, part in enumerate([word] if cell_len(word) <= width else BREAK.split(word)):
+            blank = " " if number == 0 and lines[-1] else ""
+            if lines[-1] and cell_len(lines[-1] + blank + part) > width:
+                lines.append("")
+                blank = ""
+            lines[-1] += blank + part
+    return "\n".join(lines)
+
+
+def longest_part(labels: list[str]) -> int:
+    """Columns that the labels need at least."""
+    return max((cell_len(part.strip()) for label in labels for part in BREAK.split(label)), default=0)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The result table for the terminal, in the fullest layout that fits."""
+
+    series: dict[str, list[Row]]
+    title: str
+    failures: list[Failure] = field(default_factory=list)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        comfortable = [layout for layout in LAYOUTS if layout.top1_interval and self._fits(layout, width, LABEL_LINES)]
+        layout = next(iter(comfortable or [layout for layout in LAYOUTS if self._fits(layout, width)]), LAYOUTS[-1])
+        yield Text(broken(self.title, width), style="bold")
+        if layout.job or not _named(self.series):
+            yield _rich_table(self._cells(layout, width))
+        else:
+            for label, rows in self.series.items():
+                yield Text(broken(label, width))
+                yield _rich_table(table_cells({"": rows}, [], layout))
+            for failure in self.failures:
+                yield Text(broken(f"{failure['overrides']}, quant.bits={failure['bits']}: failed", width))
+        if not layout.words:
+            yield Text(broken(EXPLAINED, width))
+
+    def _labels(self) -> list[str]:
+        return [*self.series, *(failure["overrides"] for failure in self.failures)]
+
+    def _cells(self, layout: Layout, width: int) -> Cells:
+        """The cells, labels broken to the room that the other columns leave."""
+        cells = table_cells(self.series, self.failures, layout)
+        if layout.job and _named(self.series):
+            room = max(width - _outer_width(cells.widths[1:], 1), longest_part(self._labels()))
+            return replace(cells, lines=[[broken(line[0], room), *line[1:]] for line in cells.lines])
+        return cells
+
+    def _fits(self, layout: Layout, width: int, label_lines: int | None = None) -> bool:
+        """Whether the table is no wider: with labels in at most so many lines of whole words, where that is asked."""
+        cells = self._cells(layout, width)
+        if label_lines and layout.job and _named(self.series):
+            shown = {line[0] for line in cells.lines}
+            whole = {label.replace("\n", " ") for label in shown} <= set(self._labels())
+            if not whole or any(label.count("\n") >= label_lines for label in shown):
+                return False
+        return _outer_width(cells.widths) <= width
+
+
+def _outer_width(widths: list[int], further: int = 0) -> int:
+    """With a blank on both sides of a cell and a line between two: `further` counts columns to come."""
+    return sum(widths) + 3 * (len(widths) + further) + 1
+
+
+def _rich_table(cells: Cells) -> Table:
+    table = Table()
+    for heading, width in zip(cells.headings, cells.widths, strict=True):
+        words = heading == JOB or heading.replace("\n", " ") == VERDICT
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True, min_width=width)
+    for line in cells.lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> str:
+    """The same table in Markdown, for the page of a run."""
+
+    def lines() -> Iterator[str]:
+        cells = table_cells(series, failures or [])
+        for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
+            yield "| " + " | ".join(line) + " |"
+
+    return f"**{title}**\n\n" + "\n".join(lines())

@@ -1,0 +1,222 @@
+"""Training of the float model: plain supervised SGD on batches that live on the device."""
+
+import copy
+import importlib
+import inspect
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.base.console import duration, log, progress
+from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.config import Config
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.training.step import TrainingStep
+
+LONG_TRAINING_SECONDS = 600
+DIVERGED = 10  # times the loss of guessing
+# Those that torch also has as one kernel for all parameters, where one for each takes longer to launch than to compute.
+FUSED_OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class TrainingState:
+    """Everything needed to go on after an epoch; batches and augmentation follow from seed and epoch."""
+
+    epoch: int = 0  # epochs done
+    model: Weights = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+    best: Weights = field(default_factory=dict)
+    best_epoch: int = 0
+    best_top1: float = -1.0
+
+
+def resolve_recipe(config: Config, dataset: Dataset) -> Config:
+    """`config` with the data set's own recipe where optimizer, scheduler and trainer are null.
+
+    Milestones keep their place in the training where only the number of epochs was changed.
+    """
+    recipe = dataset.recipe
+    epochs = config.trainer.epochs or recipe.epochs
+    milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
+    defaults = {
+        "lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs,
+        "total_steps": epochs, "max_lr": 20 * recipe.lr,
+    }  # fmt: skip
+
+    def fill(group: dict[str, Any]) -> dict[str, Any]:
+        return {key: defaults.get(key) if value is None else value for key, value in group.items()}
+
+    trainer = replace(config.trainer, epochs=epochs, batch_size=config.trainer.batch_size or recipe.batch_size)
+    return replace(config, trainer=trainer, optimizer=fill(config.optimizer), scheduler=fill(config.scheduler))
+
+
+def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
+    """The object that `_target_` names, made from `first` and the other keys; `UserError` says what is wrong."""
+    path = str(node.get("_target_"))
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    module, _, name = path.rpartition(".")
+    try:
+        target: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        allowed = list(inspect.signature(target).parameters)[1:]
+    except (ImportError, AttributeError, ValueError, TypeError):
+        raise UserError(
+            f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say."
+        ) from None
+    for key in arguments:
+        if key not in allowed:
+            raise UserError(
+                f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+    try:
+        return target(first, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{group}: {path} does not accept {arguments}: {error}.") from error
+
+
+def build_optimizer(node: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; on CUDA with the fused kernel, unless `node` chooses."""
+    if node.get("_target_") in FUSED_OPTIMIZERS and parameters[0].is_cuda and not node.keys() & {"fused", "foreach"}:
+        node = node | {"fused": True}
+    optimizer: torch.optim.Optimizer = instantiate("optimizer", node, parameters)
+    return optimizer
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    normalize: Normalizer,
+    config: Config,
+    state: TrainingState | None,
+    save: Callable[[TrainingState], None],
+) -> TrainingState:
+    """Train `model` in place for the configured epochs, going on from `state` if there is one.
+
+    `config` must be resolved (`resolve_recipe`). `save` is called after every epoch. The best epoch is that of
+    the highest top-1 on the validation split, or on the test set where there is none. Raises `UserError` when
+    the loss is no longer a number.
+    """
+    if len(dataset.classes) < 2:
+        raise UserError(f"{dataset.name} has one class only, {dataset.classes[0]}: there is nothing to tell apart.")
+    epochs, batch_size = config.trainer.epochs or 0, config.trainer.batch_size or 0
+    recipe = dataset.recipe
+    loader = TrainingLoader(
+        dataset.train_images, dataset.train_labels, batch_size, recipe.crop_padding, recipe.flip, config.seed
+    )
+    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise UserError(f"optimizer._target_={config.optimizer['_target_']} needs a closure, which no epoch here has.")
+    scheduler = instantiate("scheduler", config.scheduler, optimizer)
+    if config.trainer.precision != "fp32" and not loader.labels.is_cuda:
+        log.info("trainer.precision=%s is for CUDA: this CPU trains in fp32.", config.trainer.precision)
+    if state is None:
+        state = TrainingState()
+        if loader.labels.device.type == "cpu":
+            _warn_if_long(model, loader, normalize, epochs)
+    else:
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+        scheduler.load_state_dict(state.scheduler)
+        log.info("Training goes on after epoch %d of %d.", state.epoch, epochs)
+
+    monitor = "test" if dataset.validation_images is None else "validation"
+    images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
+    labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
+    step = TrainingStep(model, normalize, optimizer, config.trainer.precision, config.trainer.fused)
+    text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
+    with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
+        advance(state.epoch * len(loader))
+        for epoch in range(state.epoch, epochs):
+            rate = optimizer.param_groups[0]["lr"]
+            loss, train_top1 = train_epoch(step, loader, epoch, advance)
+            # The one scheduler that looks at the training: it gets the training loss.
+            plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            scheduler.step(loss) if plateau else scheduler.step()
+            top1 = evaluate(model, images, labels, normalize).top1
+            # Guessing costs log(classes): a mean loss far above it is as lost as one that is no number.
+            if not loss < DIVERGED * math.log(len(dataset.classes)):
+                raise UserError(
+                    f"Training diverged in epoch {epoch + 1}: the loss is {loss:.4g}. "
+                    f"Try a smaller optimizer.lr (it was {rate:.4g})."
+                )
+            state.epoch = epoch + 1
+            state.history.append({"lr": rate, "train_loss": loss, "train_top1": train_top1, f"{monitor}_top1": top1})
+            state.model, state.optimizer, state.scheduler = (
+                _cpu_copy(model.state_dict()),
+                optimizer.state_dict(),
+                scheduler.state_dict(),
+            )
+            if top1 > state.best_top1:
+                state.best_top1, state.best_epoch, state.best = top1, state.epoch, state.model
+            save(state)
+            advance(0, accuracy=f"{monitor} top-1 {top1:.2f} % (best {state.best_top1:.2f})")
+            _log_epoch(state, epochs, monitor)
+    return state
+
+
+def train_epoch(
+    step: TrainingStep, loader: TrainingLoader, epoch: int, advance: Callable[..., None]
+) -> tuple[float, float]:
+    """One pass over the training images: their mean loss and top-1 (percent), measured while training."""
+    step.model.train()
+    step.totals.zero_()
+    shown, seen = time.monotonic(), 0
+    for images, labels in loader.epoch(epoch):
+        step(images, labels)
+        advance()
+        seen += len(labels)
+        # An epoch takes a minute on a CPU and less than a second on CUDA, where reading the loss would stall it.
+        if step.device.type == "cpu" and time.monotonic() - shown > 1:
+            shown = time.monotonic()
+            advance(0, loss=f"loss {step.totals[0].item() / seen:.3f}")
+    loss_sum, correct = step.totals.tolist()
+    return loss_sum / len(loader.labels), 100 * correct / len(loader.labels)
+
+
+def _cpu_copy(weights: Weights) -> Weights:
+    return {key: value.detach().to("cpu", copy=True) for key, value in weights.items()}
+
+
+def _log_epoch(state: TrainingState, epochs: int, monitor: str) -> None:
+    if state.epoch % max(1, epochs // 6) == 0 or state.epoch == epochs:
+        last = state.history[-1]
+        log.info(
+            "epoch %3d/%d  loss %.3f  train top-1 %.2f %%  %s top-1 %.2f %% (best %.2f %%, epoch %d)",
+            state.epoch, epochs, last["train_loss"], last["train_top1"],
+            monitor, last[f"{monitor}_top1"], state.best_top1, state.best_epoch,
+        )  # fmt: skip
+
+
+def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalizer, epochs: int) -> None:
+    """Time a few steps on a copy of the model and, where the training would be long, name the quicker ways."""
+    trial = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(trial.parameters(), lr=1e-3)
+    quickest = math.inf
+    for _, (images, labels) in zip(range(5), loader.epoch(0), strict=False):
+        started = time.perf_counter()
+        F.cross_entropy(trial(normalize(images)), labels).backward()
+        optimizer.step()
+        quickest = min(quickest, time.perf_counter() - started)
+        seconds = quickest * len(loader) * epochs
+        if seconds <= LONG_TRAINING_SECONDS:  # it takes at most so long: a short one need not be timed any better
+            return
+    log.warning(
+        "Training will take about %s on this CPU (%d epochs of %d images). Quicker ways: "
+        "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
+        "The training can be interrupted and taken up again by the same command.",
+        duration(seconds), epochs, len(loader.labels),
+        max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
+    )  # fmt: skip

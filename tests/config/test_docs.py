@@ -1,0 +1,154 @@
+"""Every command and every piece of code in the documents, as they are written there."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FEW, ROOT, Outcome
+from PIL import Image
+
+from ptq_exp.config import reference
+from ptq_exp.networks import build_model
+from ptq_exp.quantization.ranges import ALPHA_RULES
+from ptq_exp.runs import doctor
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LITTLE_LEARNING = ["quant.reconstruction.steps=2", "quant.calibration_images=32"]
+
+
+def blocks(kind: str) -> Iterator[tuple[Path, str]]:
+    """The fenced blocks of a kind, with their pages."""
+    for page in PAGES:
+        for block in re.findall(rf"```{kind}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            yield page, block
+
+
+INDENTED = [
+    line for page in PAGES for line in re.findall(r"^ {4}((?:python|pip|make|mlflow) .*)", page.read_text(), re.M)
+]
+FENCED = [line for _, block in blocks("bash") for line in block.splitlines()]
+LINES = {re.sub(r"\s+#.*", "", line).strip() for line in FENCED + INDENTED}
+README = (ROOT / "README.md").read_text()
+# Those of the README that learn nothing are run always, the others with -m slow.
+JOBS = [
+    pytest.param(line, marks=[] if line in README and "best" not in line else [pytest.mark.slow])
+    for line in sorted(LINES)
+    if line.startswith("python run.py")
+]
+OTHERS = sorted(line for line in LINES if line and not line.startswith("python run.py"))
+CODE = [(page.relative_to(ROOT), block) for page, block in blocks("python")]
+
+
+@pytest.fixture
+def users_files(tmp_path: Path) -> None:
+    """What the documents call the user's own: a checkpoint and a folder of images."""
+    torch.save(build_model("resnet", 2, depth=20).state_dict(), tmp_path / "resnet20.th")
+    for split in ("train", "test"):
+        for label, colour in (("cat", 40), ("dog", 200)):
+            folder = tmp_path / "images.zip" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (32, 32), (colour, 10 * number, 0)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def median_rule() -> Iterator[None]:
+    """The rule that a how-to page adds, as it writes it."""
+    (code,) = (block for _, block in CODE if "quantization/rules/median.py" in block)
+    exec(compile(code, "median.py", "exec"), {"__name__": "median"})
+    yield
+    del ALPHA_RULES["median"]
+
+
+@pytest.mark.usefixtures("users_files", "median_rule")
+@pytest.mark.parametrize("command", JOBS)
+def test_a_documented_job_runs(cli: Callable[..., Outcome], command: str) -> None:
+    """On few images and one epoch."""
+    arguments = shlex.split(command)[2:]
+    given = " ".join(arguments)
+    if launcher := re.search(r"hydra/launcher=([a-z]+)", given):  # test_launchers.py runs them
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher[1]}_launcher")
+        one_job = [argument.split(",")[0] for argument in arguments if argument != "-m"]  # what --cfg can show
+        outcome = cli(*one_job, "--cfg", "hydra")
+        assert outcome.code == 0, outcome.err
+        return
+    small = [option for option in FEW if option.split("=")[0] not in given] + LITTLE_LEARNING
+    # The overrides of one command line must not be torn apart by a flag.
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if "best" in given:
+        small.append("quant.reconstruction.distill_steps=2")
+    outcome = cli(*[a for a in arguments if a not in flags], *small, *flags)
+    assert outcome.code == 0, outcome.err
+    assert ("Groups and their options" if "--help" in flags else "95 % CI") in outcome.out
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_another_documented_command_exists(command: str) -> None:
+    """What is installed, served or measured by them takes too long here: they must be spelt as the tools want them."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    elif words[:2] == ["pip", "install"]:
+        extra = re.search(r"\.\[(\w+)\]", command)
+        assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+    elif words[:2] == ["python", "-m"]:
+        done = subprocess.run([sys.executable, "-m", words[2], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        known = set(re.findall(r"--[\w-]+", done.stdout))
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
+    else:
+        tool = shutil.which(words[0], path=str(Path(sys.executable).parent)) or shutil.which(words[0])
+        assert tool, f"{words[0]} is not there"
+
+
+@pytest.mark.parametrize(("page", "code"), CODE, ids=[str(page) for page, _ in CODE])
+def test_documented_code_runs(
+    page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "quantization/rules/" in code:
+        pytest.skip("runs in the commands below it")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text(code)
+    runpy.run_path("code.py")
+    assert capsys.readouterr().out
+
+
+def test_the_configuration_reference_is_up_to_date() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "run: python -m ptq_exp.config.reference"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_shell_completion_completes(tmp_path: Path) -> None:
+    """As Bash asks for it, by the line that was typed so far."""
+    line = "python run.py quant=no"
+    done = subprocess.run(
+        [sys.executable, "run.py", "-sc", "query=bash"], cwd=ROOT, capture_output=True, text=True,
+        env={"PATH": "/usr/bin:/bin", "COMP_LINE": line, "COMP_POINT": str(len(line))},
+    )  # fmt: skip
+    assert "quant=notebook" in done.stdout.split()
+
+
+def test_the_doctor_finds_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    """Versions and devices, and a store with a run; a store that does not answer is to be mended."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    well = subprocess.run([sys.executable, "-m", "ptq_exp.runs.doctor"], cwd=ROOT, capture_output=True, text=True)
+    assert well.returncode == 0, well.stdout
+    assert f"* torch: {torch.__version__.partition('+')[0]}" in well.stdout
+    assert "* runs: 0 in the experiment 'ptq_exp'" in well.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert doctor.main() == 1
+    assert "**to mend**: tracking.uri=http://127.0.0.1:9 cannot be used" in capsys.readouterr().out

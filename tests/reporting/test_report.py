@@ -1,0 +1,226 @@
+"""The report: one file that says everything, and the same again from MLflow alone."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, Outcome
+from PIL import Image
+
+from ptq_exp.reporting.html import page
+from ptq_exp.reporting.html.__main__ import main
+from ptq_exp.reporting.html.build import REPORT_FILE, Results, repeat_command, report
+
+Cli = Callable[..., Outcome]
+Runs = Callable[[str], dict[str, Any]]
+
+
+class Page(HTMLParser):
+    """Tables as lists of cells, images, text, and everything that would be fetched from elsewhere."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.images: list[bytes] = []
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.tags: list[str] = []
+        self.feed(content)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+        self.fetched += re.findall(r"(?:url\(|@import)[^;]*", content)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "data", "srcset"):
+                start, _, content = (value or "").partition("base64,")
+                assert start == "data:image/png;", f"<{tag} {name}={value!r:.60}>"
+                self.images.append(base64.b64decode(content, validate=True))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+
+def artifacts(run: Any) -> Path:
+    return Path(run.info.artifact_uri.removeprefix("file://"))
+
+
+def rebuilt(monkeypatch: pytest.MonkeyPatch, target: Path, uri: str, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["report", "--uri", uri, "--output", str(target), *arguments])
+    return main(), target.read_text() if target.exists() else ""
+
+
+def test_a_sweep_has_a_report_that_mlflow_alone_gives_again(
+    cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = cli(*TINY, "quant.bits=3,6,99", f"tracking.uri={store}", "-m")
+    assert outcome.code == 1  # 99 bits are refused
+    parent = next(run for name, run in runs(store).items() if name.startswith("sweep"))
+    logged = Page((artifacts(parent) / REPORT_FILE).read_text())
+    assert logged.fetched == []
+    assert {"script", "link", "iframe"}.isdisjoint(logged.tags)
+    assert len(logged.images) > 5
+    for png in logged.images:
+        with Image.open(io.BytesIO(png)) as figure:
+            figure.load()
+            assert figure.format == "PNG"
+    table = logged.tables[0]
+    assert [line[0] for line in table] == ["bits/weight", "float", "4", "7", ""]
+    assert [line[1] for line in table] == ["quant.bits", "", "3", "6", "99"]
+    assert "against float" in table[0]
+    assert table[-1][2] == "failed"
+    assert "quant.bits=99" in logged.text
+    assert "python run.py " in logged.text
+    assert " data=digits data.train_limit=64 " in logged.text
+    assert "quant.bits=3,6,99" in logged.text
+    assert " -m" in logged.text
+    settings = next(table for table in logged.tables if table[0] == ["key", "default", "here"])
+    assert ["quant.bits", "[4, 8]", "3, 6"] in settings
+    assert ["data.name", "auto", "digits"] in settings
+    assert not [line for line in settings if line[0] in ("seed", "optimizer.nesterov", "output_dir")]
+    assert "torch" in logged.text
+    assert "SHA-256" in logged.text
+
+    for folder in tmp_path.glob("outputs"):
+        folder.rename(tmp_path / "elsewhere")
+    code, content = rebuilt(monkeypatch, tmp_path / "again.html", store, "--parent", parent.info.run_id)
+    assert code == 0
+    again = Page(content)
+    assert again.tables == logged.tables
+    assert again.images == logged.images
+
+
+def test_a_run_of_several_bit_widths_has_one_too(
+    cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*TINY, "quant.bits=[3,6]", f"tracking.uri={store}").code == 0
+    (run,) = runs(store).values()
+    logged = Page((artifacts(run) / REPORT_FILE).read_text())
+    assert [line[1] for line in logged.tables[0]] == ["quant.bits", "", "3", "6"]
+    code, content = rebuilt(monkeypatch, tmp_path / "again.html", store, "--parent", run.info.run_id)
+    assert code == 0
+    assert Page(content).tables == logged.tables
+
+
+def test_two_sweeps_side_by_side(
+    cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("notebook", "signed"):
+        assert cli(*TINY, f"quant={method}", "quant.bits=3,5", f"tracking.uri={store}", "-m").code == 0
+    parents = {run.data.tags["mlflow.runName"]: run for run in all_runs(store) if is_parent(run)}
+    (ids,) = [[run.info.run_id for run in all_runs(store) if is_parent(run)]]
+    assert len(parents) == 1  # both are called the same
+    code, content = rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", *ids)
+    assert code == 0
+    both = Page(content)
+    stored = {tuple(line[0] for line in table) for table in both.tables[:2]}
+    assert stored == {("bits/weight", "float", "4", "6"), ("bits/weight", "float", "3", "5")}  # sign extra, included
+    differ = {line[0]: set(line[1:]) for line in both.tables[2]}
+    assert differ["quant.sign_bit"] == {"extra", "included"}
+    assert "data.name" not in differ
+    assert len(both.images) == 2
+    assert "different images" not in content
+    other = cli(*TINY, "quant.bits=3", "data.train_limit=63", f"tracking.uri={store}", "-m")
+    assert other.code == 0, other.err
+    newest = next(run.info.run_id for run in all_runs(store) if is_parent(run) and run.info.run_id not in ids)
+    assert "different images" in rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", ids[0], newest)[1]
+
+
+def all_runs(uri: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ptq_exp")
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def is_parent(run: Any) -> bool:
+    return "mlflow.parentRunId" not in run.data.tags
+
+
+def test_a_report_of_an_older_version_is_rebuilt_from_its_jobs(
+    cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*TINY, "quant.bits=3,6", f"tracking.uri={store}", "-m").code == 0
+    parent = next(run for run in all_runs(store) if is_parent(run))
+    for name in ("summary.json", REPORT_FILE):
+        (artifacts(parent) / name).unlink()
+    code, content = rebuilt(monkeypatch, tmp_path / "old.html", store, "--parent", parent.info.run_id)
+    assert code == 0
+    assert [line[1] for line in Page(content).tables[0]] == ["quant.bits", "", "3", "6"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [("{store}", "There is no run nothing"), ("sqlite:///nowhere/x.db", "does not exist"),
+     ("http://me:secret@127.0.0.1:9", "http://me:***@127.0.0.1:9 cannot be read")],
+)  # fmt: skip
+def test_what_cannot_be_reported_is_said(
+    store: str, uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = rebuilt(monkeypatch, tmp_path / "no.html", uri.format(store=store), "--parent", "nothing")
+    captured = capsys.readouterr()
+    assert code == 1
+    assert said in captured.err
+    assert "secret" not in captured.err
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_help_answers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ptq_exp.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--compare" in done.stdout
+
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+def test_hostile_names_stay_text() -> None:
+    row = {
+        "bits": 4, "bits_mean": 5.0, "act_bits": None,
+        "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
+        "top1_float_ci_low": 41.0, "top1_float_ci_high": 61.0, "top1_drop": 1.0, "top1_drop_ci_low": -1.0,
+        "top1_drop_ci_high": 2.0, "agreement": 90.0, "size_bytes": 10, "size_bytes_float": 40, "diagnosis": HOSTILE,
+    }  # fmt: skip
+    job = {
+        "title": HOSTILE, "overrides": f"data.root={HOSTILE}", "rows": [row], "params": {"data.used": HOSTILE},
+        "tags": {"hardware": HOSTILE}, "versions": {HOSTILE: HOSTILE},
+        "dataset": {"name": HOSTILE, "profile": {HOSTILE: 3}, "source": HOSTILE, "fingerprint": HOSTILE},
+    }  # fmt: skip
+    failure = {"bits": HOSTILE, "overrides": HOSTILE, "error": HOSTILE, "log": "", "run_id": ""}
+    other = job | {"overrides": "data.root=b"}
+    results = Results(HOSTILE, [job, other], [{f"{HOSTILE}.png": b"x"}, {}], [f"data.root={HOSTILE}"], [failure])
+    found = Page(report(results, {f"{HOSTILE}.png": b"x"}))
+    assert "script" not in found.tags
+    assert found.text.count(HOSTILE) >= 8
+    assert "script" not in Page(page.document(HOSTILE, page.code(HOSTILE), page.heading(HOSTILE))).tags
+
+
+def test_the_command_is_quoted_and_names_the_data_found() -> None:
+    job = {"params": {"data.name": "auto", "data.used": "digits"}}
+    results = Results("t", [job], [{}], ["data=auto", "quant.bits=[2, 4]", "data.root=my data"], sweep=False)
+    assert repeat_command(results) == "python run.py 'quant.bits=[2, 4]' 'data.root=my data' data=digits"

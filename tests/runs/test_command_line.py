@@ -1,0 +1,306 @@
+"""The command line: help, mistakes and every shipped experiment."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FEW, ROOT, TINY, Outcome
+from PIL import Image
+
+from ptq_exp.base.errors import explain, known_keys
+
+Cli = Callable[..., Outcome]
+
+
+def test_help_names_groups_options_and_commands(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    for word in ("resnet20", "image_folder", "notebook", "python run.py quant.bits=", "--traceback"):
+        assert word in outcome.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
+def test_help_and_cfg_import_neither_torch_nor_mlflow(arguments: list[str]) -> None:
+    code = (
+        "import runpy, sys; sys.argv = ['run.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'matplotlib', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+    assert time.monotonic() - started < 10  # a hang would be seen, a slow machine not
+
+
+MISTAKES = [
+    (["quant.bitz=4"], ["Error: There is no key 'quant.bitz'", "Did you mean 'quant.bits'?", "quant.sign_bit"]),
+    (["+quant.bitz=4"], ["Error: There is no key 'quant.bitz'", "Did you mean 'quant.bits'?"]),
+    (["+sede=1"], ["There is no key 'sede'", "Did you mean 'seed'?"]),
+    (["modle=resnet20"], ["modle", "Did you mean 'model'?"]),
+    (["model=resnet21"], ["model=resnet21", "resnet20", "vgg16"]),
+    (["quant=notebok"], ["quant=notebok", "Did you mean 'notebook'?"]),
+    (["experiment=notbook"], ["experiment=notbook", "Did you mean 'notebook'?"]),
+    (["quant=4"], ["quant", "notebook"]),
+    (["quant.bits=4,8"], ["quant.bits=4,8", "-m", "quant.bits=[4,8]"]),
+    (["quant=best,mse"], ["quant=best,mse holds several values. Add -m to run one job for each of them.\n"]),
+    (["quant=[best,mse]"], ["quant=[best,mse]: quant takes one option", "quant=best,mse -m"]),
+    (["quant=[best,mse]", "quant.bits=3,4", "-m"], ["quant=[best,mse]: quant takes one option"]),
+    (["model=[resnet20,vgg16]"], ["model takes one option", "model=resnet20,vgg16 -m"]),
+    (["quant.bits=[4"], ["quant.bits=[4"]),
+    (["seed=abc"], ["seed=abc", "Integer"]),
+    (["data.mean=[1,b,2]"], ["data.mean", "Float"]),
+    (["quant.bits=0"], ["quant.bits=0", "1 to 16"]),
+    (["quant.bits=17"], ["quant.bits=17", "1 to 16"]),
+    (["quant.bits=[4,4]"], ["quant.bits", "twice"]),
+    (["quant.bits=[]"], ["quant.bits is empty"]),
+    (["quant.bits=four"], ["quant.bits=four", "1 to 16"]),
+    (["quant.bits=4.5"], ["quant.bits=4.5", "1 to 16"]),
+    (["quant.bits=1", "quant.sign_bit=included"], ["quant.bits=1", "quant.sign_bit=extra"]),
+    (["quant.sign_bit=includet"], ["quant.sign_bit=includet", "Did you mean 'included'?"]),
+    (["quant.alpha_rule=maxx", *TINY], ["quant.alpha_rule=maxx", "Did you mean 'max'?"]),
+    (["quant.granularity=layer"], ["quant.granularity=layer", "tensor"]),
+    (["quant.alpha_multiplier=-1"], ["quant.alpha_multiplier=-1", "positive"]),
+    (["quant.act_bits=0"], ["quant.act_bits=0", "1 to 16"]),
+    (["quant.act_alpha=0"], ["quant.act_alpha=0", "positive"]),
+    (["quant.calibration_images=0"], ["quant.calibration_images=0"]),
+    (["trainer.select=best"], ["trainer.select=best", "best_test"]),
+    (["trainer.select=best_validation"], ["data.validation_images"]),
+    (["trainer.epochs=0"], ["trainer.epochs=0"]),
+    (["data.mean=[0.5,0.5]"], ["data.mean", "three numbers"]),
+    (["data.std=[0,1,1]"], ["data.std", "positive"]),
+    (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
+    (["device=gpu"], ["device=gpu is not there", "CUDA devices"]),
+    (["device=graphics"], ["device=graphics", "cuda"]),
+    (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
+    (["data=image_folder"], ["data.root is needed"]),
+    (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "does not exist"]),
+    (["data=image_folder", "data.root=wide/test"], ["no classes", "train/<class>"]),
+    (["data=cifar10", "data.download=false", "data.root=nowhere"], ["cifar10", "nowhere", "data.root"]),
+    ([*TINY, "checkpoint=nowhere.pth"], ["checkpoint=nowhere.pth", "no such file", "checkpoint=auto"]),
+    (["bits=4"], ["There is no key 'bits'", "Did you mean 'quant.bits'?"]),
+    (["quant.epochs=3"], ["Did you mean 'trainer.epochs'?", "Keys of 'quant'"]),
+    (["--bits", "4"], ["unrecognized arguments: --bits", "quant.bits=4, not --bits 4"]),
+    ([*TINY, "optimizer.momentun=0.9"], ["optimizer.momentun", "Did you mean 'optimizer.momentum'?"]),
+    ([*TINY, "+optimizer.momentun=0.9"], ["optimizer.momentun", "Did you mean 'momentum'?"]),
+    ([*TINY, "optimizer._target_=torch.optim.SDG"], ["optimizer._target_=torch.optim.SDG"]),
+    ([*TINY, "optimizer.lr=-1"], ["optimizer", "learning rate"]),
+    ([*TINY, "model.depth=21"], ["model.depth=21", "6n+2"]),
+    ([*TINY, "model.shortcut=pat"], ["model.shortcut=pat", "Did you mean 'pad'?"]),
+    ([*TINY, "optimizer._target_=torch.optim"], ["optimizer._target_=torch.optim"]),
+    (
+        [*TINY, "model=vgg16", "model.depth=11", "data=image_folder", "data.root=wide", "data.resize=null"],
+        ["64x64", "data.resize=32"],
+    ),
+    (["data=image_folder", "data.root=wide", "data.resize=32"], ["one class only", "cat"]),
+    (["quant.layer_bits={linear:8}"], ["+quant.layer_bits="]),
+    (["trainer.select=best_test", "data.validation_images=5"], ["best_validation"]),
+    (["data=auto", "data.download=false", "data.root=nowhere", "checkpoint=some.th"], ["data=image_folder"]),
+    ([*TINY, "+model.widht=3"], ["model.widht", "depth"]),
+    ([*TINY, "tracking.uri=nowhere://x"], ["tracking.uri=nowhere://x", "tracking=none"]),
+    ([*TINY, "tracking.uri=http://127.0.0.1:9"], ["tracking.uri=http://127.0.0.1:9", "tracking=none"]),
+    ([*TINY, "tracking.uri=sqlite:////proc/nowhere/mlflow.db"], ["/proc/nowhere", "tracking=none"]),
+    ([*TINY, "quant.bits=2,3", "tracking.uri=http://127.0.0.1:9", "-m"], ["tracking.uri=http://127.0.0.1:9"]),
+    (["tracking=mlfow"], ["tracking=mlfow", "Did you mean 'mlflow'?"]),
+    (["tracking.enabled=perhaps"], ["tracking.enabled=perhaps", "bool"]),
+    (["resume=maybe"], ["resume=maybe", "bool"]),
+    (["fail_fast=1x"], ["fail_fast=1x", "bool"]),
+    (["threads=0"], ["threads=0", "at least 1"]),
+    (["threads=all"], ["threads=all", "Integer"]),
+    (["quant.percentile=101"], ["quant.percentile=101", "at most at 100"]),
+    (["quant.equalize=true"], ["quant.equalize=true", "quant.fold_batch_norm=true"]),
+    (["quant.grid=apot", "quant.rounding=adaround"], ["quant.rounding=adaround", "apot"]),
+    (["quant.mean_bits=3"], ["quant.mean_bits", "quant.mixed=true"]),
+    (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=90000"], ["quant.mean_bits", "quant.size_budget"]),
+    (["quant.mixed=true"], ["quant.granularity=channel"]),
+    (["quant.reconstruction.drop=1"], ["quant.reconstruction.drop=1", "below 1"]),
+    (["quant.reconstruction.steps=0"], ["quant.reconstruction.steps=0", "positive"]),
+    (["quant.reconstruction=fast"], ["quant.reconstruction=fast"]),
+    (["+quant.layer_bits={linear:99}"], ["quant.layer_bits.linear=99", "1 to 16"]),
+    (["data.timeout=0"], ["data.timeout", "positive"]),
+    (["data.train_limit=0"], ["data.train_limit=0", "at least 1"]),
+    (["trainer.precision=fp8"], ["trainer.precision=fp8", "bf16"]),
+    ([*TINY, "scheduler._target_=nowhere.Thing"], ["scheduler._target_=nowhere.Thing"]),
+    ([*TINY, "+scheduler.gama=2"], ["scheduler.gama", "Did you mean 'gamma'?"]),
+    (["quant.bits"], ["quant.bits cannot be read", "="]),
+    (["=4"], ["A number was given where a group", "quant.bits=4"]),
+    (["quant.bits='4"], ["quant.bits='4 cannot be read"]),
+    (["quant.bits=range(4", "-m"], ["quant.bits=range(4 cannot be read"]),
+    (["~quant.nothing"], ["quant.nothing"]),
+    (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
+    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "no checkpoint"]),
+    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
+    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could run code"]),
+    ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
+    ([*TINY, "checkpoint=ftp://127.0.0.1/a.pth"], ["ftp://127.0.0.1/a.pth"]),
+    (["data=image_folder", "data.root=notes.txt"], ["data.root=notes.txt", "neither a folder nor"]),
+    (["data=image_folder", "data.root=leads-out.zip"], ["data.root=leads-out.zip", "'../a.png'"]),
+    (["data=image_folder", "data.root=cut.zip"], ["data.root=cut.zip"]),
+    (["data=image_folder", "data.root=broken"], ["train/cat/2.png", "data.skip_broken=true"]),
+    (["data=image_folder", "data.root=uneven", "data.resize=null"], ["train/cat/2.png", "data.resize=32"]),
+]
+
+
+class Harm:
+    """Unpickled, it leaves a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harmed"),)
+
+
+def write_files(folder: Path) -> None:
+    """The files that `MISTAKES` names: images that are too large, broken or of two sizes, and what is none."""
+    for name, second in {"wide": 64, "broken": 0, "uneven": 48}.items():
+        for split in ("train", "test"):
+            (folder / name / split / "cat").mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(folder / name / split / "cat" / "1.png")
+        if second:
+            Image.new("RGB", (second, second)).save(folder / name / "train" / "cat" / "2.png")
+        else:
+            (folder / name / "train" / "cat" / "2.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("what to do next")
+    (folder / "empty.safetensors").touch()
+    (folder / "harmful.pth").write_bytes(pickle.dumps({"conv1.weight": Harm()}, protocol=2))
+    with zipfile.ZipFile(folder / "leads-out.zip", "w") as archive:
+        archive.writestr("../a.png", "")
+    whole = (folder / "leads-out.zip").read_bytes()
+    (folder / "cut.zip").write_bytes(whole[: len(whole) // 2])
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_table_of_mistakes_is_long_and_names_each_once() -> None:
+    assert len(MISTAKES) >= 60
+    assert len({tuple(arguments) for arguments, _ in MISTAKES}) == len(MISTAKES)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=lambda value: " ".join(value)[:50])
+def test_a_mistake_gets_an_answer_and_no_traceback(
+    cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path, cache: Path
+) -> None:
+    """Nothing half-written either: there is the account of the failure, and in the cache what is whole."""
+    write_files(tmp_path)
+    before = files_below(cache)
+    outcome = cli(*arguments)
+    assert outcome.code == 1
+    assert "Error: " in outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+    for words in expected:
+        assert words in outcome.err
+    accounts = {"run.log", "failure.json", "config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"}
+    assert {path.name for path in files_below(tmp_path / "outputs")} <= accounts
+    assert {path.suffix for path in files_below(cache) - before} <= {".json", ".lock", ".npy"}  # .npy: decoded images
+    assert not [path for path in cache.rglob(".*") if not path.name.endswith(".lock")]
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    broken = conf / "quant" / "mine.yaml"
+    broken.write_text("name: mine\nbits: [2, 3\nlayers: all\n")
+    with pytest.raises(Exception, match="mine") as caught:
+        OmegaConf.load(broken)
+    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is no valid YAML")
+    assert "trainer.trainer" not in known_keys(conf)
+    unknown = RuntimeError("Could not override 'quant.bit'.")
+    assert "Did you mean 'quant.bits'?" in (explain(unknown, conf) or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("# @package _global_\nquant: {act_bit: 8}\n", ["mine.yaml, line 2", "quant.act_bit", "'quant.act_bits'?"]),
+        ("# @package _global_\n\nsede: 1\n", ["mine.yaml, line 3", "'sede'", "Did you mean 'seed'?"]),
+        (
+            "# @package _global_\ntrainer:\n  epochs: 2\n  batch: 8\n",
+            ["mine.yaml, line 4", "'trainer.batch'", "trainer.batch_size"],
+        ),
+        ("defaults:\n  - override /quant: mse\n", ["# @package _global_"]),
+        (
+            "# @package _global_\ndefaults:\n  - override /quant: [best, mse]\n",
+            ["quant takes one option", "Choose one"],
+        ),
+    ],
+)
+def test_a_mistake_in_ones_own_experiment_is_told(cli: Cli, tmp_path: Path, content: str, words: list[str]) -> None:
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(content)
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "experiment=mine", *TINY)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+    assert "plus sign" not in outcome.err
+
+
+def test_a_misspelt_key_in_ones_own_preset_is_told_with_file_and_line(cli: Cli, tmp_path: Path) -> None:
+    own = tmp_path / "own" / "quant" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("bits: [4]\n# finer\ngranularty: channel\n")
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "quant=mine", *TINY)
+    assert outcome.code == 1
+    assert f"{own}, line 3: There is no key 'quant.granularty'. Did you mean 'quant.granularity'?" in outcome.err
+    assert "plus sign" not in outcome.err
+
+
+def test_the_traceback_flag_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), "quant.bits=99", "--traceback", "tracking=none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "quant.bits=99" in done.stderr
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, tmp_path: Path) -> None:
+    """On few images and one epoch; the digits stand in for CIFAR-10, and 2 and 3 bits for its own widths."""
+    outcome = cli(f"experiment={experiment}", "quant.bits=2,3", *FEW, "-m")
+    assert outcome.code == 0, outcome.err
+    assert "sweep quant.bits=2,3" in outcome.out
+    assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
+
+
+@pytest.mark.parametrize("folder", [pytest.param("model", marks=pytest.mark.slow), "optimizer", "scheduler"])
+def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
+    few = ["data=digits", "data.train_limit=16", "data.test_limit=16", "trainer.epochs=1", "quant.bits=4"]
+    few += [] if folder == "model" else ["model.depth=8"]
+    for option in sorted(path.stem for path in (ROOT / "conf" / folder).glob("*.yaml")):
+        outcome = cli(f"{folder}={option}", *few)
+        assert outcome.code == 0, f"{folder}={option}: {outcome.err}"
+
+
+def test_the_notebook_experiment_is_the_notebook_to_the_letter(cli: Cli) -> None:
+    shown = cli("experiment=notebook", "--cfg", "job").out
+    for line in (
+        "name: cifar10", "shortcut: conv", "lr: 0.022", "momentum: 0.9", "weight_decay: 9.0e-05", "epochs: 180",
+        "batch_size: 160", "select: best_test", "sign_bit: extra", "alpha_rule: first_conv_std",
+        "alpha_multiplier: 3.0", "granularity: model",
+    ):  # fmt: skip
+        assert line in shown, line
+    assert "- 150\n  - 225" in shown
+    assert "bits:\n  - 4\n  - 8" in shown
+
+
+def test_a_list_of_bits_is_one_job_with_one_table(cli: Cli) -> None:
+    outcome = cli(*TINY, "quant.bits=[2,5,8]")
+    assert outcome.code == 0
+    for bits in (2, 5, 8):  # the sign is stored, too
+        assert f"notebook, {bits + 1} bits per weight (quant.bits={bits}): top-1" in outcome.out
+    assert "95 % CI" in outcome.out
