@@ -1,8 +1,8 @@
-"""`python -m ptq_exp.report`: the report of a finished sweep or run, or two side by side (`reporting/html`)."""
+"""`python -m ptq_exp.report`: the command of `runs/report.py` under its short name."""
 
 import sys
 
-from ptq_exp.reporting.html.__main__ import main
+from ptq_exp.runs.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

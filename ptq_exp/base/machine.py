@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ptq_exp.base.gpus import claim as claim
+from ptq_exp.base.versions import installed as installed
+
 # mallopt's parameters (malloc.h): from how many bytes on a block has pages of its own, which are given back at once;
 # and how much free memory at the end of the heap is given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ptq_exp.base.errors import UserError, check_choice, did_you_mean
-from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.base.paths import CONF, PROJECT_ROOT
+from ptq_exp.base.text import read_text
 from ptq_exp.config.method import words_of
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 
 # Set by a sweep for its jobs, whichever process they run in: the keys that take several values.
 SWEPT_VARIABLE = "PTQ_EXP_SWEPT_KEYS"
@@ -51,16 +55,6 @@ class TrainerConfig:
 
 
 @dataclass
-class TrackingConfig:
-    """Group `tracking`: where results are logged."""
-
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str = "ptq_exp"
-    register: str | None = None
-
-
-@dataclass
 class Config:
     """The whole configuration of one job, with the defaults of `conf/config.yaml`."""
 
@@ -76,7 +70,7 @@ class Config:
     )
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
     checkpoint: str = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -200,3 +194,13 @@ def digest(*parts: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of `parts`: equal for equal configurations, on every machine."""
     plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def default_settings() -> dict[str, Any]:
+    """What every key is where the command line says nothing."""
+    found = flatten(Config())
+    for entry in yaml.safe_load(read_text(CONF / "config.yaml"))["defaults"]:
+        group, option = next(iter(entry.items())) if isinstance(entry, dict) else ("", None)
+        if option and not group.startswith("override"):
+            found |= flatten(yaml.safe_load(read_text(CONF / group / f"{option}.yaml")), f"{group}.")
+    return found

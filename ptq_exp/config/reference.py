@@ -11,8 +11,9 @@ from typing import Any
 
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.base.text import read_text, write_text
-from ptq_exp.config import Config, DataConfig, TrackingConfig, TrainerConfig
+from ptq_exp.config import Config, DataConfig, TrainerConfig
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 
 CONF = PROJECT_ROOT / "conf"
 PAGE = PROJECT_ROOT / "docs" / "configuration.md"
@@ -24,7 +25,7 @@ GROUPS: list[tuple[str, str, Any]] = [
     ("scheduler", "multistep", None),
     ("trainer", "default", TrainerConfig),
     ("quant", "notebook", QuantConfig),
-    ("tracking", "mlflow", TrackingConfig),
+    ("tracking", "mlflow", TrackingOptions),
 ]
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w]+):(?P<value>[^#]*)(?:#(?P<says>.*))?$")
 INTRODUCTION = """\

@@ -7,8 +7,9 @@ with. Which advice is given when was tried out: `python -m bench.advice` applies
 import math
 from dataclasses import dataclass
 
+from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.report import LayerReport, Report
+from ptq_exp.quantization.report import Report
 
 STARVED = 0.5  # a layer that uses less than this share of its levels wastes a bit
 NEGLIGIBLE = 20.0  # dB: noise with a hundredth of the weights' energy

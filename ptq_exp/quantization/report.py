@@ -8,34 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ptq_exp.quantization.activations import Observation
+from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.modules import unique_state
 from ptq_exp.quantization.sparsity import percent_zero
 
 FLOAT_BYTES = 4
 IMAGES = 16  # of the calibration images, for the outputs' SQNR
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One row of the per-layer table. Of a layer with an alpha per channel, `alpha` is their mean."""
-
-    layer: str
-    shape: str
-    weights: int
-    bits: float  # stored bits a weight, sign included; 1.6 for three levels
-    alpha: float
-    weight_std: float
-    weight_max: float  # largest magnitude
-    clipped_percent: float  # weights beyond alpha
-    sparsity_float_percent: float  # weights that are exactly zero in the float network
-    sparsity_percent: float  # ... and in the quantized one
-    levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
-    levels_available: int
-    sqnr_db: float  # of the weights: 10 log10(sum w^2 / sum (w - w_q)^2)
-    output_sqnr_db: float  # of the layer's output in the quantized network, against the float network's
-    act_bits: int | None
-    act_alpha: float | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
         layer=name,
         shape="x".join(map(str, weight.shape)),
         weights=weight.numel(),
-        bits=bits,
+        stored_bits=bits,
         alpha=alpha.mean().item(),
         weight_std=weight.std(correction=0).item(),
         weight_max=weight.abs().max().item(),
@@ -110,7 +89,7 @@ def make_report(
 ) -> Report:
     """Totals of a quantized `model` whose layers are described by `rows`."""
     weights = sum(row.weights for row in rows)
-    code_bits = sum(row.weights * row.bits for row in rows)
+    code_bits = sum(row.weights * row.stored_bits for row in rows)
     floats = 0
     for name, tensor in unique_state(model).items():
         # A symmetric grid has no zero-point to store.

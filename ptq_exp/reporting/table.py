@@ -14,8 +14,8 @@ The first four also go where the names of the series would be broken within a wo
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from rich.cells import cell_len
@@ -23,15 +23,19 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from ptq_exp.results.records import BitWidthResult, Failure, JobRecord, SweepRecord
 from ptq_exp.results.series import (
     HIGHER,
     LOWER,
     NOT_DISTINGUISHABLE,
-    Failure,
-    Row,
+    Series,
+    as_series,
     nominal_width,
     stored_width,
+    titled,
     verdict,
+    width,
+    with_labels,
 )
 
 JOB, BITS, NOMINAL, VERDICT, AGREEMENT, SIZE = (
@@ -82,7 +86,7 @@ class Cells:
         ]
 
 
-def table_cells(series: dict[str, list[Row]], failures: list[Failure], layout: Layout = LAYOUTS[0]) -> Cells:
+def table_cells(series: Series, failures: Sequence[Failure], layout: Layout = LAYOUTS[0]) -> Cells:
     """The table: the column of jobs where there are several series, each float network once, failed jobs last."""
     nominal = any(nominal_width(row) for found in series.values() for row in found)
     columns = ({JOB: JOB} if layout.job and _named(series) else {}) | _columns(layout, nominal)
@@ -94,16 +98,16 @@ def table_cells(series: dict[str, list[Row]], failures: list[Failure], layout: L
             lines.append({JOB: label} | baseline)
         lines += [{JOB: label} | _values(row, layout, nominal) for row in sorted(rows, key=_order)]
     for failure in failures:
-        lines.append({JOB: failure["overrides"], TOP1: "failed"} | _widths("", failure["bits"], layout, nominal))
+        lines.append({JOB: failure.overrides, TOP1: "failed"} | _widths("", failure.bits, layout, nominal))
     return Cells(list(columns.values()), [[line.get(key, "") for key in columns] for line in lines])
 
 
-def _named(series: dict[str, list[Row]]) -> bool:
+def _named(series: Series) -> bool:
     return bool(series) and list(series) != [""]
 
 
-def _order(row: Row) -> tuple[float, int]:
-    return row["bits_mean"], row["bits"]
+def _order(row: BitWidthResult) -> tuple[float, int]:
+    return row.bits_mean, row.bits
 
 
 def _widths(stored: str, given: str, layout: Layout, nominal: bool) -> dict[str, str]:
@@ -128,13 +132,13 @@ def _columns(layout: Layout, nominal: bool) -> dict[str, str]:
     return columns | ({SIZE: "size\nkB"} if layout.size else {})
 
 
-def _values(row: Row, layout: Layout, nominal: bool) -> dict[str, str]:
-    stored = stored_width(row) if row["act_bits"] is None else f"w{stored_width(row)} a{row['act_bits']}"
-    said, kilobytes = verdict(row), f"{row['size_bytes'] / 1000:.1f}"
-    values = _widths(stored, str(row["bits"]), layout, nominal) | {
-        TOP1: f"{row['top1']:.2f}", TOP1_CI: f"{row['top1_ci_low']:.2f} – {row['top1_ci_high']:.2f}",
-        DROP: f"{row['top1_drop']:+.2f}", DROP_CI: f"{row['top1_drop_ci_low']:+.2f} – {row['top1_drop_ci_high']:+.2f}",
-        VERDICT: said if layout.words else MARKS[said], AGREEMENT: f"{row['agreement']:.2f}",
+def _values(row: BitWidthResult, layout: Layout, nominal: bool) -> dict[str, str]:
+    stored = stored_width(row) if row.act_bits is None else f"w{stored_width(row)} a{row.act_bits}"
+    said, kilobytes = verdict(row), f"{row.size_bytes / 1000:.1f}"
+    values = _widths(stored, str(row.bits), layout, nominal) | {
+        TOP1: f"{row.top1:.2f}", TOP1_CI: f"{row.top1_ci_low:.2f} – {row.top1_ci_high:.2f}",
+        DROP: f"{row.top1_drop:+.2f}", DROP_CI: f"{row.top1_drop_ci_low:+.2f} – {row.top1_drop_ci_high:+.2f}",
+        VERDICT: said if layout.words else MARKS[said], AGREEMENT: f"{row.agreement:.2f}",
         SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
     }  # fmt: skip
     if layout.intervals:
@@ -149,11 +153,11 @@ def _stacked(values: dict[str, str], layout: Layout) -> dict[str, str]:
     return values | ({TOP1: f"{values[TOP1]}\n{values[TOP1_CI]}"} if layout.top1_interval else {})
 
 
-def _float_values(row: Row, layout: Layout) -> dict[str, str]:
-    kilobytes = f"{row['size_bytes_float'] / 1000:.1f}"
+def _float_values(row: BitWidthResult, layout: Layout) -> dict[str, str]:
+    kilobytes = f"{row.size_bytes_float / 1000:.1f}"
     values = {
-        BITS: "float", TOP1: f"{row['top1_float']:.2f}",
-        TOP1_CI: f"{row['top1_float_ci_low']:.2f} – {row['top1_float_ci_high']:.2f}",
+        BITS: "float", TOP1: f"{row.top1_float:.2f}",
+        TOP1_CI: f"{row.top1_float_ci_low:.2f} – {row.top1_float_ci_high:.2f}",
         SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
     }  # fmt: skip
     if not layout.float_size:
@@ -183,9 +187,9 @@ def longest_part(labels: list[str]) -> int:
 class ResultTable:
     """The result table for the terminal, in the fullest layout that fits."""
 
-    series: dict[str, list[Row]]
+    series: Series
     title: str
-    failures: list[Failure] = field(default_factory=list)
+    failures: Sequence[Failure] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -199,12 +203,12 @@ class ResultTable:
                 yield Text(broken(label, width))
                 yield _rich_table(table_cells({"": rows}, [], layout))
             for failure in self.failures:
-                yield Text(broken(f"{failure['overrides']}, quant.bits={failure['bits']}: failed", width))
+                yield Text(broken(f"{failure.overrides}, quant.bits={failure.bits}: failed", width))
         if not layout.words:
             yield Text(broken(EXPLAINED, width))
 
     def _labels(self) -> list[str]:
-        return [*self.series, *(failure["overrides"] for failure in self.failures)]
+        return [*self.series, *(failure.overrides for failure in self.failures)]
 
     def _cells(self, layout: Layout, width: int) -> Cells:
         """The cells, labels broken to the room that the other columns leave."""
@@ -232,20 +236,33 @@ def _outer_width(widths: list[int], further: int = 0) -> int:
 
 def _rich_table(cells: Cells) -> Table:
     table = Table()
-    for heading, width in zip(cells.headings, cells.widths, strict=True):
+    for heading, room in zip(cells.headings, cells.widths, strict=True):
         words = heading == JOB or heading.replace("\n", " ") == VERDICT
-        table.add_column(heading, justify="left" if words else "right", no_wrap=True, min_width=width)
+        table.add_column(heading, justify="left" if words else "right", no_wrap=True, min_width=room)
     for line in cells.lines:
         table.add_row(*line)
     return table
 
 
-def markdown_table(series: dict[str, list[Row]], title: str, failures: list[Failure] | None = None) -> str:
+def markdown_table(series: Series, title: str, failures: Sequence[Failure] = ()) -> str:
     """The same table in Markdown, for the page of a run."""
 
     def lines() -> Iterator[str]:
-        cells = table_cells(series, failures or [])
+        cells = table_cells(series, failures)
         for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
             yield "| " + " | ".join(line) + " |"
 
     return f"**{title}**\n\n" + "\n".join(lines())
+
+
+def sweep_note(record: SweepRecord) -> str:
+    """The table of a sweep in Markdown, and why jobs failed."""
+    failures = with_labels(record.jobs, record.failures)
+    table = markdown_table(as_series(record.jobs), titled(record.name, record.jobs), failures)
+    return "\n\n".join([table, *map(str, failures)])
+
+
+def job_note(record: JobRecord) -> str:
+    """The table of a job in Markdown, and its diagnoses."""
+    sentences = "\n\n".join(f"{width(result)}. {result.diagnosis}" for result in record.results)
+    return f"{markdown_table({'': list(record.results)}, record.title)}\n\n{sentences}"

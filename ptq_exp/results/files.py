@@ -1,96 +1,76 @@
-"""What is kept of every job: `results.json` or `failure.json` in its folder, and where `resume=true` finds it.
-
-A job is known by its key, a digest of its configuration and files. `<cache>/jobs/<key>.json` points to the folder and
-the MLflow run of the last job with that key.
-"""
+"""The one writer and the one reader of records: JSON with a version number and a checksum."""
 
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ptq_exp.base.console import log
-from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import digest, write_atomically
 from ptq_exp.base.text import read_text, write_text
-from ptq_exp.config import Config, digest
-from ptq_exp.data.image_folder import file_digest, source_digest
-from ptq_exp.networks.store import write_atomically
-from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
-from ptq_exp.results.series import Failure, Row, failure_line
+from ptq_exp.results import first_edition
+from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 
-RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is logged besides the artifacts
+VERSION = 2  # raised when the fields change; version 1 had none, and is read by `first_edition`
+RESULTS_FILE = "results.json"  # complete or not there
 FAILURE_FILE = "failure.json"
-STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
-UNRELATED = (
-    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads", "method",
-    "searchpath",
-)  # fmt: skip
+SWEEP_FILE = "sweep.json"
 
-# Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
-SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
+T = TypeVar("T")
 
 
-def job_key(config: Config, device_type: str) -> str:
-    """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
-    relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
-    relevant["quant"]["name"] = ""  # what a method is called decides nothing
-    checkpoint = Path(config.checkpoint).expanduser()
-    file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
-    root = config.data_root
-    images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
-    there = config.data.name == "auto" and root.exists()  # decides what auto means
-    where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
-    where += [config.tracking.register] if config.tracking.register else []
-    return digest(relevant, file, images, there, where, device_type, RECONSTRUCTION_VERSION)
-
-
-@dataclasses.dataclass
-class Ledger:
-    """The pointer from a job's key to what the last job with that key left."""
-
-    path: Path
-
-    @classmethod
-    def of(cls, config: Config, key: str) -> "Ledger":
-        """The pointer for a job's key."""
-        return cls(config.cache / "jobs" / f"{key[:32]}.json")
-
-    def read(self) -> dict[str, Any]:
-        """`folder` and `run_id`; nothing where there is none or it cannot be read."""
-        try:
-            found = json.loads(read_text(self.path))
-            return {"folder": Path(found["folder"]), "run_id": str(found["run_id"])}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def write(self, folder: Path, run_id: str) -> None:
-        """Point to a job that begins."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"folder": str(folder.absolute()), "run_id": run_id})
-        write_atomically(self.path, lambda path: write_text(path, content))
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_job(record: JobRecord) -> None:
     """Leave `results.json` in the job's folder, complete or not at all."""
-    content = json.dumps(record | {"sha256": digest(_without_sum(record))}, indent=1)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RESULTS_FILE, lambda path: write_text(path, content))
+    content = {"version": VERSION} | to_json(record)
+    text = json.dumps(content | {"sha256": digest(content)}, indent=1)
+    record.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(record.folder / RESULTS_FILE, lambda path: write_text(path, text))
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_job(folder: Path) -> JobRecord | None:
     """What a finished job left in its folder; None where it did not finish or the file is damaged."""
     try:
-        record: dict[str, Any] = json.loads(read_text(folder / RESULTS_FILE))
-        return record if record["sha256"] == digest(_without_sum(record)) else None
+        content = json.loads(read_text(folder / RESULTS_FILE))
+        if content.pop("sha256") != digest(content):
+            return None
+        if "version" not in content:
+            return first_edition.job(content, folder)
+        if content.pop("version") != VERSION:
+            return None
+        return from_json(JobRecord, content | {"folder": str(folder)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _without_sum(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != "sha256"}
+def write_failure(failure: Failure) -> None:
+    """Leave `failure.json` in the job's folder."""
+    failure.folder.mkdir(parents=True, exist_ok=True)
+    write_text(failure.folder / FAILURE_FILE, json.dumps(to_json(failure)))
+
+
+def write_sweep(folder: Path, name: str, command: list[str]) -> None:
+    """Note what a sweep is called and how it was started, in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"name": name, "command": command})
+    write_atomically(folder / SWEEP_FILE, lambda path: write_text(path, text))
+
+
+def read_sweep(folder: Path, known: Mapping[Path, JobRecord] | None = None) -> SweepRecord:
+    """A sweep with everything that its jobs left in its folder. Records that are `known`, by folder, are not read."""
+    about: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        about = json.loads(read_text(folder / SWEEP_FILE))
+    jobs, failures = [], []
+    for place in job_folders(folder):
+        if record := (known or {}).get(place.absolute()) or read_job(place):
+            jobs.append(record)
+        with contextlib.suppress(OSError, ValueError):
+            failures.append(from_json(Failure, json.loads(read_text(place / FAILURE_FILE))))
+    name = about.get("name", folder.name)
+    return SweepRecord(name, folder, tuple(about.get("command", [])), tuple(jobs), tuple(failures))
 
 
 def job_folders(sweep_folder: Path) -> list[Path]:
@@ -99,46 +79,38 @@ def job_folders(sweep_folder: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def read_jobs(sweep_folder: Path, with_folder: bool = False) -> list[dict[str, Any]]:
-    """The records of the finished jobs of a sweep, in the order of the jobs; `with_folder` adds each one's `folder`."""
-    found = [(folder, record) for folder in job_folders(sweep_folder) if (record := read_record(folder))]
-    return [record | {"folder": folder} if with_folder else record for folder, record in found]
+def to_json(value: Any) -> Any:
+    """Plain lists, dictionaries, texts and numbers. JSON has no infinity: numbers that are not finite become text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        stored = [entry.name for entry in dataclasses.fields(value) if entry.metadata.get("stored", True)]
+        return {name: to_json(getattr(value, name)) for name in stored}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and value - value != 0:  # infinite, or not a number
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
 
 
-def read_failures(sweep_folder: Path) -> list[Failure]:
-    """What the failed jobs of a sweep left."""
-    found = []
-    for folder in job_folders(sweep_folder):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(read_text(folder / FAILURE_FILE)))
-    return found
+def from_json(kind: type[T], value: Any) -> T:
+    """The inverse of `to_json`, by the types of the fields. Unknown keys are ignored.
+
+    Raises `KeyError`, `TypeError` or `ValueError` where `value` is not of this kind.
+    """
+    return typing.cast(T, _read(kind, value))
 
 
-@contextlib.contextmanager
-def failure_kept(folder: Path, bits: object, overrides: str, fail_fast: bool) -> Iterator[None]:
-    """Leave `failure.json` where a job fails. With `fail_fast` the jobs of the sweep after it are not begun."""
-    sweep = os.environ.get(SWEEP_VARIABLE)
-    stop = Path(sweep) / STOP_FILE if sweep else None
-    try:
-        if stop and stop.exists():
-            raise UserError("Not run: another job failed, and fail_fast=true.")
-        yield
-    except Exception as error:
-        reason = without_password(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        words = without_password(overrides)
-        failure = {"bits": str(bits), "overrides": words, "error": reason, "log": str(folder / "run.log")}
-        failure["run_id"] = getattr(error, "run_id", "")  # of the job's run in MLflow, where it came so far
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / FAILURE_FILE, json.dumps(failure))
-            if stop and fail_fast:
-                stop.touch()
-        if sweep:
-            log.error("%s", failure_line(failure))
-        raise
-
-
-def rows_of(record: dict[str, Any]) -> list[Row]:
-    """The rows of a record."""
-    rows: list[Row] = record["rows"]
-    return rows
+def _read(kind: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _read(next(a for a in arguments if a is not type(None)), value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {entry.name for entry in dataclasses.fields(kind)} & value.keys()
+        return kind(**{name: _read(hints[name], value[name]) for name in known})  # type: ignore[operator]
+    if origin is tuple:
+        return tuple(_read(arguments[0], item) for item in value)
+    if origin is dict:
+        return {key: _read(arguments[1], item) for key, item in value.items()}
+    return value if kind is Any else kind(value)

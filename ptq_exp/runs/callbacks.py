@@ -1,10 +1,9 @@
-"""The Hydra callback of a multirun: one parent run in MLflow around the jobs, and one table at the end."""
+"""The Hydra callback of a multirun: outputs are told before the first job and report all jobs after the last."""
 
 import atexit
 import itertools
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ MOST_CHECKED = 8  # composing a configuration takes a tenth of a second
 
 
 class SweepCallback(Callback):
-    """Opens the parent run before the first job and closes it after the last, also when a job failed.
+    """Begins the sweep before its first job and finishes it after the last, also when a job failed.
 
     Hydra skips `on_multirun_end` when a job failed: then `close_sweep` does it.
     """
@@ -42,33 +41,27 @@ class SweepCallback(Callback):
         refuse_hopeless(lambda: [config])
 
     def on_multirun_start(self, config: Any, config_name: str | None = None, **_: Any) -> None:
-        """Create the store and the parent run; tell the jobs, whichever process they run in, by the environment."""
+        """Create the store and the parent run before any job starts."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
-        refuse_hopeless(lambda: job_configs(config_name, list(config.hydra.overrides.task)))
-        from ptq_exp.base.console import set_quiet
-        from ptq_exp.base.paths import PROJECT_ROOT
-        from ptq_exp.config import SWEPT_VARIABLE, TrackingConfig
-        from ptq_exp.reporting import mlflow as tracking
-        from ptq_exp.results.files import SWEEP_VARIABLE
-        from ptq_exp.runs import background, sweep
-
-        self.folder = Path(config.hydra.sweep.dir).absolute()
         overrides = list(config.hydra.overrides.task)
-        self.name = sweep_name(overrides)
+        refuse_hopeless(lambda: job_configs(config_name, overrides))
+        from ptq_exp.base.console import set_quiet
+        from ptq_exp.config import SWEPT_VARIABLE, before_the_job
+        from ptq_exp.reporting import SweepStart
+        from ptq_exp.runs.sweep import Sweep
+
         set_quiet(config.quiet is True)
-        settings = TrackingConfig(config.tracking.enabled, config.tracking.uri, config.tracking.experiment)
-        cache = Path(config.cache_dir) if config.cache_dir else PROJECT_ROOT / "cache"
+        known = before_the_job(config)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        start = SweepStart(sweep_name(overrides), overrides, folder, known.cache, known.resume)
+        self.sweep = Sweep(known.tracking, start)
         try:
-            self.parent = sweep.begin(settings, self.name, overrides, self.folder, cache, config.resume is True)
+            self.sweep.begin()
         except Exception as error:
             raise SystemExit(1) from error  # run.py explains it; Hydra would turn it into a warning and go on
-        os.environ[SWEEP_VARIABLE] = str(self.folder)
         os.environ[SWEPT_VARIABLE] = " ".join(sorted(swept(overrides)))
-        if self.parent.run_id:
-            os.environ[tracking.PARENT_VARIABLE] = self.parent.run_id
         self.finished = False
         self.process = os.getpid()
-        background.start()
         _begun.append(self)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
@@ -76,59 +69,19 @@ class SweepCallback(Callback):
         self.finish()
 
     def finish(self) -> None:
-        """Show the sweep's table and log it on the parent run. Runs once, in the process that started the sweep."""
+        """Report the sweep. Runs once, in the process that started the sweep."""
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
-        try:
-            self._finish()
-        except Exception as error:  # Hydra would turn it into a warning and exit code 0
-            from ptq_exp.reporting import mlflow as tracking
-
-            tracking.end_open_runs("FAILED")
-            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {self.folder}: {error!r}") from error
-
-    def _finish(self) -> None:
-        from ptq_exp.base.console import console, is_quiet
         from ptq_exp.config import SWEPT_VARIABLE
-        from ptq_exp.reporting import mlflow as tracking
-        from ptq_exp.reporting.html.build import REPORT_FILE
-        from ptq_exp.reporting.table import ResultTable
-        from ptq_exp.results.files import SWEEP_VARIABLE, read_failures, read_jobs
-        from ptq_exp.results.series import answers, as_series, failure_line, titled, with_labels
-        from ptq_exp.runs import background, sweep
 
-        for variable in (SWEEP_VARIABLE, SWEPT_VARIABLE, tracking.PARENT_VARIABLE):
-            os.environ.pop(variable, None)
-        problems = background.finish()
-        if background.interrupted():
-            tracking.end_open_runs("KILLED")
-            return
+        os.environ.pop(SWEPT_VARIABLE, None)
         try:
-            sweep.gather(self.parent, self.folder)
-            problems += sweep.upload_jobs(self.folder)
-        except Exception as error:  # the store went away: what was computed here is on disk
-            problems.append(str(error))
-        jobs = read_jobs(self.folder)
-        failures = with_labels(jobs, read_failures(self.folder))
-        if jobs or failures:
-            console.print(ResultTable(as_series(jobs), titled(self.name, jobs), failures))
-        for failure in failures:
-            console.print(failure_line(failure))
-        if not is_quiet():
-            for sentence in answers(as_series(jobs)):
-                console.print(sentence)
-        try:
-            sweep.log_sweep(self.parent, self.folder, self.name, "FAILED" if failures or problems else "FINISHED")
-        except Exception as error:
-            problems.append(str(error))
-        if not is_quiet():
-            console.print(f"Report: {self.folder / 'sweep' / REPORT_FILE}")
-            console.print(self.parent.how_to_open() or f"Results: {self.folder}")
-        if problems:
-            print(f"Error: not everything could be logged: {problems[0]}", file=sys.stderr)
-            print(f"To log it later: python -m ptq_exp.reporting.mlflow upload {self.folder}", file=sys.stderr)
-            raise SystemExit(1)
+            self.sweep.finish()
+        except Exception as error:  # Hydra would turn it into a warning and exit code 0
+            self.sweep.reports.close("FAILED")
+            kept = self.sweep.start.folder
+            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {kept}: {error!r}") from error
 
 
 _begun: list[SweepCallback] = []

@@ -4,8 +4,8 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
 from ptq_exp.data import auto, cifar10, cifar100, image_folder
 from ptq_exp.networks.reading import read_checkpoint
+from ptq_exp.runs.device import check_device
 from ptq_exp.runs.float_model import check_classes, fitting_network
-from ptq_exp.runs.job import check_device
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of the data sets that always have the same
 

@@ -1,43 +1,44 @@
 """`resume=true`: what an earlier job with the same configuration left, so that nothing is done twice."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import without_password
 from ptq_exp.config import Config
 from ptq_exp.config.method import words_of
-from ptq_exp.reporting.mlflow import reading
-from ptq_exp.reporting.mlflow.upload import upload
-from ptq_exp.results.files import RESULTS_FILE, Ledger, read_record, rows_of, write_record
-from ptq_exp.results.series import Row
+from ptq_exp.reporting import JobStart, Reports
+from ptq_exp.results.files import FAILURE_FILE, RESULTS_FILE, read_job, write_job
+from ptq_exp.results.records import JobRecord
+
+NOT_COPIED = (RESULTS_FILE, FAILURE_FILE, "run.log", "hydra")
 
 
-def finished(config: Config, key: str, ledger: Ledger, folder: Path) -> list[Row] | None:
-    """The rows of the job with this key where it finished before, and its record in `folder`; None where it did not.
+def finished(config: Config, start: JobStart, reports: Reports) -> JobRecord | None:
+    """The record of the job with this key, if it finished before, with its files in the job's folder; else None.
 
-    A job that was killed while it was logged is logged now. Looked for on disk, then in the MLflow store, since the job
-    may have run on another machine.
+    A job that was killed while it was reported is reported now. The record is looked for on disk, then in the outputs
+    that keep records, since the job may have run on another machine.
     """
-    record, there = None, ledger.read()
-    if there:
-        record = read_record(there["folder"])
-        if record is not None and record["job"] == key and not record["uploaded"]:
-            upload(there["folder"])
-            record = read_record(there["folder"])
-    if record is None and config.tracking.enabled:
-        record = _from_store(config, key, folder)
-    if record is None or record["job"] != key:
+    record = read_job(start.earlier) if start.earlier else None
+    if record is not None and record.key == start.key:
+        reports.job(record)  # without effect where it was reported
+        _copy(record.folder, start.folder)
+    else:
+        record = reports.find(start.key, start.folder)
+    if record is None or record.key != start.key:
         return None
-    elsewhere = there["folder"] / "artifacts" if there else folder
-    if elsewhere.is_dir() and not (folder / "artifacts").exists():
-        shutil.copytree(elsewhere, folder / "artifacts")  # the sweep's report shows them
-    write_record(folder, record | {"overrides": without_password(config.overrides), "method": words_of(config)})
-    log.info("%s: finished before, not run again (resume=true).", record["run"]["name"] if record["run"] else folder)
-    return rows_of(record)
+    words = without_password(config.overrides)
+    record = replace(record, overrides=words, method=tuple(words_of(config)), folder=start.folder)
+    write_job(record)
+    log.info("%s: finished before, not run again (resume=true).", record.name)
+    return record
 
 
-def _from_store(config: Config, key: str, folder: Path) -> dict[str, object] | None:
-    run_id = reading.fetch_job(config.tracking, key, RESULTS_FILE, folder)
-    record = read_record(folder) if run_id else None
-    return record and record | {"uploaded": True, "run_id": run_id}
+def _copy(source: Path, target: Path) -> None:
+    """What outputs left in the earlier folder: the sweep's report shows the figures."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name not in NOT_COPIED and not (target / path.name).exists():
+            shutil.copytree(path, target / path.name) if path.is_dir() else shutil.copy2(path, target / path.name)

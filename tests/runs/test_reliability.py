@@ -276,7 +276,7 @@ def test_ctrl_c_is_not_lost_where_python_drops_exceptions() -> None:
     """In a destructor, of SQLAlchemy's objects for example."""
     code = (
         "import signal, time\n"
-        "from ptq_exp import background\n"
+        "from ptq_exp.base import background\n"
         "class Dropping:\n"
         "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
         "background.heed_interrupts()\n"

@@ -17,13 +17,13 @@ from conftest import TINY, Outcome
 from torch import nn
 
 from bench import accuracy, evaluation, full_scale, harness, training
+from ptq_exp.base import background
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate, for_inference
 from ptq_exp.networks import build_model
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.runs import background
 
 CPU = torch.device("cpu")
 

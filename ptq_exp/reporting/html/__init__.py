@@ -1,4 +1,6 @@
-"""One HTML page for a sweep or a run: table, figures, diagnosis, configuration, and the command that repeats it.
+"""One HTML page for a sweep or a job: table, figures, diagnosis, configuration, and the command that repeats it.
 
 `python -m ptq_exp.report --uri <store> --parent <run>` builds it from MLflow alone.
 """
+
+REPORT_FILE = "report.html"

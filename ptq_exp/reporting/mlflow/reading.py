@@ -1,29 +1,63 @@
 """Reading back from a store what earlier runs left there."""
 
 import contextlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.config import TrackingConfig
-from ptq_exp.reporting.mlflow import JOB_TAG, Run
+from ptq_exp.base.text import read_text
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.reporting.mlflow.run import JOB_TAG, Run
 from ptq_exp.reporting.mlflow.store import default_uri, open_existing, open_store
+from ptq_exp.results.files import RESULTS_FILE, from_json, read_job
+from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 
-def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
-    """Fetch one artifact of a job's newest finished run, and its figures; the run's id, or None where there is none."""
-    client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
-    wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"
+
+def find_job(options: TrackingOptions, key: str, folder: Path) -> tuple[JobRecord, str] | None:
+    """The newest finished job with this key, fetched into `folder`, and its run's id; None where there is none."""
+    client, experiment_id = open_store(options.uri or default_uri(), options.experiment)
+    wanted = f"tags.{JOB_TAG} = '{key}' and attributes.status = 'FINISHED'"
     for found in client.search_runs([experiment_id], wanted, max_results=1):
-        with contextlib.suppress(UserError):  # logged by an older version, or its artifacts are gone
-            folder.mkdir(parents=True, exist_ok=True)
-            artifact(client, found.info.run_id, name, folder)
-            figures(client, found.info.run_id, folder)
-            return str(found.info.run_id)
+        if record := fetch_job(client, found.info.run_id, folder):
+            return record, str(found.info.run_id)
     return None
+
+
+def fetch_job(client: "MlflowClient", run_id: str, folder: Path) -> JobRecord | None:
+    """Fetch the record and the figures of a run into `folder`; None where it is not a job's, or its files are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(UserError):
+        artifact(client, run_id, RESULTS_FILE, folder)
+        if record := read_job(folder):
+            figures(client, run_id, folder)
+            return record
+    return None
+
+
+def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
+    """A sweep as its run and those of its jobs tell it, with the jobs' figures below `folder`."""
+    about: dict[str, Any] = {}
+    with contextlib.suppress(UserError, ValueError):  # the sweep did not end, or an older version logged it
+        assert parent.client is not None
+        about = json.loads(read_text(artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)))
+    # Jobs that were resumed hang below the sweep that ran them.
+    run_ids = list(dict.fromkeys([*filter(None, about.get("jobs", [])), *finished_children(parent)]))
+    fetched = [
+        fetch_job(parent.client, run_id, folder / f"{number:04d}-{run_id[:8]}")
+        for number, run_id in enumerate(run_ids) if parent.client is not None
+    ]  # fmt: skip
+    if "failures" in about:
+        failures = [from_json(Failure, failure) for failure in about["failures"]]
+    else:
+        failures = failed_children(parent)
+    jobs = tuple(record for record in fetched if record is not None)
+    return SweepRecord(title, folder, tuple(about.get("command", [])), jobs, tuple(failures))
 
 
 def finished_children(parent: Run) -> list[str]:
@@ -37,14 +71,16 @@ def finished_children(parent: Run) -> list[str]:
     return [run.info.run_id for run in found]
 
 
-def failed_children(parent: Run) -> list[dict[str, str]]:
-    """What is known of the jobs below `parent` that FAILED, as their folders' failure.json would say it."""
+def failed_children(parent: Run) -> list[Failure]:
+    """What is known of the jobs below `parent` that FAILED, as far as their runs tell it."""
     if parent.client is None:
         return []
     wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FAILED'"
     return [
-        {"bits": run.data.params.get("quant.bits", ""), "overrides": run.info.run_name or "", "log": "",
-         "error": run.data.tags.get("error", ""), "run_id": run.info.run_id}
+        Failure(
+            bits=run.data.params.get("quant.bits", ""), overrides=run.info.run_name or "", log="",
+            error=run.data.tags.get("error", ""),
+        )
         for run in parent.client.search_runs([parent.experiment_id], wanted, max_results=1000)
     ]  # fmt: skip
 

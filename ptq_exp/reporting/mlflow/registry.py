@@ -5,15 +5,15 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.reporting import mlflow as tracking
+from ptq_exp.reporting.mlflow.run import Run
+from ptq_exp.results.records import BitWidthResult
 
 BITS_TAG = "bits"
 
 
-def register(run: "tracking.Run", name: str, artifacts: Path, rows: list[dict[str, Any]]) -> None:
+def register(run: Run, name: str, artifacts: Path, results: tuple[BitWidthResult, ...]) -> None:
     """Make every quantized network of a job a version of the model `name`; those that are one already stay.
 
     `mlflow.pyfunc.load_model("models:/<name>/<version>").predict(images)` takes uint8 images (N, 3, H, W) and returns
@@ -30,15 +30,15 @@ def register(run: "tracking.Run", name: str, artifacts: Path, rows: list[dict[st
             raise
     known = run.client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
     done = {version.tags.get(BITS_TAG) for version in known}
-    for row in rows:
-        bits = str(row["bits"])
+    for result in results:
+        bits = str(result.bits)
         if bits in done:
             continue
         folder = f"model_w{bits}"
         with tempfile.TemporaryDirectory() as scratch:
             save_model(Path(scratch) / folder, artifacts / f"quantized_w{bits}.safetensors")
             run.client.log_artifacts(run.run_id, scratch)
-        tags = {BITS_TAG: bits, "top1": f"{row['top1']:.2f}", "top1_float": f"{row['top1_float']:.2f}"}
+        tags = {BITS_TAG: bits, "top1": f"{result.top1:.2f}", "top1_float": f"{result.top1_float:.2f}"}
         run.client.create_model_version(name, f"runs:/{run.run_id}/{folder}", run.run_id, tags)
 
 

@@ -17,7 +17,6 @@ from filelock import FileLock
 
 from ptq_exp.base.errors import UserError, without_password
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import TrackingConfig
 from ptq_exp.reporting.mlflow import view
 
 if TYPE_CHECKING:
@@ -32,24 +31,6 @@ PATIENCE = {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}  # MLflo
 def default_uri() -> str:
     """The store that is used where neither `tracking.uri` nor the environment names one."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
-
-
-def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
-    """Where a run called `name` belongs, without passwords: what an upload needs that comes later. None for nowhere."""
-    if not config.enabled:
-        return None
-    uri, parent = without_password(config.uri or default_uri()), os.environ.get(PARENT_VARIABLE)
-    return {"uri": uri, "experiment": config.experiment, "name": name, "parent": parent}
-
-
-def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingConfig:
-    """The settings behind an `address`; `uri` replaces its store. Raises `UserError` where a password is missing."""
-    if about is None:
-        return TrackingConfig(enabled=False)
-    where = uri or about["uri"] or ""
-    if ":***@" in where:
-        raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
-    return TrackingConfig(True, where, str(about["experiment"]))
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:

@@ -18,16 +18,17 @@ from ptq_exp.reporting.plots.style import (
     shorten,
     write_title,
 )
-from ptq_exp.results.series import nominal_width, number
+from ptq_exp.results.records import BitWidthResult
+from ptq_exp.results.series import Series, nominal_width, number
 
-Rows = list[dict[str, Any]]
+Results = list[BitWidthResult]
 STORED = "bits per weight (including sign)"
 LABEL_LETTERS = 72
 MOST_TICKS = 24
 CLOSE = 6.0  # points: where much more is lost somewhere, what is this close to the float network is drawn again
 
 
-def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Accuracy against bits per weight") -> None:
+def accuracy_against_bits(series: Series, path: Path, title: str = "Accuracy against bits per weight") -> None:
     """Top-1 against the stored bits per weight: one line a series, and the float network's as a dashed line.
 
     Every row needs `bits`, `bits_mean` (stored, sign included), `top1`, `top1_ci_low`, `top1_ci_high` and `top1_float`,
@@ -37,8 +38,8 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
     """
     rows = [row for found in series.values() for row in found]
     level = _mean(rows, "top1_float")
-    close = {row["bits_mean"] for row in rows if row["top1"] > level - CLOSE}
-    zoomed = len(close) > 1 and min(row["top1"] for row in rows) < level - 3 * CLOSE
+    close = {row.bits_mean for row in rows if row.top1 > level - CLOSE}
+    zoomed = len(close) > 1 and min(row.top1 for row in rows) < level - 3 * CLOSE
     figure, axes = canvas(7.2 if zoomed else 4.5, bottom=3.3 if zoomed else 0.65)
     _draw_series(axes, series)
     _float_lines(axes, series)
@@ -57,7 +58,7 @@ def accuracy_against_bits(series: dict[str, Rows], path: Path, title: str = "Acc
     save(figure, path)
 
 
-def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
+def _draw_series(axes: Any, series: Series) -> None:
     for position, (label, rows) in enumerate(series.items()):
         look = _look(position)
         groups = _by_bits(rows)
@@ -74,13 +75,13 @@ def _draw_series(axes: Any, series: dict[str, Rows]) -> None:
             name = f"{name}, mean of {seeds} seeds ± std"
         else:
             (found,) = zip(*groups, strict=True)
-            below = [max(0, row["top1"] - row["top1_ci_low"]) for row in found]
-            above = [max(0, row["top1_ci_high"] - row["top1"]) for row in found]
+            below = [max(0, row.top1 - row.top1_ci_low) for row in found]
+            above = [max(0, row.top1_ci_high - row.top1) for row in found]
             name = f"{name}, 95 % CI"
         axes.errorbar(bits, means, yerr=[below, above], capsize=4, label=shorten(name, LABEL_LETTERS), **look)
 
 
-def accuracy_against_size(series: dict[str, Rows], path: Path, title: str = "Accuracy against size") -> None:
+def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy against size") -> None:
     """Top-1 (percent) against the packed size (kB): a point a bit width, those that no other beats joined by a line.
 
     Every row needs `size_bytes` besides what `accuracy_against_bits` needs. Several seeds are one point, their mean.
@@ -125,18 +126,18 @@ def _look(position: int) -> dict[str, Any]:
     return {"color": SERIES[position % len(SERIES)], "marker": marker, "linewidth": 2, "markersize": 6}
 
 
-def _by_bits(rows: Rows) -> list[Rows]:
+def _by_bits(rows: Results) -> list[Results]:
     """The rows of each bit width, the fewest stored bits first: of several seeds if there are several."""
-    groups: dict[int, Rows] = {}
-    for row in sorted(rows, key=lambda row: (row["bits_mean"], row["bits"])):
-        groups.setdefault(row["bits"], []).append(row)
+    groups: dict[int, Results] = {}
+    for row in sorted(rows, key=lambda row: (row.bits_mean, row.bits)):
+        groups.setdefault(row.bits, []).append(row)
     return list(groups.values())
 
 
-def _name(label: str, groups: list[Rows]) -> str:
+def _name(label: str, groups: list[Results]) -> str:
     """What a legend calls a series: with `quant.bits` where the stored bits are others, the sign on top of them say."""
     rows = [group[0] for group in groups]
-    nominal = ",".join(str(row["bits"]) for row in rows) if any(map(nominal_width, rows)) else ""
+    nominal = ",".join(str(row.bits) for row in rows) if any(map(nominal_width, rows)) else ""
     return (label or "quantized") + (f" (quant.bits={nominal})" if nominal else "")
 
 
@@ -150,19 +151,19 @@ def _ticks(places: list[float]) -> tuple[list[float], list[str]]:
     return kept, list(map(number, kept))
 
 
-def _mean(rows: Rows, key: str) -> float:
-    return statistics.mean(row[key] for row in rows)
+def _mean(rows: Results, key: str) -> float:
+    return statistics.mean(getattr(row, key) for row in rows)
 
 
-def _std(rows: Rows) -> float:
-    return statistics.stdev(row["top1"] for row in rows) if len(rows) > 1 else 0.0
+def _std(rows: Results) -> float:
+    return statistics.stdev(row.top1 for row in rows) if len(rows) > 1 else 0.0
 
 
-def _float_lines(axes: Any, series: dict[str, Rows], with_size: bool = False) -> None:
+def _float_lines(axes: Any, series: Series, with_size: bool = False) -> None:
     """The float networks: one black line, or one in each series' colour where they differ."""
     floats = [round(_mean(rows, "top1_float"), 2) for rows in series.values()]
     several = len(set(floats)) > 1
-    size = f", {next(iter(series.values()))[0]['size_bytes_float'] / 1000:.0f} kB" if with_size else ""
+    size = f", {next(iter(series.values()))[0].size_bytes_float / 1000:.0f} kB" if with_size else ""
     for position, value in enumerate(floats if several else floats[:1]):
         colour = SERIES[position % len(SERIES)] if several else BLACK
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, zorder=1)

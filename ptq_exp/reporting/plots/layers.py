@@ -1,9 +1,11 @@
 """One line a layer: levels and noise, sensitivities, bits chosen."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.reporting.plots.style import (
     BLACK,
     BLUE,
@@ -25,16 +27,13 @@ ROW = 0.24  # inches a layer
 BELOW = 0.95  # inches for the two lines of ticks and of the axis title
 
 
-def levels_used(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """For every layer the share of its levels that occur, and the SQNR of its weights.
-
-    Every row needs `layer`, `levels_used`, `levels_available` and `sqnr_db`.
-    """
-    figure, axes = _bars([row["layer"] for row in rows])
-    shares = [100 * row["levels_used"] / row["levels_available"] for row in rows]
+def levels_used(rows: Sequence[LayerReport], title: str, path: Path) -> None:
+    """For every layer the share of its levels that occur, and the SQNR of its weights."""
+    figure, axes = _bars([row.layer for row in rows])
+    shares = [100 * row.levels_used / row.levels_available for row in rows]
     axes.barh(range(len(rows)), shares, color=[BLUE if share >= 50 else ORANGE for share in shares])
     for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        text = f"{row['levels_used']} of {row['levels_available']}, {_decibels(row['sqnr_db'])} dB"
+        text = f"{row.levels_used} of {row.levels_available}, {_decibels(row.sqnr_db)} dB"
         axes.text(share + 1, position, text, va="center", fontsize=SMALL)
     axes.set(xlim=(0, 150), xlabel="levels used (%); beside the bars the SQNR of the weights")
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -53,24 +52,23 @@ def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Pa
     save(figure, path)
 
 
-def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Path) -> None:
+def layer_heat_map(layers: Mapping[int, Sequence[LayerReport]], title: str, path: Path) -> None:
     """Layer x bits: the SQNR of the weights (dB) beside the share of levels that occur (percent).
 
-    `layers` holds one table for each `quant.bits`, its rows as for `levels_used`, with `bits` (stored) and `weights`
-    (how many); an SQNR of None is infinite.
+    `layers` holds one per-layer table for each `quant.bits`.
     """
     from matplotlib.figure import Figure
 
     widths = sorted(layers)
-    names = list(dict.fromkeys(row["layer"] for bits in widths for row in layers[bits]))
-    found = {(row["layer"], bits): row for bits in widths for row in layers[bits]}
+    names = list(dict.fromkeys(row.layer for bits in widths for row in layers[bits]))
+    found = {(row.layer, bits): row for bits in widths for row in layers[bits]}
 
     def cells(value: Any) -> list[list[float]]:
         return [[value(found[name, bits]) if (name, bits) in found else math.nan for bits in widths] for name in names]
 
     stored = [_stored(layers[bits], bits) for bits in widths]
-    sqnr = cells(lambda row: math.inf if row["sqnr_db"] is None else row["sqnr_db"])
-    usage = cells(lambda row: 100 * row["levels_used"] / row["levels_available"])
+    sqnr = cells(lambda row: row.sqnr_db)
+    usage = cells(lambda row: 100 * row.levels_used / row.levels_available)
     figure = Figure(figsize=(WIDTH, ROW * len(names) + BELOW + 0.9))
     left, gap = margin_for(names), 0.25
     width = (WIDTH - left - gap - 0.15) / 2
@@ -89,10 +87,10 @@ def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Pa
     save(figure, path)
 
 
-def _stored(rows: list[dict[str, Any]], bits: int) -> str:
+def _stored(rows: Sequence[LayerReport], bits: int) -> str:
     """The mean of the layers' stored bits, with `quant.bits` below where that is another number."""
-    counts = [row.get("weights", 1) for row in rows]  # records of older versions have none
-    mean = number(sum(row["bits"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
+    counts = [row.weights for row in rows]
+    mean = number(sum(row.stored_bits * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
     return mean if mean == str(bits) else f"{mean}\n({bits})"
 
 

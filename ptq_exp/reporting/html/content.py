@@ -1,0 +1,247 @@
+"""What a report says, from the records of finished jobs."""
+
+import base64
+import functools
+import json
+import shlex
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.reporting import plots
+from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
+from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
+from ptq_exp.results.series import Series, answers, as_series, labels, seed_groups, width, with_labels
+
+MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
+# What says nothing about the results, or is shown elsewhere.
+NOT_SETTINGS = (
+    "output_dir", "overrides", "command", "quant.name", "cache_dir", "resume", "fail_fast", "quiet", "tracking.",
+    "data.used", "model.used",
+)  # fmt: skip
+CAPTIONS = {
+    "accuracy_against_bits": "Accuracy against bit width",
+    "accuracy_against_size": "Accuracy against size; the line joins what no smaller network beats",
+    "layers": "Signal to quantization noise, and levels that occur, layer by layer",
+    "weights": "Float weights and the levels they are rounded to",
+    "activations": "Inputs of the layers on the calibration images, and where they are clipped",
+    "confusion": "Which classes win and lose predictions",
+    "levels": "Levels that occur, and signal to quantization noise",
+    "one_layer": "Sensitivity: one layer quantized at a time",
+    "pareto": "Mixed precision: what is lost at how many bits",
+    "first_conv_density": "First convolution: weights, standard deviation, clipping value",
+    "training": "Training of the float network",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished sweep, or a single job: then there is one record, and no figures above its own."""
+
+    title: str
+    jobs: tuple[JobRecord, ...]
+    command: tuple[str, ...]  # as typed, without `python run.py`
+    failures: Sequence[Failure] = ()
+    sweep: bool = True
+
+    @classmethod
+    def of_job(cls, record: JobRecord) -> "Results":
+        """A single job."""
+        return cls(record.title, (record,), record.command, sweep=False)
+
+    @property
+    def series(self) -> Series:
+        """The results, by what sets their jobs apart."""
+        return as_series(self.jobs)
+
+
+def sweep_results(record: SweepRecord) -> Results:
+    """A sweep."""
+    return Results(record.name, record.jobs, record.command, with_labels(record.jobs, record.failures))
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    """The figures in a folder, by file name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"), key=_place)}
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """In the order of `CAPTIONS`."""
+    return next((n for n, start in enumerate(CAPTIONS) if path.name.startswith(start)), len(CAPTIONS)), path.name
+
+
+@functools.cache
+def _templates() -> Any:
+    """Everything that a template is given is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(loader=PackageLoader("ptq_exp.reporting.html"), autoescape=True)
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return environment
+
+
+def report(results: Results, drawn: dict[str, bytes]) -> str:
+    """The page of a sweep or job; `drawn` are the figures over all jobs."""
+    names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
+    page: str = (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            title=results.title,
+            summary=_summary(results),
+            answers=answers(results.series) if results.jobs else [],
+            table=result_table(results),
+            words=(JOB, VERDICT),
+            failures=results.failures,
+            figures=captioned(drawn),
+            diagnoses=_diagnoses(results, names),
+            own_title="Job by job" if results.sweep else "Layers and classes",
+            own_figures=_own_figures(results, names),
+            others=max(0, len(results.jobs) - MOST_JOBS),
+            changed=_changed(results),
+            command=repeat_command(results) if results.command else "",
+            provenance=_provenance(results),
+        )
+    )
+    return page
+
+
+def _summary(results: Results) -> str:
+    used = sorted({f"{job.params.get('model.used', '')} on {job.params.get('data.used', '')}" for job in results.jobs})
+    count = f"{len(results.jobs)} jobs finished, {len(results.failures)} failed. " if results.sweep else ""
+    methods = _distinct(" ".join(job.method) for job in results.jobs)
+    return f"{count}{'; '.join(used)}. Method: {', '.join(methods)}."
+
+
+def result_table(results: Results) -> Cells:
+    """The same table as in the terminal."""
+    return table_cells(results.series, results.failures)
+
+
+def _diagnoses(results: Results, names: list[str]) -> Cells | None:
+    said = [
+        [*([name] if any(names) else []), width(result), result.diagnosis]
+        for name, job in zip(names, results.jobs, strict=True) for result in job.results
+    ]  # fmt: skip
+    return Cells([*([JOB] if any(names) else []), BITS, "diagnosis"], said) if said else None
+
+
+def _own_figures(results: Results, names: list[str]) -> dict[str, dict[str, bytes]]:
+    """The figures of the first jobs, by captions, under the name of each."""
+    found = {}
+    for name, job in list(zip(names, results.jobs, strict=True))[:MOST_JOBS]:
+        if pictures := captioned(images(job.artifacts)):
+            widths = ", ".join(map(width, job.results))
+            found[f"{name}: {widths}" if name else widths] = pictures
+    return found
+
+
+def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
+    """Figures by caption instead of file name; what tells several of a kind apart is kept."""
+    shown = {}
+    for name, png in pictures.items():
+        stem = name.removesuffix(".png")
+        kind = next((start for start in CAPTIONS if stem.startswith(start)), stem)
+        rest = stem.removeprefix(kind).strip("_")
+        rest = f"quant.bits={rest[1:]}" if rest[:1] == "w" and rest[1:].isdecimal() else rest
+        shown[CAPTIONS.get(kind, kind) + (f" ({rest})" if rest else "")] = png
+    return shown
+
+
+def _changed(results: Results) -> list[list[str]]:
+    """The settings of which some job has another value than the default."""
+    defaults = {key: value for job in results.jobs for key, value in job.defaults.items()}
+    return [
+        [key, _text(defaults[key]), ", ".join(values)]
+        for key, values in settings(results.jobs).items() if key in defaults
+    ]  # fmt: skip
+
+
+def _provenance(results: Results) -> list[tuple[str, str]]:
+    jobs = results.jobs
+    versions = (", ".join(f"{name} {version}" for name, version in job.versions.items()) for job in jobs)
+    found = {
+        "hardware": (job.tags.get("hardware", "") for job in jobs),
+        "versions": versions,
+        "data": (_data(job.dataset) for job in jobs if job.dataset),
+        "float model": (job.tags.get("float_digest", "") for job in jobs),
+    }
+    return [(what, text) for what, texts in found.items() for text in _distinct(texts) if text]
+
+
+def _data(about: DatasetSummary) -> str:
+    counts = ", ".join(f"{value} {key}" if isinstance(value, int) else value for key, value in about.profile.items())
+    return f"{about.name}: {counts}; from {about.source}; SHA-256 {about.fingerprint}"
+
+
+def repeat_command(results: Results) -> str:
+    """What to type for the same results: with the data set that `data=auto` found, quoted for a shell."""
+    words = [word for word in results.command if word != "data=auto"]
+    if results.jobs and results.jobs[0].params.get("data.name") == "auto":
+        words.append(f"data={results.jobs[0].params['data.used']}")
+    return shlex.join(["python", "run.py", *words, *(["-m"] if results.sweep else [])])
+
+
+def settings(jobs: Sequence[JobRecord]) -> dict[str, list[str]]:
+    """The values that every key has in some job, as text."""
+    keys = dict.fromkeys(key for job in jobs for key in job.params if not key.startswith(NOT_SETTINGS))
+    return {key: _distinct(_text(job.params.get(key)) for job in jobs) for key in keys}
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def comparison(first: Results, second: Results) -> str:
+    """Two sweeps side by side: tables, curves in one figure, and the settings that differ."""
+    names = [first.title, second.title]
+    if names[0] == names[1]:
+        names = [f"A: {names[0]}", f"B: {names[1]}"]
+    both = {
+        f"{name}: {label}" if label else name: rows
+        for name, results in zip(names, (first, second), strict=True)
+        for label, rows in seed_groups(results.series).items()
+    }
+    sides = [
+        {
+            "name": name,
+            "answers": answers(results.series),
+            "table": result_table(results),
+            "command": repeat_command(results) if results.command else "",
+        }
+        for name, results in zip(names, (first, second), strict=True)
+    ]
+    ours, theirs = settings(first.jobs), settings(second.jobs)
+    differing = [
+        [key, ", ".join(ours.get(key, [])), ", ".join(theirs.get(key, []))]
+        for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)
+    ]  # fmt: skip
+    data = [{job.tags.get("data_fingerprint") for job in results.jobs} for results in (first, second)]
+    warning = "These were measured on different images: compare what each loses, not the accuracies themselves."
+    page: str = (
+        _templates()
+        .get_template("comparison.html.j2")
+        .render(
+            title=f"{names[0]} and {names[1]}",
+            warnings=[warning] if data[0] != data[1] else [],
+            sides=sides,
+            words=(JOB, VERDICT),
+            figures=captioned(draw(both)),
+            differing=Cells(["key", *names], differing),
+        )
+    )
+    return page
+
+
+def draw(series: Series) -> dict[str, bytes]:
+    """Accuracy against bits and against size."""
+    with tempfile.TemporaryDirectory() as folder:
+        plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.png")
+        plots.accuracy_against_size(series, Path(folder) / "accuracy_against_size.png")
+        return images(Path(folder))

@@ -1,0 +1,40 @@
+"""The report among a job's artifacts, or in a sweep's folder."""
+
+from pathlib import Path
+
+from ptq_exp.base.text import write_text
+from ptq_exp.reporting import JobStart, Reporter
+from ptq_exp.reporting.html import REPORT_FILE
+from ptq_exp.reporting.html.content import Results, images, report, sweep_results
+from ptq_exp.reporting.table import sweep_note
+from ptq_exp.results.records import JobRecord, SweepRecord
+
+TABLE_FILE = "table.md"
+
+
+class HtmlReport(Reporter):
+    """Writes `report.html`. The jobs of a sweep leave it to the sweep."""
+
+    alone = True
+    file: Path | None = None
+
+    def job_begins(self, start: JobStart) -> None:
+        self.alone = start.alone
+
+    def job(self, record: JobRecord) -> None:
+        """The report of a single job, among its artifacts."""
+        if self.alone:
+            self.file = record.artifacts / REPORT_FILE
+            write_text(self.file, report(Results.of_job(record), {}))
+
+    def sweep(self, record: SweepRecord) -> None:
+        """The report of a sweep and its table in Markdown, beside the figures over all jobs."""
+        record.figures.mkdir(exist_ok=True)
+        write_text(record.figures / TABLE_FILE, sweep_note(record))
+        self.file = record.figures / REPORT_FILE
+        if record.jobs:
+            write_text(self.file, report(sweep_results(record), images(record.figures)))
+
+    def where(self) -> list[str]:
+        """The path of the report."""
+        return [f"Report: {self.file}"] if self.file else []

@@ -1,0 +1,127 @@
+"""What is logged of a finished job or sweep."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ptq_exp.base.console import log
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.text import write_text
+from ptq_exp.reporting.mlflow.place import Place
+from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
+from ptq_exp.reporting.mlflow.registry import register
+from ptq_exp.reporting.mlflow.run import MAX_VALUE_LENGTH, Run, child, start_run
+from ptq_exp.reporting.table import job_note, sweep_note
+from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep, to_json
+from ptq_exp.results.records import JobRecord, SweepRecord
+from ptq_exp.results.series import Series, as_series, width, with_labels
+
+Points = list[tuple[int, dict[str, float]]]  # (step, metrics)
+
+
+def log_job(record: JobRecord, run: Run, place: Place, uri: str | None = None, parent: str | None = None) -> None:
+    """Log a job, end its run as FINISHED, and note in its folder that it is done.
+
+    Doing it again adds what is missing. `run` is the job's run where it is open, else the one of `place` is taken up;
+    `uri` and `parent` replace the store and the sweep that it was meant for. Raises `UserError` where the store cannot
+    be used.
+    """
+    if run.client is None:
+        belongs_to = parent or place.parent
+        run = start_run(place.options(uri), record.name, belongs_to, record.key, place.run_id, record.started)
+    run.rename(record.name)
+    run.log_series(points(record), record.params, record.tags | {"mlflow.note.content": job_note(record)})
+    run.log_folder(record.artifacts)
+    run.log_file(record.folder / RESULTS_FILE)
+    if record.dataset:
+        run.log_input(record.dataset)
+    if record.register:
+        register(run, record.register, record.artifacts, record.results)
+    run.end(ended=record.ended)
+    # Last: whatever is killed before is done again.
+    dataclasses.replace(place, run_id=run.run_id, logged=True).write(record.folder)
+
+
+def points(record: JobRecord) -> Points:
+    """The metrics of a job: those of its one bit width, or series with the bits as steps; and the training's."""
+    if len(record.results) == 1:
+        found: Points = [(0, record.results[0].metrics())]
+    else:
+        found = [
+            (result.bits, {f"{key}_vs_bits": value for key, value in result.metrics().items()})
+            for result in record.results
+        ]
+        found.append((0, {"top1_float": record.results[0].top1_float}))
+    return found + list(enumerate(record.history, start=1))
+
+
+def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
+    """Log the table, the report, the figures and the curves of the finished jobs on the parent run, and end it."""
+    record.figures.mkdir(exist_ok=True)
+    if record.jobs:
+        run_ids = [place.run_id for job in record.jobs if (place := Place.read(job.folder))]
+        summary = {"name": record.name, "command": record.command, "failures": record.failures, "jobs": run_ids}
+        write_text(record.figures / SUMMARY_FILE, json.dumps(to_json(summary), indent=1))
+    note = sweep_note(record)
+    if record.jobs:
+        lowest = min((result for job in record.jobs for result in job.results), key=lambda result: result.top1)
+        note += f"\n\n{width(lowest)}. {lowest.diagnosis}"
+    parent.log(tags={"mlflow.note.content": _fitting(note)})
+    parent.log_folder(record.figures)
+    for failure in with_labels(record.jobs, record.failures):
+        place = Place.read(failure.folder)
+        if place is None or not place.run_id:  # it failed before it had a run: its configuration is at fault
+            run = child(parent, " ".join(filter(None, [f"w{failure.bits}", failure.overrides])))
+            run.log(tags={"error": failure.error})
+            run.log_file(Path(failure.log))
+            run.end("FAILED")
+    # A job with several bit widths logs its curve itself: a copy would draw it twice.
+    if record.jobs and all(len(job.results) == 1 for job in record.jobs):
+        _log_curves(parent, as_series(record.jobs))
+    parent.end(status)
+
+
+def _fitting(note: str) -> str:
+    """The note, whole lines of it where it is longer than MLflow takes."""
+    if len(note) <= MAX_VALUE_LENGTH:
+        return note
+    end = note.rfind("\n", 0, MAX_VALUE_LENGTH - 100)
+    return f"{note[:end]}\n\nToo long for this page: all of it is in `table.md` among the artifacts."
+
+
+def _log_curves(parent: Run, series: Series) -> None:
+    for label, results in series.items():
+        curve = [(result.bits, {"top1_vs_bits": result.top1}) for result in results]
+        if len({bits for bits, _ in curve}) < 2:
+            continue
+        if len(series) == 1:
+            parent.log_series(curve)
+        else:
+            run = child(parent, f"curve {label}")
+            run.log_series(curve)
+            run.end()
+
+
+def upload_folder(folder: Path, uri: str | None) -> str:
+    """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns what was done, in words.
+
+    `uri` replaces the store that the jobs were meant for. Raises `UserError` where there is nothing to log or the store
+    cannot be used.
+    """
+    jobs = sorted(path.parent for path in folder.rglob(RESULTS_FILE) if path.parent.name != "artifacts")
+    if not jobs:
+        raise UserError(f"{folder} holds no finished job: there is no {RESULTS_FILE} below it.")
+    sweeps = {path.parent: place for path in folder.rglob(SWEEP_FILE) if (place := Place.read(path.parent))}
+    parents = {place: start_run(at.options(uri), at.name, old=at.run_id) for place, at in sweeps.items()}
+    count = 0
+    for job in jobs:
+        record, at = read_job(job), Place.read(job)
+        if record and at and not at.logged:
+            parent = parents.get(job.parent)
+            log_job(record, Run(None), at, uri, parent.run_id if parent else None)
+            log.info("%s: logged.", job)
+            count += 1
+    for sweep_folder, parent in parents.items():
+        sweep = read_sweep(sweep_folder)
+        log_sweep(parent, sweep, "FAILED" if sweep.failures else "FINISHED")
+    return f"{count} logged, {len(jobs) - count} were there already."

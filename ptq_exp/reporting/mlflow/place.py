@@ -1,0 +1,55 @@
+"""Where a job or a sweep belongs in a store: `mlflow.json` in its folder, so that it can be logged later."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import write_atomically
+from ptq_exp.base.text import read_text, write_text
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.reporting.mlflow.store import PARENT_VARIABLE, default_uri
+
+FILE = "mlflow.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's address, without passwords, and whether everything has been logged."""
+
+    uri: str
+    experiment: str
+    name: str
+    parent: str | None  # the id of the sweep's run
+    run_id: str = ""
+    logged: bool = False
+
+    @classmethod
+    def of(cls, options: TrackingOptions, name: str) -> "Place | None":
+        """Where a run called `name` belongs; None without a store."""
+        if not options.enabled:
+            return None
+        uri = without_password(options.uri or default_uri())
+        return cls(uri, options.experiment, name, os.environ.get(PARENT_VARIABLE))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Place | None":
+        """What `write` left in a folder; None where there is nothing that can be read."""
+        try:
+            return cls(**json.loads(read_text(folder / FILE)))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Leave `mlflow.json` in a folder, complete or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(asdict(self))
+        write_atomically(folder / FILE, lambda path: write_text(path, content))
+
+    def options(self, uri: str | None = None) -> TrackingOptions:
+        """The options that lead there; `uri` replaces the store. Raises `UserError` where a password is missing."""
+        where = uri or self.uri
+        if ":***@" in where:
+            raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
+        return TrackingOptions(True, where, self.experiment)

@@ -1,0 +1,159 @@
+"""Jobs and sweeps as runs in an MLflow store: a parent run for each sweep, a child run for each job."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from ptq_exp.base.console import log
+from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import digest, write_atomically
+from ptq_exp.base.text import read_text, write_text
+from ptq_exp.reporting import JobStart, Reporter, SweepStart
+from ptq_exp.reporting.mlflow import content, reading
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.reporting.mlflow.place import Place
+from ptq_exp.reporting.mlflow.run import Run, end_open_runs, start_run, tolerant
+from ptq_exp.reporting.mlflow.store import PARENT_VARIABLE
+from ptq_exp.results.files import job_folders
+from ptq_exp.results.records import JobRecord, SweepRecord
+
+NOT_THE_SWEEP = ("resume=", "fail_fast=", "tracking.", "tracking=")
+
+
+class Mlflow(Reporter):
+    """Logs to the store of `tracking.uri`; with tracking=none every call does nothing."""
+
+    def __init__(self, tracking: TrackingOptions):
+        super().__init__(tracking)
+        self.run = Run(None)
+        self.start: JobStart | None = None
+
+    def job_begins(self, start: JobStart) -> None:
+        """Start the job's run, or take up that of an earlier attempt.
+
+        In a sweep the job goes on where the store has become unreachable: it is logged later. Raises `UserError` for a
+        single job whose store cannot be used.
+        """
+        self.start, parent = start, os.environ.get(PARENT_VARIABLE)
+        earlier = Place.read(start.earlier) if start.earlier else None
+        try:
+            old = earlier.run_id if earlier else None
+            self.run = start_run(self.tracking, start.name, parent, start.key, old, start.started)
+        except Exception as error:
+            if parent is None:
+                raise
+            log.warning("%s The job goes on; its results are kept in its folder.", _first_line(error))
+        if place := Place.of(self.tracking, start.name):
+            dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)
+
+    def training(self) -> contextlib.AbstractContextManager[None]:
+        """Log the machine's load meanwhile."""
+        return self.run.system_metrics()
+
+    def job_failed(self, error: BaseException) -> None:
+        """End the run as FAILED, with the error as a tag and the log as an artifact."""
+        killed = isinstance(error, KeyboardInterrupt | SystemExit)
+        tolerant(self.run.log, None, 0, None, {"error": f"{type(error).__name__}: {error}"})
+        if self.start:
+            tolerant(self.run.log_file, self.start.folder / "run.log")
+        tolerant(self.run.end, "KILLED" if killed else "FAILED")
+
+    def job(self, record: JobRecord) -> None:
+        """Log a finished job and end its run. Where that fails, a sweep tries again at its end.
+
+        Raises `UserError` for a single job that cannot be logged.
+        """
+        place = Place.read(record.folder)
+        if place is None or place.logged:
+            return
+        try:
+            content.log_job(record, self.run, place)
+        except Exception as error:
+            reason = f"{record.overrides or 'The job'}: not logged yet, kept in {record.folder}: {_first_line(error)}"
+            if self.start is None or self.start.alone:
+                raise UserError(f"{reason}. {how_to_log_later(record.folder)}") from error
+            log.warning("%s", reason)
+
+    def find(self, key: str, folder: Path) -> JobRecord | None:
+        """A finished job with this key from the store, fetched into `folder`."""
+        if not self.tracking.enabled or (found := reading.find_job(self.tracking, key, folder)) is None:
+            return None
+        record, run_id = found
+        if place := Place.of(self.tracking, record.name):
+            dataclasses.replace(place, run_id=run_id, logged=True).write(folder)
+        return record
+
+    def sweep_begins(self, start: SweepStart) -> None:
+        """Start the parent run; with `resume` that of the same sweep before, where there was one.
+
+        Raises `UserError` where the store cannot be used.
+        """
+        place = Place.of(self.tracking, start.name)
+        if place is None:
+            return
+        words = sorted(word for word in start.command if not word.lstrip("+~").startswith(NOT_THE_SWEEP))
+        pointer = start.cache / "sweeps" / f"{digest(words, dataclasses.asdict(place))[:32]}.json"
+        old = None
+        if start.resume:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                old = str(json.loads(read_text(pointer))["run_id"])
+        self.run = start_run(self.tracking, start.name, old=old)
+        # What the sweep was told: its row of the runs page shows it.
+        self.run.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
+        dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"run_id": self.run.run_id})
+        write_atomically(pointer, lambda path: write_text(path, content))
+        os.environ[PARENT_VARIABLE] = self.run.run_id  # jobs read it, whichever process they run in
+
+    def gather(self, folder: Path) -> None:
+        """Fetch the jobs that ran on workers without a shared disk."""
+        os.environ.pop(PARENT_VARIABLE, None)
+        if self.run.client is None:
+            return
+        here = {place.run_id for job in job_folders(folder) if (place := Place.read(job))}
+        for number, run_id in enumerate(reading.finished_children(self.run)):
+            if run_id not in here:
+                target = folder / f"from-worker-{number:04d}-{run_id[:8]}"
+                record = reading.fetch_job(self.run.client, run_id, target)
+                if record and (place := Place.of(self.tracking, record.name)):
+                    dataclasses.replace(place, parent=self.run.run_id, run_id=run_id, logged=True).write(target)
+
+    def sweep(self, record: SweepRecord) -> None:
+        """Log the jobs that could not be logged when they ran, then table, report, figures and curves on the parent.
+
+        Raises `UserError` where something could not be logged.
+        """
+        if not self.tracking.enabled:
+            return
+        problems = []
+        for job in record.jobs:
+            place = Place.read(job.folder)
+            if place and not place.logged:
+                try:
+                    content.log_job(job, Run(None), place)
+                except Exception as error:
+                    problems.append(f"{job.folder}: {error}")
+        content.log_sweep(self.run, record, "FAILED" if record.failures or problems else "FINISHED")
+        if problems:
+            raise UserError(problems[0])
+
+    def close(self, status: str) -> None:
+        """End every run that this process has open."""
+        os.environ.pop(PARENT_VARIABLE, None)
+        end_open_runs(status)
+
+    def where(self) -> list[str]:
+        """How to open the run."""
+        return self.run.how_to_open()
+
+
+def how_to_log_later(folder: Path) -> str:
+    """A sentence with the command."""
+    return f"To log it later: python -m ptq_exp.runs.upload {folder}"
+
+
+def _first_line(error: Exception) -> str:
+    return without_password((str(error).splitlines() or [type(error).__name__])[0])

@@ -1,0 +1,144 @@
+"""Which figures a bit width, a job and a sweep get. They are drawn when nothing waits for them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ptq_exp.base.background import draw, later
+from ptq_exp.base.files import digest
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.evaluation.accuracy import Evaluation
+from ptq_exp.quantization.allocation import pareto
+from ptq_exp.quantization.layer_report import LayerReport
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.report import Report
+from ptq_exp.quantization.rounding import target_layers
+from ptq_exp.reporting import plots
+from ptq_exp.reporting.plots.panels import activation_panels, weight_panels
+from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
+from ptq_exp.results.series import as_series, labels, seed_groups, width, without_seed
+
+MOST_HEAT_MAPS = 6  # of a sweep
+
+
+@dataclass(frozen=True)
+class BitWidthFigures:
+    """What the figures of one bit width are drawn from."""
+
+    result: BitWidthResult
+    options: QuantConfig
+    model: str  # the network's name
+    dataset: Dataset
+    reference: nn.Module  # the float network as it was quantized: folded and equalized where that was asked for
+    network: nn.Module  # the quantized one
+    report: Report
+    baseline: Evaluation
+    evaluation: Evaluation
+
+    def draw(self, folder: Path) -> None:
+        """Draw all. The figures of the weights take longest: they are drawn for the job's first bit width."""
+        suffix, widths = f"w{self.result.bits}", self.options.bit_widths()
+        title = f"{width(self.result)}, {self.options.name}, {self.model}"
+        if len(widths) == 1:  # several share a heat map
+            draw(plots.levels_used, self.result.layers, title, folder / f"levels_{suffix}.png")
+        before, after = (confusion(self.dataset, answers) for answers in (self.baseline, self.evaluation))
+        classes = list(self.dataset.classes)
+        draw(plots.confusion_change, classes, before, after, f"By class: {title}", folder / f"confusion_{suffix}.png")
+        if self.result.bits == widths[0]:
+            self._draw_weights(folder, suffix, title)
+        if self.report.sensitivity is not None:
+            sizes = {layer.layer: layer.weights for layer in self.report.layers}
+            curve = pareto(self.report.sensitivity, sizes, self.options)
+            chosen = {layer.layer: layer.stored_bits for layer in self.report.layers}
+            draw(plots.mixed_precision, curve, self.report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
+
+    def _draw_weights(self, folder: Path, suffix: str, title: str) -> None:
+        reference = target_layers(self.reference, self.options.layers)
+        panels = weight_panels(reference, self.network, self.report)
+        draw(plots.weight_densities, panels, f"Weights: {title}", folder / f"weights_{suffix}.png")
+        name, first = next(iter(reference.items()))
+        later(_density_figure, folder / "first_conv_density.png", name, first, self.model, self.report)
+        if inputs := activation_panels(self.report):
+            shown = f"{self.options.act_bits}-bit activations: {title}"
+            draw(plots.activation_histograms, inputs, shown, folder / f"activations_{suffix}.png")
+
+
+def draw_job(record: JobRecord) -> None:
+    """The figures over all bit widths of a job, and of its training if it trained."""
+    folder, name = record.artifacts, " ".join(record.method)
+    if len(record.results) > 1:
+        series = {name: list(record.results)}
+        draw(plots.accuracy_against_bits, series, folder / "accuracy_against_bits.png", record.title)
+        draw(plots.accuracy_against_size, series, folder / "accuracy_against_size.png", record.title)
+        layers = {result.bits: result.layers for result in record.results}
+        draw(plots.layer_heat_map, layers, record.title, folder / "layers.png")
+    if record.history:
+        draw(plots.training_curves, record.history, "Training of the float network", folder / "training.png")
+
+
+def draw_sweep(record: SweepRecord) -> None:
+    """The figures over all jobs of a sweep."""
+    if not record.jobs:
+        return
+    folder, method = record.figures, " ".join(record.jobs[0].method)
+    series = {label or method: results for label, results in seed_groups(as_series(record.jobs)).items()}
+    plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
+    plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
+    # A job with several bit widths draws this itself.
+    if all(len(job.results) == 1 for job in record.jobs):
+        tables = {label: found for label, found in layer_tables(record).items() if len(found) > 1}
+        for number, (label, found) in enumerate(list(tables.items())[:MOST_HEAT_MAPS]):
+            name = "layers.png" if len(tables) == 1 else f"layers_{number + 1}.png"
+            plots.layer_heat_map(found, label or record.jobs[0].title, folder / name)
+
+
+def layer_tables(record: SweepRecord) -> dict[str, dict[int, list[LayerReport]]]:
+    """Of every series the per-layer table of each bit width; of several seeds the mean."""
+    found: dict[str, dict[int, list[tuple[LayerReport, ...]]]] = {}
+    for job, label in zip(record.jobs, labels(record.jobs), strict=True):
+        for result in job.results:
+            if result.layers:  # the first edition's records have none
+                found.setdefault(without_seed(label), {}).setdefault(result.bits, []).append(result.layers)
+    return {
+        label: {bits: [_mean(lines) for lines in zip(*several, strict=True)] for bits, several in tables.items()}
+        for label, tables in found.items()
+    }
+
+
+def _mean(lines: tuple[LayerReport, ...]) -> LayerReport:
+    def mean(key: str) -> float:
+        return sum(getattr(line, key) for line in lines) / len(lines)
+
+    return replace(lines[0], sqnr_db=mean("sqnr_db"), levels_used=mean("levels_used"))  # type: ignore[arg-type]
+
+
+def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:
+    """Test images by true class (rows) and predicted class (columns)."""
+    count = len(dataset.classes)
+    pairs = dataset.test_labels.cpu() * count + answers.predictions
+    counts: list[list[int]] = torch.bincount(pairs, minlength=count * count).reshape(count, count).tolist()
+    return counts
+
+
+def _density_figure(path: Path, name: str, layer: nn.Module, model: str, report: Report) -> None:
+    """The first convolution as it is quantized: after folding and equalization, where these are asked for."""
+    weights = layer.get_parameter("weight").detach().cpu().numpy()
+    alpha = next((found.alpha for found in report.layers if found.layer == name), None)
+    title = f"{model}, first convolution ({name}): {weights.size} weights"
+    shown = digest(weights.tobytes().hex(), alpha, title)
+    if shown not in _drawn:  # the jobs of a sweep over bit widths often share it
+        draw(plots.weight_density, weights, alpha, title, path)
+        _drawn.clear()
+        _drawn[shown] = path.read_bytes()
+    path.write_bytes(_drawn[shown])
+
+
+_drawn: dict[str, bytes] = {}  # the last density figure, by what it shows
+
+
+def draw_sensitivities(path: Path, bits: int, drops: dict[str, float], float_top1: float) -> None:
+    """The drop of top-1 in points with one layer quantized at a time, by the layers' names."""
+    title = f"One layer at a time at {bits} bits (float {float_top1:.2f} %)"
+    draw(plots.sensitivity_bars, list(drops), list(drops.values()), title, path)

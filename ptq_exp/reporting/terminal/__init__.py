@@ -1,0 +1,1 @@
+"""The terminal: the result table, what it says, and failures."""

@@ -1,0 +1,36 @@
+"""The result table of a job or a sweep, and what it says."""
+
+from ptq_exp.base.console import console, is_quiet
+from ptq_exp.reporting import JobStart, Reporter
+from ptq_exp.reporting.table import ResultTable
+from ptq_exp.results.records import JobRecord, SweepRecord
+from ptq_exp.results.series import answers, as_series, titled, with_labels
+
+
+class Terminal(Reporter):
+    """Prints to the shared console. The jobs of a sweep leave their table to the sweep."""
+
+    alone = True
+
+    def job_begins(self, start: JobStart) -> None:
+        self.alone = start.alone
+
+    def job(self, record: JobRecord) -> None:
+        """The table of a single job, and what it says."""
+        if not self.alone:
+            return
+        series = {"": list(record.results)}
+        console.print(ResultTable(series, record.title))
+        if not is_quiet():
+            console.print(*answers(series), sep="\n")
+
+    def sweep(self, record: SweepRecord) -> None:
+        """The table of all jobs, why jobs failed, and how few bits each series takes."""
+        series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
+        if record.jobs or failures:
+            console.print(ResultTable(series, titled(record.name, record.jobs), failures))
+        for failure in failures:
+            console.print(str(failure))
+        if not is_quiet():
+            for sentence in answers(series):
+                console.print(sentence)

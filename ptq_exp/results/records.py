@@ -1,0 +1,130 @@
+"""The records: of one bit width, of a job, of a failed job, of a sweep."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.quantization.layer_report import LayerReport
+
+# Fields of a bit width's result that were chosen or are words.
+NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers"}
+
+
+@dataclass(frozen=True)
+class BitWidthResult:
+    """Everything measured at one bit width. Accuracies and their 95 % intervals are in percent, drops in points.
+
+    The names of the numbers are those of the metrics that are logged.
+    """
+
+    bits: int  # quant.bits as given: the sign may come on top
+    act_bits: int | None
+    top1: float
+    top1_ci_low: float
+    top1_ci_high: float
+    chance: float  # top-1 of guessing
+    top1_float: float
+    top1_float_ci_low: float
+    top1_float_ci_high: float
+    top1_drop: float
+    top1_drop_ci_low: float
+    top1_drop_ci_high: float
+    top5: float
+    agreement: float  # test images with the float network's prediction
+    loss: float  # mean cross entropy, nats
+    loss_float: float
+    bits_mean: float  # stored bits per quantized weight, sign included
+    size_bytes: int
+    size_bytes_float: int
+    quantize_seconds: float
+    evaluate_seconds: float
+    diagnosis: str
+    layers: tuple[LayerReport, ...] = ()
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers that were measured, by name."""
+        names = [entry.name for entry in dataclasses.fields(self) if entry.name not in NOT_METRICS]
+        return {name: float(getattr(self, name)) for name in names}
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """The images that a job used."""
+
+    name: str
+    fingerprint: str  # SHA-256 (hex) of class names, images and labels
+    source: str
+    profile: dict[str, Any]  # counts of images and classes, and the shape of an image
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A finished job: all that is reported besides the files among its artifacts."""
+
+    title: str
+    name: str  # of its run: the telling part first
+    method: tuple[str, ...]  # the name of its file, then `key=value` for each change
+    overrides: str  # the command line without quant.bits
+    command: tuple[str, ...]  # all of it
+    key: str  # SHA-256 (hex) of what decides the result: equal for a job that would only repeat this one
+    started: int  # ms since 1970, of the work without drawing and logging
+    ended: int
+    results: tuple[BitWidthResult, ...]
+    params: dict[str, Any]  # the resolved configuration, by dotted keys
+    defaults: dict[str, Any]  # the default of every param that has another value
+    tags: dict[str, str]
+    history: tuple[dict[str, float], ...]  # one entry per epoch, if this job trained the float network
+    dataset: DatasetSummary | None
+    versions: dict[str, str]
+    register: str | None = None  # the name in a model registry
+    folder: Path = field(default=Path(), metadata={"stored": False})  # where its files are on this machine
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of tables, figures and quantized networks."""
+        return self.folder / "artifacts"
+
+    def returned(self) -> dict[str, float]:
+        """What the job returns: the metrics of its one bit width, or the top-1 of each and of the float network."""
+        if len(self.results) == 1:
+            return self.results[0].metrics()
+        return {f"top1_w{result.bits}": result.top1 for result in self.results} | {
+            "top1_float": self.results[0].top1_float
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed."""
+
+    bits: str
+    overrides: str
+    error: str
+    log: str  # the path of its log file
+
+    @property
+    def folder(self) -> Path:
+        """The job's folder."""
+        return Path(self.log).parent
+
+    def __str__(self) -> str:
+        """What failed, why, and where its log is."""
+        job = " ".join(filter(None, [f"quant.bits={self.bits}", self.overrides]))
+        return f"FAILED {job}: {self.error} (log: {self.log})"
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A finished sweep: its jobs in their order, and those that failed."""
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]  # the overrides as typed
+    jobs: tuple[JobRecord, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the report and of the figures over all jobs."""
+        return self.folder / "sweep"

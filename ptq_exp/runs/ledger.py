@@ -1,0 +1,91 @@
+"""A job's key, where `resume=true` finds what the last job with that key left, and what a failed job leaves.
+
+`<cache>/jobs/<key>.json` points to the folder of the last job with a key.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ptq_exp.base.console import log
+from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import digest, file_digest, write_atomically
+from ptq_exp.base.text import read_text, write_text
+from ptq_exp.config import Config
+from ptq_exp.data.image_folder import source_digest
+from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.results.files import VERSION, write_failure
+from ptq_exp.results.records import Failure
+
+STOP_FILE = "stopped"  # in a sweep's folder: a job failed, and fail_fast=true
+UNRELATED = (
+    "tracking", "output_dir", "overrides", "cache_dir", "resume", "fail_fast", "quiet", "command", "threads", "method",
+    "searchpath",
+)  # fmt: skip
+
+# Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
+SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
+
+
+def job_key(config: Config, device_type: str) -> str:
+    """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
+    relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
+    relevant["quant"]["name"] = ""  # what a method is called decides nothing
+    checkpoint = Path(config.checkpoint).expanduser()
+    file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
+    root = config.data_root
+    images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
+    there = config.data.name == "auto" and root.exists()  # decides what auto means
+    where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
+    where += [config.tracking.register] if config.tracking.register else []
+    versions = [VERSION, RECONSTRUCTION_VERSION]
+    return digest(relevant, file, images, there, where, device_type, versions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The pointer from a job's key to the folder of the last job with that key."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config, key: str) -> "Ledger":
+        """The pointer for a job's key."""
+        return cls(config.cache / "jobs" / f"{key[:32]}.json")
+
+    def read(self) -> Path | None:
+        """The folder; None where there is none or the pointer cannot be read."""
+        try:
+            return Path(json.loads(read_text(self.path))["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Point to a job that begins."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"folder": str(folder.absolute())})
+        write_atomically(self.path, lambda path: write_text(path, content))
+
+
+@contextlib.contextmanager
+def failure_kept(folder: Path, bits: object, overrides: str, fail_fast: bool) -> Iterator[None]:
+    """Leave `failure.json` where a job fails. With `fail_fast` the jobs of the sweep after it are not begun."""
+    sweep = os.environ.get(SWEEP_VARIABLE)
+    stop = Path(sweep) / STOP_FILE if sweep else None
+    try:
+        if stop and stop.exists():
+            raise UserError("Not run: another job failed, and fail_fast=true.")
+        yield
+    except Exception as error:
+        reason = without_password(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        failure = Failure(str(bits), without_password(overrides), reason, str(folder / "run.log"))
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            write_failure(failure)
+            if stop and fail_fast:
+                stop.touch()
+        if sweep:
+            log.error("%s", failure)
+        raise

@@ -1,0 +1,190 @@
+"""One bit width: the network quantized, its accuracy measured, its tables and figures left among the artifacts."""
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptq_exp.base.console import console, log, progress
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.files import digest
+from ptq_exp.base.text import write_text
+from ptq_exp.config import Config
+from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
+from ptq_exp.export.network_file import save_quantized
+from ptq_exp.quantization.allocation import one_layer_at_a_time
+from ptq_exp.quantization.apply import prepare as prepare_float
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.diagnosis import diagnose
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.report import FLOAT_BYTES, Report
+from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
+from ptq_exp.results.records import BitWidthResult
+from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
+from ptq_exp.runs.shared import Shared
+
+
+def measure_bit_width(
+    bits: int, config: Config, shared: Shared, device: torch.device, artifacts: Path
+) -> BitWidthResult:
+    """Quantize to `bits` bits, evaluate, and leave tables, figures and the network in `artifacts`.
+
+    Raises `UserError` where the quantized network answers with numbers that are not finite.
+    """
+    calibration, memo = shared.calibration(config)
+    started = time.perf_counter()
+    network, report = quantize(
+        shared.float_model.model, config.quant, bits, calibration, config.calibration_seed, show_progress,
+        reconstruction_store(config, shared, bits, device), memo,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    evaluation = shared.measure(network, f"Evaluating {bits} bits")
+    if not math.isfinite(evaluation.loss):
+        raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
+    result = make_result(bits, config, shared, report, evaluation, seconds)
+    reference = prepare_float(shared.float_model.model, config.quant)
+    model = str(config.model["name"])
+    figures = BitWidthFigures(
+        result, config.quant, model, shared.dataset, reference, network, report, shared.baseline, evaluation
+    )
+    artifacts.mkdir(parents=True, exist_ok=True)
+    save_tables(artifacts, result, report)
+    save_network(artifacts, result, config, shared, network)
+    figures.draw(artifacts)
+    log.info("%s", headline(result, config.quant.name))
+    log.info("%s", result.diagnosis)
+    if config.quant.sensitivity:
+        measure_sensitivity(result, network, reference, config, shared, artifacts)
+    return result
+
+
+def make_result(
+    bits: int, config: Config, shared: Shared, report: Report, evaluation: Evaluation, quantize_seconds: float
+) -> BitWidthResult:
+    """The result of one bit width from both networks' answers to the test images."""
+    baseline = shared.baseline
+    low, high = evaluation.interval()
+    float_low, float_high = baseline.interval()
+    drop_low, drop_high = drop_interval(baseline, evaluation, shared.dataset.test_labels)
+    state = shared.float_model.model.state_dict()
+    parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
+    return BitWidthResult(
+        bits=bits,
+        act_bits=config.quant.act_bits,
+        top1=evaluation.top1,
+        top1_ci_low=low,
+        top1_ci_high=high,
+        chance=100 / len(shared.dataset.classes),
+        top1_float=baseline.top1,
+        top1_float_ci_low=float_low,
+        top1_float_ci_high=float_high,
+        top1_drop=baseline.top1 - evaluation.top1,
+        top1_drop_ci_low=drop_low,
+        top1_drop_ci_high=drop_high,
+        top5=evaluation.top5,
+        agreement=evaluation.agreement(baseline),
+        loss=evaluation.loss,
+        loss_float=baseline.loss,
+        bits_mean=report.bits_mean,
+        size_bytes=report.size_bytes,
+        size_bytes_float=FLOAT_BYTES * parameters,
+        quantize_seconds=quantize_seconds,
+        evaluate_seconds=evaluation.seconds,
+        diagnosis=diagnose(report, config.quant, significant=drop_low > 0),
+        layers=tuple(report.layers),
+    )
+
+
+def headline(result: BitWidthResult, method: str) -> str:
+    """The line that a job prints for one bit width."""
+    activations = "" if result.act_bits is None else f", {result.act_bits}-bit activations"
+    told = f", {NOT_DISTINGUISHABLE}" if verdict(result) == NOT_DISTINGUISHABLE else ""
+    return (
+        f"{method}, {width(result)}{activations}: top-1 {result.top1:.2f} % "
+        f"(float {result.top1_float:.2f} %{told}), {result.agreement:.2f} % of the predictions unchanged"
+    )
+
+
+def show_progress(description: str, steps: int) -> Any:
+    """A progress bar in a terminal, a line elsewhere."""
+    if not console.is_terminal:
+        log.info("%s", description)
+    return progress(description, steps)
+
+
+def reconstruction_store(config: Config, shared: Shared, bits: int, device: torch.device) -> Path | None:
+    """Where the units of a learned rounding are kept, so that an interrupted one goes on; None without one."""
+    if config.quant.rounding == "nearest":
+        return None
+    unrelated = {"name": "", "sensitivity": False, "calibration_seed": None}
+    method = dataclasses.asdict(config.quant) | unrelated | {"bits": bits}
+    key = digest(
+        RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.calibration_seed, device.type
+    )
+    return config.cache / "reconstruction" / key[:16]
+
+
+def save_tables(folder: Path, result: BitWidthResult, report: Report) -> None:
+    """The per-layer table as CSV and JSON and, of mixed precision, the sensitivities."""
+    table = [dataclasses.asdict(layer) for layer in result.layers]
+    _write_csv(folder / f"layers_w{result.bits}.csv", table)
+    # JSON has no infinity: the SQNR of a layer that lost nothing is null there.
+    finite = [
+        {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+        for line in table
+    ]  # fmt: skip
+    write_text(folder / f"layers_w{result.bits}.json", json.dumps(finite, indent=1))
+    if report.sensitivity is not None:
+        write_text(folder / f"sensitivities_w{result.bits}.json", json.dumps(report.sensitivity, indent=1))
+
+
+def save_network(
+    folder: Path, result: BitWidthResult, config: Config, shared: Shared, network: torch.nn.Module
+) -> None:
+    """The quantized network, with what `ptq_exp.load` needs to build it again."""
+    float_model = shared.float_model
+    about = {
+        "model": float_model.options,
+        "classes": list(shared.dataset.classes),
+        "mean": float_model.config.data.mean,
+        "std": float_model.config.data.std,
+        "float_digest": float_model.digest,
+        "quant": dataclasses.asdict(config.quant) | {"bits": result.bits},
+        "top1": result.top1,
+    }
+    save_quantized(network, folder / f"quantized_w{result.bits}.safetensors", about)
+
+
+def measure_sensitivity(
+    result: BitWidthResult, network: torch.nn.Module, reference: torch.nn.Module, config: Config, shared: Shared,
+    artifacts: Path,
+) -> None:  # fmt: skip
+    """Accuracy with one layer's weights rounded at a time, to the bits it has in `network`: a table and a figure."""
+    dataset = shared.dataset
+    plan = {name: layer.bits for name, layer in quantized_layers(network).items()}
+    sqnr = {layer.layer: layer.sqnr_db for layer in result.layers}
+    rows: list[dict[str, Any]] = []
+    with show_progress("Measuring sensitivities", len(plan)) as advance:
+        for name, single in one_layer_at_a_time(reference, config.quant, plan):
+            found = evaluate(single, dataset.test_images, dataset.test_labels, shared.float_model.normalize)
+            drop = result.top1_float - found.top1
+            row = {"layer": name, "bits": plan[name], "top1": found.top1, "top1_drop": drop, "loss": found.loss}
+            rows.append(row | {"sqnr_db": sqnr[name]})
+            advance()
+    _write_csv(artifacts / f"one_layer_w{result.bits}.csv", rows)
+    drops = {row["layer"]: row["top1_drop"] for row in rows}
+    draw_sensitivities(artifacts / f"one_layer_w{result.bits}.png", result.bits, drops, result.top1_float)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,86 @@
+"""What the jobs of a sweep share: data set, float network and its accuracy, calibration images."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.base.console import log, progress
+from ptq_exp.base.files import digest
+from ptq_exp.config import Config
+from ptq_exp.data import load_dataset
+from ptq_exp.data.dataset import Dataset
+from ptq_exp.evaluation.accuracy import Evaluation, evaluate
+from ptq_exp.evaluation.plausibility import warn_if_implausible
+from ptq_exp.networks.store import load_or_train, weights_digest
+from ptq_exp.quantization.memo import Memo
+from ptq_exp.runs.device import hardware
+from ptq_exp.runs.float_model import FloatModel
+from ptq_exp.runs.ledger import UNRELATED
+
+
+@dataclass
+class Shared:
+    """Data set, float network and the float network's accuracy."""
+
+    dataset: Dataset
+    fingerprint: str
+    float_model: FloatModel
+    baseline: Evaluation
+    network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
+    calibrations: dict[tuple[int, int], tuple[Tensor, Memo]] = field(default_factory=dict)  # by number and seed
+
+    def measure(self, network: nn.Module, description: str) -> Evaluation:
+        """What `network` answers on the test images."""
+        return _measure(network, self.dataset, self.float_model, description)
+
+    def calibration(self, config: Config) -> tuple[Tensor, Memo]:
+        """Normalized training images (N, 3, H, W), drawn by the calibration seed without their labels; and what
+        jobs with the same images share."""
+        count, seed = config.quant.calibration_images, config.calibration_seed
+        if (count, seed) not in self.calibrations:
+            images = self.dataset.train_images
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+            self.calibrations.clear()  # one draw at a time: it can be large
+            chosen = self.float_model.normalize(images[order[:count].to(images.device)])
+            self.calibrations[count, seed] = chosen, Memo()
+        return self.calibrations[count, seed]
+
+
+_shared: dict[str, Shared] = {}  # at most one entry: it holds a data set, and the jobs of a sweep share it
+
+
+def prepare(config: Config, device: torch.device, training: Callable[[], AbstractContextManager[Any]]) -> Shared:
+    """Data set, float network and baseline, computed once in a process for the jobs that share them.
+
+    A training runs inside the context manager that `training` makes.
+    """
+    relevant = dataclasses.asdict(config)
+    for unrelated in ("quant", *UNRELATED):
+        del relevant[unrelated]
+    key = digest(relevant, str(device))
+    if key not in _shared:
+        dataset = load_dataset(config, device)
+        if dataset.note:
+            log.warning("%s", dataset.note)
+        sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
+        log.info("Data: %s, %s, %d classes. Device: %s.", dataset.name, sizes, len(dataset.classes), hardware(device))
+        float_model = load_or_train(config, dataset, device, training)
+        log.info("Float model: %s.", float_model.source)
+        baseline = _measure(float_model.model, dataset, float_model, "Evaluating the float network")
+        log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
+        warn_if_implausible(baseline, dataset, float_model.claim)
+        _shared.clear()
+        data = float_model.config.data
+        network = digest(weights_digest(float_model.model), data.mean, data.std)
+        _shared[key] = Shared(dataset, dataset.fingerprint(), float_model, baseline, network)
+    return _shared[key]
+
+
+def _measure(network: nn.Module, dataset: Dataset, float_model: FloatModel, description: str) -> Evaluation:
+    with progress(description, len(dataset.test_labels)) as advance:
+        return evaluate(network, dataset.test_images, dataset.test_labels, float_model.normalize, advance)
