@@ -27,8 +27,8 @@ from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
+from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import FloatModel
-from ptq_exp.runs.job import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"

@@ -28,7 +28,7 @@ from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ON
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import Report
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "advice.jsonl"
 PAGE = PROJECT_ROOT / "docs" / "methods.md"

@@ -28,7 +28,7 @@ from ptq_exp.evaluation.batch_norm_check import BatchNormCheck
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import load_weights, read_checkpoint
 from ptq_exp.networks.store import load_or_train, save_weights
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "normalization.jsonl"
 

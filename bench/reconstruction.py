@@ -25,7 +25,7 @@ from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.options import ReconstructionConfig
 from ptq_exp.quantization.rounding import target_layers
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 BATCH = 32
 AIMET = importlib.util.find_spec("aimet_torch") is not None

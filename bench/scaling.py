@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.harness import rows_of, save
 from bench.sweep import sweep
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import time
 
 from bench.harness import rows_of, save
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 CASES = {
     "import torch": ["-c", "import torch"],

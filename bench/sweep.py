@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.harness import rows_of, save
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def sweep(overrides: list[str]) -> dict[str, Any]:
         if process.returncode:
             raise SystemExit(f"failed: {' '.join(command)}")
         jobs = sorted(Path(folder).glob("sweep/[0-9]*"), key=lambda job: int(job.name))
-        rows = [json.loads((job / "results.json").read_text())["rows"][0] for job in jobs]
+        rows = [json.loads((job / "results.json").read_text())["results"][0] for job in jobs]
         running = memory[len(memory) // 10 :] or [0.0]  # without the start
         some = max(1, len(running) // 10)
         return {

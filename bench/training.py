@@ -14,7 +14,7 @@ from bench import notebook
 from bench.harness import floor_seconds, machine_rates, resnet20_cost, rows_of, save, take_turns
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.networks import build_model
-from ptq_exp.runs.job import pick_device
+from ptq_exp.runs.device import pick_device
 from ptq_exp.training.loop import build_optimizer, train_epoch
 from ptq_exp.training.step import TrainingStep
 

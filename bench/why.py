@@ -17,7 +17,11 @@ from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting import plots
-from ptq_exp.runs.job import hardware, pick_device
+from ptq_exp.results.records import BitWidthResult
+from ptq_exp.results.series import Series
+from ptq_exp.runs.device import hardware, pick_device
+from ptq_exp.runs.measure import make_result
+from ptq_exp.runs.shared import Shared
 
 METHODS = {
     "notebook: 3 std of the first convolution": {},
@@ -26,6 +30,7 @@ METHODS = {
     "one for each channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
 }
 BITS = (2, 3, 4, 5, 6, 8)
+KEPT = ("bits", "bits_mean", "top1", "top1_ci_low", "top1_ci_high", "top1_float")
 
 
 def main() -> None:
@@ -38,6 +43,7 @@ def main() -> None:
     device = pick_device("auto")
     figures = PROJECT_ROOT / "docs" / "figures"
     found: dict[str, Any] = {"hardware": hardware(device)}
+    every: dict[str, Series] = {}
     for test, archive in (("lossless", arguments.lossless), ("jpeg", arguments.jpeg)):
         data = DataConfig(name="image_folder", root=archive, resize=32)
         config = Config(data=data, checkpoint=arguments.checkpoint)
@@ -46,31 +52,35 @@ def main() -> None:
         calibration = float_model.normalize(dataset.train_images[:64])
         images = dataset.test_images, dataset.test_labels, float_model.normalize
         baseline = evaluate(float_model.model, *images)
-        series: dict[str, list[dict[str, Any]]] = {}
+        shared = Shared(dataset, dataset.fingerprint(), float_model, baseline, network_digest="")
+        series: Series = {}
         for method, changes in METHODS.items():
+            own = dataclasses.replace(config, quant=QuantConfig(**changes))
             for bits in BITS:
-                network, report = quantize(float_model.model, QuantConfig(**changes), bits, calibration)
-                result = evaluate(network, *images)
-                low, high = result.interval()
-                row = {"bits": bits, "bits_mean": report.bits_mean, "top1": result.top1}
-                row |= {"top1_ci_low": low, "top1_ci_high": high}
-                row |= {"top1_float": baseline.top1, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
-                series.setdefault(method, []).append(row)
-        found[test] = series
+                network, report = quantize(float_model.model, own.quant, bits, calibration)
+                result = make_result(bits, own, shared, report, evaluate(network, *images), quantize_seconds=0.0)
+                series.setdefault(method, []).append(result)
+        # The layers do not depend on the test images: kept once, at 4 bits.
+        found[test] = {
+            method: [_stored(result, test == "lossless" and result.bits == 4) for result in results]
+            for method, results in series.items()
+        }
+        every[test] = series
         plots.accuracy_against_bits(series, figures / f"granularity_{test}.png")
         print(f"\n{test}, float {baseline.top1:.2f} %\n| | " + " | ".join(map(str, BITS)) + " |")
-        for method, rows in series.items():
-            print(f"| {method} | " + " | ".join(f"{row['top1']:.2f}" for row in rows) + " |")
+        for method, results in series.items():
+            print(f"| {method} | " + " | ".join(f"{result.top1:.2f}" for result in results) + " |")
     for method, name in zip(METHODS, ("notebook", "model", "tensor", "channel"), strict=True):
-        layers = found["lossless"][method][BITS.index(4)]["layers"]
+        layers = every["lossless"][method][BITS.index(4)].layers
         plots.levels_used(layers, f"4 bits, {method}", figures / f"levels_{name}.png")
     path = PROJECT_ROOT / "bench" / "results" / "why.json"
-    for test in ("lossless", "jpeg"):  # the layers do not depend on the test images: kept once, at 4 bits
-        for rows in found[test].values():
-            for row in rows:
-                if test == "jpeg" or row["bits"] != 4:
-                    del row["layers"]
     path.write_text(json.dumps(found, indent=1))
+
+
+def _stored(result: BitWidthResult, with_layers: bool) -> dict[str, Any]:
+    """What the results file keeps of a bit width."""
+    row = {key: getattr(result, key) for key in KEPT}
+    return row | ({"layers": [dataclasses.asdict(layer) for layer in result.layers]} if with_layers else {})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ptq_exp.runs.job import hardware, pick_device
+from ptq_exp.runs.device import hardware, pick_device
 
 # (set-up arguments) -> a function that measures one task and returns its line
 Setup = Callable[[Any], Callable[[Any], dict[str, Any]]]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,15 @@ def test_networks_are_registered_and_loaded_again(cli: Cli, store: str, runs: Ru
     assert not list(folder.rglob("*.pkl"))
     assert '"[-1, 10]' not in (folder / "MLmodel").read_text()
     # A second upload of the same job adds nothing.
-    from ptq_exp.reporting.mlflow.upload import upload
+    from ptq_exp.reporting.mlflow.content import upload_folder
+    from ptq_exp.reporting.mlflow.place import Place
 
     (record,) = tmp_path.glob("outputs/*/*/results.json")
-    content = json.loads(record.read_text())
-    from ptq_exp.results.files import write_record
-
-    write_record(record.parent, {k: v for k, v in content.items() if k != "sha256"} | {"uploaded": False})
-    upload(record.parent)
+    place = Place.read(record.parent)
+    assert place is not None
+    assert place.logged
+    replace(place, logged=False).write(record.parent)
+    assert "1 logged" in upload_folder(record.parent)
     assert len(MlflowClient(store, store).search_model_versions("name = 'digits reader'")) == 2
 
 

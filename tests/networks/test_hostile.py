@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Outcome
+from example_records import job, result
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -22,7 +23,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.base.tensors import load_checked, save_checked
 from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import archive, load_dataset
-from ptq_exp.results.files import read_record, write_record
+from ptq_exp.results.files import read_job, to_json, write_job
 
 Cli = Callable[..., Outcome]
 CPU = torch.device("cpu")
@@ -193,12 +194,12 @@ def tensors_file(path: Path) -> Callable[[], object]:
 
 
 def record_file(path: Path) -> Callable[[], object]:
-    write_record(path.parent, {"rows": [{"bits": 4, "top1": 81.25}], "job": "0" * 64, "uploaded": True})
+    write_job(job(result(4, 81.25), folder=path.parent))
     shutil.move(path.parent / "results.json", path)
 
     def read() -> object:
         shutil.copy(path, path.parent / "results.json")
-        return read_record(path.parent)
+        return to_json(read_job(path.parent))
 
     return read
 

@@ -1,6 +1,5 @@
 """The notebook's quantizer: exact values, properties, and what it does to whole networks."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +226,3 @@ def test_a_quantized_file_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_nothing_to_quantize_is_an_error() -> None:
     with pytest.raises(UserError, match="nothing to quantize"):
         quantize(torch.nn.Sequential(torch.nn.Linear(3, 3)), QuantConfig(), 4, images())
-
-
-def test_infinite_sqnr_is_null_in_json() -> None:
-    from ptq_exp.results.measurement import _without_infinities
-
-    assert json.dumps(_without_infinities({"sqnr_db": float("inf"), "bits": 4})) == '{"sqnr_db": null, "bits": 4}'

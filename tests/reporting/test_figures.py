@@ -1,6 +1,7 @@
 """The figures: that what they are drawn from is right, that each is a PNG of its size with something on it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, Outcome
+from example_records import job, layer, result
 from PIL import Image
 
 from ptq_exp.data.dataset import Dataset
@@ -17,18 +19,14 @@ from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import target_layers
-from ptq_exp.reporting import figures, plots
+from ptq_exp.reporting import plots
+from ptq_exp.reporting.plots import figures, panels
+from ptq_exp.results.records import BitWidthResult, SweepRecord
 from ptq_exp.results.series import answers, as_series, seed_groups, verdict
 
 
-def row(bits: int, top1: float, drop: tuple[float, float] = (1.0, 2.0), size: int = 1000) -> dict[str, Any]:
-    return {
-        "bits": bits, "bits_mean": float(bits), "act_bits": None,
-        "top1": top1, "top1_ci_low": top1 - 2, "top1_ci_high": top1 + 2,
-        "top1_float": 90.0, "top1_float_ci_low": 88.0, "top1_float_ci_high": 92.0, "top1_drop": 90.0 - top1,
-        "top1_drop_ci_low": drop[0], "top1_drop_ci_high": drop[1], "agreement": 95.0,
-        "size_bytes": size * bits, "size_bytes_float": 32 * size, "diagnosis": "",
-    }  # fmt: skip
+def row(bits: int, top1: float, drop: tuple[float, float] = (1.0, 2.0), **changes: Any) -> BitWidthResult:
+    return result(bits, top1, top1_drop_ci_low=drop[0], top1_drop_ci_high=drop[1], **changes)
 
 
 def drawn(path: Path) -> Any:
@@ -52,7 +50,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 def test_seeds_become_one_line_with_a_band(tmp_path: Path) -> None:
     jobs = [
-        {"overrides": f"quant={method} seed={seed}", "rows": [row(bits, 50.0 + 10 * bits + seed)]}
+        job(row(bits, 50.0 + 10 * bits + seed), overrides=f"quant={method} seed={seed}")
         for method in ("mse", "notebook") for seed in (0, 1, 2) for bits in (2, 3)
     ]  # fmt: skip
     groups = seed_groups(as_series(jobs))
@@ -83,7 +81,7 @@ def test_widths_that_lose_much_do_not_hide_the_others(tmp_path: Path) -> None:
 def test_methods_are_drawn_at_the_bits_that_they_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures_: list[Any] = []
     monkeypatch.setattr("ptq_exp.reporting.plots.accuracy.save", lambda figure, _: figures_.append(figure))
-    signed = [row(bits, 80.0 + bits) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    signed = [row(bits, 80.0 + bits, bits_mean=bits + 1.0) for bits in (2, 4)]
     series = {"quant=notebook": signed, "quant=best": [row(3, 84.0), row(5, 85.0)]}
     plots.accuracy_against_bits(series, tmp_path / "bits.png")
     plots.accuracy_against_size(series, tmp_path / "size.png")
@@ -110,7 +108,7 @@ def test_the_verdict_is_what_the_interval_says() -> None:
         "(the 95 % CI of the drop reaches 2.50 points)."
     ]
     assert answers({"": [row(2, 50.0)]}) == ["Every bit width of those tried (2) loses accuracy significantly."]
-    better = row(8, 91.0) | {"top1_drop_ci_low": -2.0, "top1_drop_ci_high": -0.1}
+    better = row(8, 91.0, (-2.0, -0.1))
     assert (
         "of those tried (4, 8): 8 (the 95 % CI of the drop reaches 0.00 points)"
         in answers({"": [row(4, 50.0), better]})[0]
@@ -121,7 +119,7 @@ def test_the_verdict_is_what_the_interval_says() -> None:
 
 def test_methods_are_compared_by_what_they_store() -> None:
     """The notebook's 2 bits are three with the sign: a method that needs three stored bits takes no more than it."""
-    signed = [row(bits, 89.0, (-1.0, 1.0)) | {"bits_mean": bits + 1.0} for bits in (2, 4)]
+    signed = [row(bits, 89.0, (-1.0, 1.0), bits_mean=bits + 1.0) for bits in (2, 4)]
     plain = [row(2, 50.0), row(3, 89.5, (-1.0, 1.0))]
     said = answers({"quant=notebook": signed, "quant=best": plain})
     assert said[0] == (
@@ -129,7 +127,7 @@ def test_methods_are_compared_by_what_they_store() -> None:
         "(the 95 % CI of the drop reaches 1.00 points)."
     )
     assert said[2] == "Fewest of all: 3 bits per weight, by quant=notebook and quant=best."
-    signed[0] |= {"top1_drop_ci_low": 0.5}
+    signed[0] = replace(signed[0], top1_drop_ci_low=0.5)
     assert (
         answers({"quant=notebook": signed, "quant=best": plain})[2]
         == "Fewest of all: 3 bits per weight, by quant=best."
@@ -151,20 +149,20 @@ def test_weight_panels_hold_every_weight_once(options: dict[str, Any], tmp_path:
     for bits in (2,) if options else (2, 8):
         quantized, report = quantize(model, config, bits, torch.randn(8, 3, 32, 32))
         reference = target_layers(prepare(model, config), config.layers)
-        panels = figures.weight_panels(reference, quantized, report)
-        assert [panel["layer"] for panel in panels] == list(quantized_layers(quantized))
-        for panel in panels:
+        shown = panels.weight_panels(reference, quantized, report)
+        assert [panel["layer"] for panel in shown] == list(quantized_layers(quantized))
+        for panel in shown:
             edges = np.array(panel["edges"])
             inside = float((np.array(panel["density"]) * np.diff(edges)).sum())
             assert inside == pytest.approx(1.0, abs=0.02)  # but for what lies further out than is drawn
             assert max(map(abs, panel["levels"])) <= 1.0001
-            assert len(panel["levels"]) <= figures.MOST_STEMS or "asymmetric" in str(options)
+            assert len(panel["levels"]) <= panels.MOST_STEMS or "asymmetric" in str(options)
         if bits == 2 and not options:
             first = quantized_layers(quantized)["conv1"].layer.weight / report.layers[0].alpha
-            assert panels[0]["levels"] == pytest.approx(sorted(set(np.round(first.flatten().tolist(), 4))), abs=1e-3)
+            assert shown[0]["levels"] == pytest.approx(sorted(set(np.round(first.flatten().tolist(), 4))), abs=1e-3)
             # Seven levels a third of alpha apart: a density times a third is a share.
-            assert sum(panels[0]["level_density"]) / 3 == pytest.approx(1.0, abs=0.01)
-        plots.weight_densities(panels, "weights", tmp_path / f"{bits}.png")
+            assert sum(shown[0]["level_density"]) / 3 == pytest.approx(1.0, abs=0.01)
+        plots.weight_densities(shown, "weights", tmp_path / f"{bits}.png")
         pixels = drawn(tmp_path / f"{bits}.png")
         assert has(pixels, RED)
 
@@ -182,12 +180,12 @@ def test_the_density_estimate_is_the_one_that_scipy_makes(count: int) -> None:
 def test_activation_panels_come_from_the_calibration(tmp_path: Path) -> None:
     config = QuantConfig(act_bits=4, act_rule="mse", act_residual=True)
     _, report = quantize(network(), config, 4, torch.randn(16, 3, 32, 32))
-    panels = figures.activation_panels(report)
-    assert {panel["layer"] for panel in panels} == {r.layer for r in report.layers if r.act_bits is not None}
-    for panel in panels:
+    shown = panels.activation_panels(report)
+    assert {panel["layer"] for panel in shown} == {r.layer for r in report.layers if r.act_bits is not None}
+    for panel in shown:
         assert sum(panel["shares"]) == pytest.approx(1.0)
         assert 0 < panel["alpha"] <= panel["limit"]
-    plots.activation_histograms(panels, "activations", tmp_path / "a.png")
+    plots.activation_histograms(shown, "activations", tmp_path / "a.png")
     assert has(drawn(tmp_path / "a.png"), RED)
 
 
@@ -211,11 +209,7 @@ def test_few_classes_are_a_matrix_and_many_are_bars(count: int, tmp_path: Path) 
 
 
 def test_heat_maps_and_bars(tmp_path: Path) -> None:
-    table = [
-        {"layer": f"conv{n}", "bits": 5.0, "weights": 10, "levels_used": n + 1, "levels_available": 31,
-         "sqnr_db": None if n == 2 else 4.0 * n}
-        for n in range(4)
-    ]  # fmt: skip
+    table = [layer(layer=f"conv{n}", levels_used=n + 1, sqnr_db=float("inf") if n == 2 else 4.0 * n) for n in range(4)]
     plots.layer_heat_map({2: table, 8: table[:3]}, "t", tmp_path / "h.png")
     plots.levels_used(table, "t", tmp_path / "l.png")
     plots.sensitivity_bars(["a", "b"], [1.0, -0.5], "t", tmp_path / "s.png")
@@ -227,12 +221,11 @@ def test_heat_maps_and_bars(tmp_path: Path) -> None:
 
 def test_of_several_seeds_the_layers_are_averaged() -> None:
     jobs = [
-        {"overrides": f"seed={seed}", "rows": [row(4, 80.0)],
-         "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7,
-                          "bits": 5.0, "weights": 1}]}}
+        job(row(4, 80.0, layers=(layer(sqnr_db=10.0 + seed, levels_available=7),)), overrides=f"seed={seed}")
         for seed in (0, 1)
-    ]  # fmt: skip
-    assert figures.layer_tables(jobs)[""][4][0]["sqnr_db"] == 10.5
+    ]
+    sweep = SweepRecord("sweep", Path("nowhere"), (), tuple(jobs), ())
+    assert figures.layer_tables(sweep)[""][4][0].sqnr_db == 10.5
 
 
 def test_a_job_leaves_the_figures_of_what_it_did(cli: Callable[..., Outcome], tmp_path: Path) -> None:

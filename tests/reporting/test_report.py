@@ -6,17 +6,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Outcome
+from example_records import job, result
 from PIL import Image
 
-from ptq_exp.reporting.html import page
-from ptq_exp.reporting.html.__main__ import main
-from ptq_exp.reporting.html.build import REPORT_FILE, Results, repeat_command, report
+from ptq_exp.reporting.html import REPORT_FILE
+from ptq_exp.reporting.html.content import Results, comparison, repeat_command, report
+from ptq_exp.results.records import DatasetSummary, Failure
+from ptq_exp.runs.report import main
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -199,28 +202,24 @@ def test_help_answers() -> None:
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def test_hostile_names_stay_text() -> None:
-    row = {
-        "bits": 4, "bits_mean": 5.0, "act_bits": None,
-        "top1": 50.0, "top1_ci_low": 40.0, "top1_ci_high": 60.0, "top1_float": 51.0,
-        "top1_float_ci_low": 41.0, "top1_float_ci_high": 61.0, "top1_drop": 1.0, "top1_drop_ci_low": -1.0,
-        "top1_drop_ci_high": 2.0, "agreement": 90.0, "size_bytes": 10, "size_bytes_float": 40, "diagnosis": HOSTILE,
-    }  # fmt: skip
-    job = {
-        "title": HOSTILE, "overrides": f"data.root={HOSTILE}", "rows": [row], "params": {"data.used": HOSTILE},
-        "tags": {"hardware": HOSTILE}, "versions": {HOSTILE: HOSTILE},
-        "dataset": {"name": HOSTILE, "profile": {HOSTILE: 3}, "source": HOSTILE, "fingerprint": HOSTILE},
-    }  # fmt: skip
-    failure = {"bits": HOSTILE, "overrides": HOSTILE, "error": HOSTILE, "log": "", "run_id": ""}
-    other = job | {"overrides": "data.root=b"}
-    results = Results(HOSTILE, [job, other], [{f"{HOSTILE}.png": b"x"}, {}], [f"data.root={HOSTILE}"], [failure])
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / f"{HOSTILE.replace('/', '')}.png").write_bytes(b"x")
+    one = job(
+        result(bits_mean=5.0, diagnosis=HOSTILE), title=HOSTILE, overrides=f"data.root={HOSTILE}",
+        params={"data.used": HOSTILE, HOSTILE: 1}, defaults={HOSTILE: HOSTILE}, tags={"hardware": HOSTILE},
+        versions={HOSTILE: HOSTILE}, dataset=DatasetSummary(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: 3}), folder=tmp_path,
+    )  # fmt: skip
+    other = replace(one, overrides="data.root=b", folder=tmp_path / "b")
+    failure = Failure(bits=HOSTILE, overrides=HOSTILE, error=HOSTILE, log="")
+    results = Results(HOSTILE, (one, other), (f"data.root={HOSTILE}",), [failure])
     found = Page(report(results, {f"{HOSTILE}.png": b"x"}))
     assert "script" not in found.tags
     assert found.text.count(HOSTILE) >= 8
-    assert "script" not in Page(page.document(HOSTILE, page.code(HOSTILE), page.heading(HOSTILE))).tags
+    assert "script" not in Page(comparison(results, results)).tags
 
 
 def test_the_command_is_quoted_and_names_the_data_found() -> None:
-    job = {"params": {"data.name": "auto", "data.used": "digits"}}
-    results = Results("t", [job], [{}], ["data=auto", "quant.bits=[2, 4]", "data.root=my data"], sweep=False)
+    one = job(params={"data.name": "auto", "data.used": "digits"})
+    results = Results("t", (one,), ("data=auto", "quant.bits=[2, 4]", "data.root=my data"), sweep=False)
     assert repeat_command(results) == "python run.py 'quant.bits=[2, 4]' 'data.root=my data' data=digits"

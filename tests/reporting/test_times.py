@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import TINY, Outcome
 
-from ptq_exp.reporting import mlflow as tracking
+from ptq_exp.reporting.mlflow.run import Run
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -18,13 +18,13 @@ Runs = Callable[[str], dict[str, Any]]
 @pytest.fixture
 def slow_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store to which artifacts take a second."""
-    logged = tracking.Run.log_folder
+    logged = Run.log_folder
 
-    def slowly(run: tracking.Run, folder: Path) -> None:
+    def slowly(run: Run, folder: Path) -> None:
         time.sleep(1)
         logged(run, folder)
 
-    monkeypatch.setattr(tracking.Run, "log_folder", slowly)
+    monkeypatch.setattr(Run, "log_folder", slowly)
 
 
 @pytest.mark.usefixtures("slow_logging")
@@ -59,7 +59,9 @@ def test_an_upload_that_comes_later_keeps_the_times_of_the_work(
 ) -> None:
     before = 1000 * time.time()
     with monkeypatch.context() as broken:
-        broken.setattr("ptq_exp.runs.record.upload", lambda *_: (_ for _ in ()).throw(OSError("the store went away")))
+        broken.setattr(
+            "ptq_exp.reporting.mlflow.content.log_job", lambda *_: (_ for _ in ()).throw(OSError("the store went away"))
+        )
         assert cli(*TINY, "quant.bits=3", f"tracking.uri={store}").code == 1
     after = 1000 * time.time()
     time.sleep(1)
@@ -67,7 +69,7 @@ def test_an_upload_that_comes_later_keeps_the_times_of_the_work(
 
     (lost,) = runs(store).values()
     MlflowClient(store).delete_run(lost.info.run_id)
-    from ptq_exp.runs.sweep import upload_folder
+    from ptq_exp.reporting.mlflow.content import upload_folder
 
     assert "1 logged" in upload_folder(tmp_path / "outputs", store)
     (run,) = runs(store).values()

@@ -4,15 +4,17 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, TINY
+from example_records import result
 from pseudo_terminal import shown
 
 from ptq_exp.reporting.table import LAYOUTS, broken, table_cells
+from ptq_exp.results.records import BitWidthResult, Failure
 
 WIDTHS = (60, 80, 100, 140)
+PATH = os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "reporting"]))
 DRIVER = """
 from ptq_exp.base.console import console, progress
 from ptq_exp.results.series import answers
@@ -29,18 +31,18 @@ for name, series in SERIES.items():
 
 def row(
     bits: int, stored: float, top1: float, drop: tuple[float, float], act_bits: int | None = None
-) -> dict[str, Any]:
-    return {
-        "bits": bits, "bits_mean": stored, "act_bits": act_bits, "top1": top1, "top1_ci_low": top1 - 1.37,
-        "top1_ci_high": top1 + 0.61, "top1_float": 98.45, "top1_float_ci_low": 97.02, "top1_float_ci_high": 99.16,
-        "top1_drop": 98.45 - top1, "top1_drop_ci_low": drop[0], "top1_drop_ci_high": drop[1], "agreement": 96.87,
-        "size_bytes": 46_031.0 * bits, "size_bytes_float": 1_096_232.0,
-    }  # fmt: skip
+) -> BitWidthResult:
+    return result(
+        bits, top1, bits_mean=stored, act_bits=act_bits, top1_ci_low=top1 - 1.37, top1_ci_high=top1 + 0.61,
+        top1_float=98.45, top1_float_ci_low=97.02, top1_float_ci_high=99.16, top1_drop=98.45 - top1,
+        top1_drop_ci_low=drop[0], top1_drop_ci_high=drop[1], agreement=96.87, size_bytes=46_031 * bits,
+        size_bytes_float=1_096_232,
+    )  # fmt: skip
 
 
 PLAIN = [row(2, 2, 9.71, (86.64, 91.27)), row(4, 4, 97.83, (-0.05, 3.32)), row(8, 8, 98.45, (-0.76, 0.77))]
 SIGNED = [row(2, 3, 9.71, (86.64, 91.27), 8), row(4, 5, 97.83, (-0.05, 3.32), 8), row(3, 3.97, 90.12, (7.13, 9.46), 8)]
-SERIES: dict[str, dict[str, list[dict[str, Any]]]] = {
+SERIES: dict[str, dict[str, list[BitWidthResult]]] = {
     "one": {"": PLAIN},
     "signed": {"": SIGNED},
     "two": {"quant=notebook": SIGNED, "quant=best": PLAIN},
@@ -49,22 +51,22 @@ SERIES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "quant=best quant.alpha_multiplier=2.1875 data.root=a/very/long/path/without/blanks/to/images-1024.zip": PLAIN,
     },
 }
-FAILURES = [{"bits": "99", "overrides": "quant=best", "error": "e", "log": "l", "run_id": ""}]
+FAILURES = [Failure(bits="99", overrides="quant=best", error="e", log="l")]
 
 
-def numbers(found: dict[str, Any]) -> set[str]:
+def numbers(found: BitWidthResult) -> set[str]:
     """Those of a row that a table of every width shows."""
     return {
-        f"{found['top1']:.2f}", f"{found['top1_float']:.2f}", f"{found['top1_drop']:+.2f}",
-        f"{found['top1_drop_ci_low']:+.2f}", f"{found['top1_drop_ci_high']:+.2f}",
+        f"{found.top1:.2f}", f"{found.top1_float:.2f}", f"{found.top1_drop:+.2f}",
+        f"{found.top1_drop_ci_low:+.2f}", f"{found.top1_drop_ci_high:+.2f}",
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[str]]:
     """What the driver shows in terminals of all widths."""
-    folder, path = tmp_path_factory.mktemp("screens"), os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    found = {width: shown([sys.executable, "-c", DRIVER], width, folder, PYTHONPATH=path) for width in WIDTHS}
+    folder = tmp_path_factory.mktemp("screens")
+    found = {width: shown([sys.executable, "-c", DRIVER], width, folder, PYTHONPATH=PATH) for width in WIDTHS}
     assert [code for code, _ in found.values()] == [0] * len(WIDTHS), found
     return {width: lines for width, (_, lines) in found.items()}
 
@@ -80,7 +82,7 @@ def test_every_number_is_whole_and_no_line_is_too_long(screens: dict[int, list[s
         for label, rows in series.items():
             for found in rows:
                 assert numbers(found) <= words, (name, numbers(found) - words)
-                assert {f"{found['bits_mean']:g}", str(found["bits"])} <= {word.lstrip("w") for word in words}
+                assert {f"{found.bits_mean:g}", str(found.bits)} <= {word.lstrip("w") for word in words}
             for number in re.findall(r"(?<==)[\d.]+", label):
                 assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", part), number
     assert "failed" in parts[-1]
@@ -118,8 +120,7 @@ def test_a_column_goes_before_a_series_name_is_torn_apart(tmp_path: Path) -> Non
         "SERIES.items()", "{'a': {'quant.alpha_rule=percentile': PLAIN, 'quant.alpha_rule=std': PLAIN}}.items()"
     )
     code = code.replace("import FAILURES, SERIES", "import FAILURES, PLAIN")
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    exit_code, lines = shown([sys.executable, "-c", code], 140, tmp_path, PYTHONPATH=path)
+    exit_code, lines = shown([sys.executable, "-c", code], 140, tmp_path, PYTHONPATH=PATH)
     assert exit_code == 0, lines
     assert len([line for line in lines if line.startswith("│ quant.alpha_rule=percentile │")]) == 4
 

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import example_records
 import pytest
 from conftest import TINY, Outcome
 
 from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import shortened, words_of
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
-from ptq_exp.results.files import job_key
+from ptq_exp.results.records import JobRecord
 from ptq_exp.results.series import as_series, labels
+from ptq_exp.runs.ledger import job_key
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -86,8 +88,8 @@ def test_the_same_override_changes_one_method_and_not_the_next(cli: Cli, store: 
     }  # fmt: skip
 
 
-def job(overrides: str, *method: str) -> dict[str, Any]:
-    return {"overrides": overrides, "method": list(method), "rows": []}
+def job(overrides: str, *method: str) -> JobRecord:
+    return example_records.job(overrides=overrides, method=method)
 
 
 def test_labels_name_what_tells_jobs_apart_and_what_changed_their_method() -> None:
@@ -118,7 +120,7 @@ def test_labels_name_what_tells_jobs_apart_and_what_changed_their_method() -> No
                    job("quant.alpha_multiplier=3", "notebook")]) == [
         "quant.alpha_multiplier=2", "quant.alpha_multiplier=3",
     ]  # fmt: skip
-    assert list(as_series([{"overrides": "seed=1", "rows": []}, {"overrides": "seed=2", "rows": []}])) == [
+    assert list(as_series([job("seed=1"), job("seed=2")])) == [
         "seed=1", "seed=2",
     ]  # fmt: skip
 

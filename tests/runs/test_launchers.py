@@ -93,7 +93,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_jobs_of_one_machine_have_gpus_of_their_own(two_gpus: list[str]) -> None:
     """Another process has the first; when it is killed, the next one takes it."""
-    from ptq_exp.runs.job import pick_device
+    from ptq_exp.runs.device import pick_device
 
     code = f"from ptq_exp.base.gpus import claim; print(claim({two_gpus}), flush=True); input()"
 

@@ -11,7 +11,7 @@ from conftest import TINY, Outcome
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, DataConfig
 from ptq_exp.networks import build_model
-from ptq_exp.runs.job import check_device
+from ptq_exp.runs.device import check_device
 from ptq_exp.runs.preflight import check, check_all
 
 Cli = Callable[..., Outcome]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ import psutil
 import pytest
 from conftest import FEW, ROOT, TINY, Outcome
 
-from ptq_exp.results.files import read_jobs, read_record
+from ptq_exp.results.files import read_sweep
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -46,13 +47,13 @@ def points(uri: str, run: Any, key: str) -> list[tuple[int, float]]:
 def last_table(folder: Path) -> list[list[Any]]:
     """What the last sweep below `folder` measured: the numbers that do not depend on the machine's speed."""
     sweep = max(folder.glob("outputs/*/*"), key=lambda path: path.stat().st_mtime)
-    rows = [row for job in read_jobs(sweep) for row in job["rows"]]
-    return [[row[key] for key in MEASURED] for row in sorted(rows, key=lambda row: row["bits"])]
+    results = [result for job in read_sweep(sweep).jobs for result in job.results]
+    return [[getattr(found, key) for key in MEASURED] for found in sorted(results, key=lambda found: found.bits)]
 
 
 def test_every_test_that_a_promise_names_exists() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text()
-    there = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    there = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     promises = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert len(promises) > 20
     for promise in promises:
@@ -388,10 +389,10 @@ def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path)
     assert job.stdout is not None
     rest = job.stdout.read()
     assert job.wait(timeout=300) == 1
-    assert "python -m ptq_exp.reporting.mlflow upload" in rest
+    assert "python -m ptq_exp.runs.upload" in rest
     (sweep,) = tmp_path.glob("outputs/*/*")
-    assert len(read_jobs(sweep)) == 3
-    upload = [sys.executable, "-m", "ptq_exp.reporting.mlflow", "upload", str(sweep)]
+    assert len(read_sweep(sweep).jobs) == 3
+    upload = [sys.executable, "-m", "ptq_exp.runs.upload", str(sweep)]
     down = subprocess.run(upload, cwd=ROOT, capture_output=True, text=True)
     assert down.returncode == 1
     assert "Traceback" not in down.stderr
@@ -426,7 +427,7 @@ def _read_until(lines: IO[str], text: str) -> None:
 
 
 def test_upload_of_a_folder_without_results_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ptq_exp.reporting.mlflow", "upload", str(tmp_path)]
+    command = [sys.executable, "-m", "ptq_exp.runs.upload", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no finished job" in done.stderr
@@ -439,12 +440,12 @@ def test_a_job_without_a_store_can_be_uploaded_to_another(cli: Cli, store: str, 
     assert cli(*TINY, "quant.bits=3,4", f"tracking.uri={old}", "-m").code == 0
     shutil.rmtree(tmp_path / "old")
     for path in tmp_path.glob("outputs/*/*/*/results.json"):
-        from ptq_exp.results.files import write_record
+        from ptq_exp.reporting.mlflow.place import Place
 
-        record = read_record(path.parent)
-        assert record is not None
-        write_record(path.parent, record | {"uploaded": False})
-    command = [sys.executable, "-m", "ptq_exp.reporting.mlflow", "upload", str(tmp_path / "outputs"), "--uri", store]
+        place = Place.read(path.parent)
+        assert place is not None
+        replace(place, logged=False).write(path.parent)
+    command = [sys.executable, "-m", "ptq_exp.runs.upload", str(tmp_path / "outputs"), "--uri", store]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     runs = all_runs(store)
@@ -457,11 +458,11 @@ def test_a_job_without_a_store_can_be_uploaded_to_another(cli: Cli, store: str, 
 
 MANY = """
 import sys
-from ptq_exp.reporting import mlflow as tracking
-from ptq_exp.config import TrackingConfig
-config = TrackingConfig(True, sys.argv[1], "ptq_exp")
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.reporting.mlflow.run import start_run
+config = TrackingOptions(True, sys.argv[1], "ptq_exp")
 for number in range(25):
-    run = tracking.start(config, f"{sys.argv[2]}-{number}")
+    run = start_run(config, f"{sys.argv[2]}-{number}")
     run.log({"top1": float(number)}, params={f"p{i}": i for i in range(20)}, tags={"worker": sys.argv[2]})
     run.end()
 """
@@ -533,7 +534,9 @@ def test_eight_processes_on_a_fresh_machine_train_once(process: Process, tmp_pat
     runs = all_runs(uri)
     assert len(runs) == 24
     assert {run.info.status for run in runs} == {"FINISHED"}
-    tables = [[[row[key] for key in MEASURED] for job in read_jobs(path) for row in job["rows"]] for path in
-              tmp_path.glob("outputs/day/*")]  # fmt: skip
+    tables = [
+        [[getattr(found, key) for key in MEASURED] for job in read_sweep(path).jobs for found in job.results]
+        for path in tmp_path.glob("outputs/day/*")
+    ]
     assert len(tables) == 8
     assert all(json.dumps(table) == json.dumps(tables[0]) for table in tables)

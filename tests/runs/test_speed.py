@@ -103,12 +103,11 @@ def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    for module in ("ptq_exp.runs.record", "ptq_exp.runs.sweep"):
-        monkeypatch.setattr(f"{module}.upload", fail)
+    monkeypatch.setattr("ptq_exp.reporting.mlflow.content.log_job", fail)
     outcome = cli(*TINY, "quant.bits=3,4", f"tracking.uri={store}", "-m")
     assert outcome.code == 1
     assert "no space left on device" in outcome.err
-    assert "python -m ptq_exp.reporting.mlflow upload" in outcome.err
+    assert "python -m ptq_exp.runs.upload" in outcome.err
     assert "Traceback" not in outcome.err
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 

@@ -16,7 +16,8 @@ from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
 from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.runs.job import pick_device, run
+from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.job import run
 from ptq_exp.training.step import TrainingStep
 
 pytestmark = [
