@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY
-from test_launchers import finish
-from test_reliability import all_runs, free_port, server
+from stores import all_runs, finish, free_port, server
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

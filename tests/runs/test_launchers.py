@@ -13,16 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Outcome
-from test_reliability import all_runs, free_port, last_table, points, server
+from stores import all_runs, finish, free_port, last_table, points, server
 
 Process = Callable[..., "subprocess.Popen[str]"]
 LAUNCHERS = sorted(path.stem for path in (ROOT / "conf" / "hydra" / "launcher").glob("*.yaml"))
-
-
-def finish(job: "subprocess.Popen[str]") -> str:
-    text, _ = job.communicate(timeout=500)
-    assert job.returncode == 0, text
-    return text
 
 
 def check(uri: str, widths: list[int]) -> None:
