@@ -1,4 +1,4 @@
-"""Work that the next job of a sweep need not wait for: logging on a thread, in order, figures in other processes."""
+"""Work that the next job of a sweep does not wait for: reports on a thread, in order; figures in other processes."""
 
 import contextlib
 import multiprocessing
@@ -12,28 +12,28 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 SECONDS_TO_END = 1.6
-CORES_AN_ARTIST = 4  # where a GPU evaluates, one process would not draw as fast as the networks come
-MOST_ARTISTS = 4
+CORES_PER_PLOT_WORKER = 4  # with a GPU, one process does not draw as fast as the networks are evaluated
+MOST_PLOT_WORKERS = 4
 INTERRUPTED = "Interrupted. What was finished is kept; the same command with resume=true goes on."
 
 _worker: ThreadPoolExecutor | None = None
-_artists: ProcessPoolExecutor | None = None
+_plot_workers: ProcessPoolExecutor | None = None
 _pending: list[Future[None]] = []
 _interrupted = threading.Event()
 
 
 def start() -> None:
     """From now on, `later` hands its work over. Called by a sweep, in the process that its jobs run in."""
-    global _worker, _artists
+    global _worker, _plot_workers
     if _worker is None:
         _worker = ThreadPoolExecutor(1, thread_name_prefix="background")
         # Drawing is all Python, which on a thread would hold up the jobs' own.
-        count = min(MOST_ARTISTS, max(1, _cores() // CORES_AN_ARTIST))
-        _artists = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _step_back)
+        count = min(MOST_PLOT_WORKERS, max(1, _cores() // CORES_PER_PLOT_WORKER))
+        _plot_workers = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _lower_priority)
 
 
 def _cores() -> int:
-    """Those that this process may use: on a cluster a job has few of the machine's."""
+    """The number of cores that this process may use: on a cluster, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -51,12 +51,15 @@ def later(work: Callable[..., None], *arguments: Any) -> None:
 
 
 def draw(figure: Callable[..., None], *arguments: Any) -> None:
-    """Call `figure`, a function of `ptq_exp.reporting.plots`, on plain `arguments`: in a process of low priority where a sweep
-    has called `start`. What is handed to `later` afterwards finds it drawn."""
+    """Call `figure`, a function of `ptq_exp.reporting.plots`, on plain `arguments`.
+
+    After a sweep has called `start`, it runs in a process of low priority. Work that is handed to `later` afterwards
+    finds the figure drawn.
+    """
     drawing = None
-    if _artists is not None:
+    if _plot_workers is not None:
         with contextlib.suppress(BrokenProcessPool):
-            drawing = _artists.submit(figure, *arguments)
+            drawing = _plot_workers.submit(figure, *arguments)
     later(_drawn, drawing, figure, *arguments)
 
 
@@ -70,8 +73,10 @@ def _drawn(drawing: Future[None] | None, figure: Callable[..., None], *arguments
 
 
 def heed_interrupts() -> None:
-    """Ctrl-C, and SIGTERM, which a cluster sends before it kills, end this process in time: whatever still keeps it
-    then, a server that does not answer say, is left to the next start (`tracking.store.close_dead_runs`)."""
+    """Let Ctrl-C, and SIGTERM, which a cluster sends before it kills, end this process within `SECONDS_TO_END`.
+
+    Whatever still keeps it then, for example a server that does not answer, is left to the next start.
+    """
 
     def begin_to_end(*_: object) -> None:
         timer = threading.Timer(SECONDS_TO_END, _end)
@@ -96,11 +101,11 @@ def _end() -> None:
 
 
 def interrupt() -> None:
-    """Ctrl-C: what has not begun is dropped, and `finish` returns as soon as what has is over."""
+    """Drop the work that has not begun; `finish` then returns as soon as the rest is over. Called after Ctrl-C."""
     _interrupted.set()
-    if _worker is not None and _artists is not None:
+    if _worker is not None and _plot_workers is not None:
         _worker.shutdown(wait=False, cancel_futures=True)
-        for process in list((_artists._processes or {}).values()):
+        for process in list((_plot_workers._processes or {}).values()):
             process.kill()
 
 
@@ -111,12 +116,12 @@ def interrupted() -> bool:
 
 def finish() -> list[str]:
     """Wait until everything is done; `later` works at once again. Returns the errors of the work, in words."""
-    global _worker, _artists
-    if _worker is None or _artists is None:
+    global _worker, _plot_workers
+    if _worker is None or _plot_workers is None:
         return []
     _worker.shutdown(wait=True)
-    _artists.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
-    _worker = _artists = None
+    _plot_workers.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
+    _worker = _plot_workers = None
     pending, _pending[:] = list(_pending), []
     return [problem for future in pending if (problem := _problem(future))]
 
@@ -129,14 +134,14 @@ def _problem(future: Future[None]) -> str:
     return f"{type(error).__name__}: {error}" if error else ""
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which ends this process
     os.nice(10)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A sweep that was killed could not end this process, which would wait for work for ever."""
+    """End this process when the sweep is gone: a sweep that was killed cannot tell it to."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
