@@ -8,9 +8,9 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 
-from ptq_exp.base.errors import refuse_mixtures, tell
 from ptq_exp.base.text import write_what_fits
 from ptq_exp.config import Config
+from ptq_exp.config.mistakes import refuse_mixtures, tell
 from ptq_exp.runs import background
 from ptq_exp.runs.callbacks import close_sweep
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ptq_exp.config import Config, digest
+from ptq_exp.base.files import digest
+from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.quantization.activations import Observation

@@ -14,10 +14,10 @@ from typing import Any
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import digest, file_digest, write_atomically
 from ptq_exp.base.text import read_text, write_text
-from ptq_exp.config import Config, digest
-from ptq_exp.data.image_folder import file_digest, source_digest
-from ptq_exp.networks.store import write_atomically
+from ptq_exp.config import Config
+from ptq_exp.data.image_folder import source_digest
 from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.results.series import Failure, Row, failure_line
 
@@ -39,7 +39,7 @@ def job_key(config: Config, device_type: str) -> str:
     relevant["quant"]["name"] = ""  # what a method is called decides nothing
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
-    root = config.data_root
+    root = config.data.folder
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
     there = config.data.name == "auto" and root.exists()  # decides what auto means
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]

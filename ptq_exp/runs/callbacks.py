@@ -47,8 +47,9 @@ class SweepCallback(Callback):
         refuse_hopeless(lambda: job_configs(config_name, list(config.hydra.overrides.task)))
         from ptq_exp.base.console import set_quiet
         from ptq_exp.base.paths import PROJECT_ROOT
-        from ptq_exp.config import SWEPT_VARIABLE, TrackingConfig
+        from ptq_exp.config import SWEPT_VARIABLE
         from ptq_exp.reporting import mlflow as tracking
+        from ptq_exp.reporting.mlflow.options import TrackingOptions
         from ptq_exp.results.files import SWEEP_VARIABLE
         from ptq_exp.runs import background, sweep
 
@@ -56,7 +57,7 @@ class SweepCallback(Callback):
         overrides = list(config.hydra.overrides.task)
         self.name = sweep_name(overrides)
         set_quiet(config.quiet is True)
-        settings = TrackingConfig(config.tracking.enabled, config.tracking.uri, config.tracking.experiment)
+        settings = TrackingOptions(config.tracking.enabled, config.tracking.uri, config.tracking.experiment)
         cache = Path(config.cache_dir) if config.cache_dir else PROJECT_ROOT / "cache"
         try:
             self.parent = sweep.begin(settings, self.name, overrides, self.folder, cache, config.resume is True)

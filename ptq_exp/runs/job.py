@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ptq_exp.base.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.base.errors import UserError, check_choice
+from ptq_exp.base.files import digest
 from ptq_exp.base.gpus import claim
 from ptq_exp.base.machine import keep_freed_memory
-from ptq_exp.config import Config, digest, from_hydra
+from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
-from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation, evaluate
 from ptq_exp.evaluation.plausibility import warn_if_implausible
-from ptq_exp.networks.store import Watch, load_or_train, weights_digest
+from ptq_exp.networks.store import weights_digest
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.apply import prepare as prepare_float
 from ptq_exp.quantization.apply import quantize
@@ -38,7 +38,8 @@ from ptq_exp.results import measurement as results
 from ptq_exp.results.series import Row, answers
 from ptq_exp.runs import resume
 from ptq_exp.runs.background import later
-from ptq_exp.runs.float_model import FloatModel
+from ptq_exp.runs.float_model import FloatModel, Watch, load_or_train
+from ptq_exp.runs.images import load_images
 from ptq_exp.runs.record import keep_and_log, make_record
 
 
@@ -132,7 +133,7 @@ def prepare(config: Config, device: torch.device, watch: Watch) -> Prepared:
         del relevant[unrelated]
     key = digest(relevant, str(device))
     if key not in _prepared:
-        dataset = load_dataset(config, device)
+        dataset = load_images(config, device)
         if dataset.note:
             log.warning("%s", dataset.note)
         sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"

@@ -10,9 +10,10 @@ import yaml
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.options import flatten
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.base.versions import installed
-from ptq_exp.config import Config, flatten
+from ptq_exp.config import Config
 from ptq_exp.config.method import words_of
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.reporting import figures
@@ -101,7 +102,7 @@ def describe(dataset: Dataset, config: Config, fingerprint: str) -> dict[str, An
     counts = {"training images": len(dataset.train_images), "test images": len(dataset.test_images)}
     if dataset.validation_images is not None:
         counts["validation images"] = len(dataset.validation_images)
-    source = "scikit-learn" if dataset.name == "digits" else str(config.data_root)
+    source = "scikit-learn" if dataset.name == "digits" else str(config.data.folder)
     shape = "x".join(map(str, dataset.test_images.shape[1:]))
     profile = counts | {"classes": len(dataset.classes), "image": f"{shape} uint8"}
     return {"name": dataset.name, "fingerprint": fingerprint, "source": source, "profile": profile}

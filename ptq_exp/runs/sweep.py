@@ -7,12 +7,12 @@ from typing import Any
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import digest, write_atomically
 from ptq_exp.base.text import read_text, write_text
-from ptq_exp.config import TrackingConfig, digest
-from ptq_exp.networks.store import write_atomically
 from ptq_exp.reporting import mlflow as tracking
 from ptq_exp.reporting.html.build import SUMMARY_FILE, write_sweep
 from ptq_exp.reporting.mlflow import reading
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.upload import upload
 from ptq_exp.reporting.table import markdown_table
 from ptq_exp.results.files import RESULTS_FILE, job_folders, read_failures, read_jobs, read_record, write_record
@@ -22,7 +22,7 @@ SWEEP_FILE = "sweep.json"  # in the sweep's folder: its name and its parent run
 NOT_THE_SWEEP = ("resume=", "fail_fast=", "tracking.", "tracking=")
 
 
-def begin(config: TrackingConfig, name: str, overrides: list[str], folder: Path, cache: Path, resume: bool) -> Any:
+def begin(config: TrackingOptions, name: str, overrides: list[str], folder: Path, cache: Path, resume: bool) -> Any:
     """The parent run of a sweep: with `resume` that of the same sweep before, where there was one.
 
     Raises `UserError` where the store cannot be used.

@@ -8,11 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.base.text import read_text, write_text
-from ptq_exp.config import Config, flatten
+from ptq_exp.base.options import flatten
+from ptq_exp.base.text import write_text
+from ptq_exp.config import Config
 from ptq_exp.reporting import figures, plots
 from ptq_exp.reporting.html import page
 from ptq_exp.reporting.table import BITS, JOB, VERDICT, table_cells
@@ -28,7 +26,6 @@ from ptq_exp.results.series import (
     with_labels,
 )
 
-CONF = PROJECT_ROOT / "conf"
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
@@ -199,12 +196,7 @@ def settings(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def default_settings() -> dict[str, Any]:
     """What every key is where the command line says nothing."""
-    found = flatten(Config())
-    for entry in yaml.safe_load(read_text(CONF / "config.yaml"))["defaults"]:
-        group, option = next(iter(entry.items())) if isinstance(entry, dict) else ("", None)
-        if option and not group.startswith("override"):
-            found |= flatten(yaml.safe_load(read_text(CONF / group / f"{option}.yaml")), f"{group}.")
-    return found
+    return flatten(Config())
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

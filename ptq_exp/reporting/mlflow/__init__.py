@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import without_password
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import TrackingConfig
 from ptq_exp.reporting.mlflow import view
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.store import (
     PARENT_VARIABLE,
     PROCESS_TAG,
@@ -187,7 +187,7 @@ def _loggable(value: Any) -> str:
 
 
 def start(
-    config: TrackingConfig, name: str, parent: str | None = None, job: str = "", old: str | None = None,
+    config: TrackingOptions, name: str, parent: str | None = None, job: str = "", old: str | None = None,
     started: int | None = None,
 ) -> Run:  # fmt: skip
     """Open the store, creating it and the experiment if needed, and start a run called `name` in it.
@@ -256,7 +256,7 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
 
 
 @contextlib.contextmanager
-def job_run(config: TrackingConfig, name: str, job: str, old: str | None, log_file: Path) -> Iterator[Run]:
+def job_run(config: TrackingOptions, name: str, job: str, old: str | None, log_file: Path) -> Iterator[Run]:
     """The run of one job, a child of the sweep's run where there is one; an exception ends it as FAILED, with the error
     as a tag and the log as an artifact. A job that went well is ended by its upload (`upload`).
 

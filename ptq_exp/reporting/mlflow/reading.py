@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.config import TrackingConfig
 from ptq_exp.reporting.mlflow import JOB_TAG, Run
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.store import default_uri, open_existing, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def fetch_job(config: TrackingConfig, job: str, name: str, folder: Path) -> str | None:
+def fetch_job(config: TrackingOptions, job: str, name: str, folder: Path) -> str | None:
     """Fetch one artifact of a job's newest finished run, and its figures; the run's id, or None where there is none."""
     client, experiment_id = open_store(config.uri or default_uri(), config.experiment)
     wanted = f"tags.{JOB_TAG} = '{job}' and attributes.status = 'FINISHED'"

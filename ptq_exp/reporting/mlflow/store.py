@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from ptq_exp.base.errors import UserError, without_password
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import TrackingConfig
 from ptq_exp.reporting.mlflow import view
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
 
 
-def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
+def address(config: TrackingOptions, name: str) -> dict[str, str | None] | None:
     """Where a run called `name` belongs, without passwords: what an upload needs that comes later. None for nowhere."""
     if not config.enabled:
         return None
@@ -42,14 +42,14 @@ def address(config: TrackingConfig, name: str) -> dict[str, str | None] | None:
     return {"uri": uri, "experiment": config.experiment, "name": name, "parent": parent}
 
 
-def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingConfig:
+def settings_of(about: dict[str, str | None] | None, uri: str | None) -> TrackingOptions:
     """The settings behind an `address`; `uri` replaces its store. Raises `UserError` where a password is missing."""
     if about is None:
-        return TrackingConfig(enabled=False)
+        return TrackingOptions(enabled=False)
     where = uri or about["uri"] or ""
     if ":***@" in where:
         raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
-    return TrackingConfig(True, where, str(about["experiment"]))
+    return TrackingOptions(True, where, str(about["experiment"]))
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:

@@ -1,0 +1,41 @@
+"""Files that are never half-written, and digests of files and of values."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never half-written."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).chmod(0o644)  # a temporary file is private to its owner, a finished one is not
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `parts`: equal for equal configurations, on every machine."""
+    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file, computed once in a process: every job of a sweep asks, for files that may have gigabytes."""
+    status = path.stat()
+    return _digest_of(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest_of(path: Path, size: int, modified: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
