@@ -13,7 +13,7 @@ from ptq_exp.config.schema import Config
 
 
 def compose(*words: str) -> Config:
-    """What run.py makes of `group=option`, `key=value` and `+key=value`, but for the values that only a running job has.
+    """What run.py makes of `group=option`, `key=value` and `+key=value`, without the values that only a job has.
 
     Raises `UserError` for an option or a key that there is not. `validate` checks the values.
     """

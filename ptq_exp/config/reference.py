@@ -99,7 +99,7 @@ def _type(field: "dataclasses.Field[Any]") -> str:
     """The type of a field and what else it allows: `float or None, positive`."""
     kind = field.type
     plain = isinstance(kind, type) and not hasattr(kind, "__args__")
-    words = field.metadata.get("kind") or (kind.__name__ if plain else str(kind))
+    words = field.metadata.get("kind") or str(getattr(kind, "__name__", kind) if plain else kind)
     if choices := field.metadata.get("choices"):
         return f"{words}: {', '.join(choices)}"
     return ", ".join(filter(None, [words, bounds_in_words(field)]))

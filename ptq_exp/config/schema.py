@@ -15,7 +15,7 @@ from ptq_exp.training.options import TrainerOptions, TrainingOptions
 
 @dataclass
 class Config:
-    """The whole configuration of one job. `model`, `optimizer` and `scheduler` take any key: their values lie in YAML."""
+    """The configuration of one job. `model`, `optimizer` and `scheduler` take any key; their values lie in YAML."""
 
     model: dict[str, Any] = field(default_factory=lambda: default_option("model"))
     data: DataOptions = field(default_factory=DataOptions)

@@ -15,9 +15,9 @@ class ReconstructionConfig:
     """How rounding is learned where `quant.rounding` asks for it."""
 
     up_to_bits: int = option(
-        6, "nothing is learned where all weights have more bits, since nothing is left to gain, unless act_up_to_bits"
+        6, "rounding is learned where some weights have at most this many bits: with more, nothing is left to gain"
     )
-    act_up_to_bits: int = option(8, "rounding is learned all the same where activations have at most so many bits")
+    act_up_to_bits: int = option(8, "and where activations are quantized to at most this many bits")
     steps: int = option(1000, "optimizer steps per layer or block", above=0)
     batch_size: int = option(32, "images per step", above=0)
     lr: float = option(0.01, "learning rate of the rounding variables", above=0)
@@ -32,7 +32,7 @@ class ReconstructionConfig:
     )
     distill_steps: int = option(
         0,
-        "distillation steps on the whole network after reconstruction, towards the float network's predictions; 0: none",
+        "distillation steps on the whole network after reconstruction, towards the float predictions; 0: none",
         at_least=0,
     )
     distill_batch_size: int = option(64, "images per step of the distillation", above=0)
