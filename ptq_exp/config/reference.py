@@ -55,6 +55,19 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def keys() -> str:
+    """One line per key, with its default and what it means: for `--help`, which has no time to compose them."""
+    rows = []
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(field.type):
+            rows += _rows(field.type, f"{field.name}.", {})
+        elif "says" not in field.metadata:
+            values = flatten(presets.default_option(field.name), f"{field.name}.")
+            rows += [[key, _text(value), "", ""] for key, value in values.items() if key != f"{field.name}.name"]
+    rows += _rows(Config, "", {})
+    return "\n".join(f"  {f'{key}={default}':42}  {says}".rstrip() for key, default, _, says in rows)
+
+
 def _options(group: str) -> str:
     """One line per option of a group: the first sentence of its file and, for a group with a schema, what it sets."""
     typed = any(field.name == group and dataclasses.is_dataclass(field.type) for field in dataclasses.fields(Config))
