@@ -10,13 +10,14 @@ import json
 from typing import Any
 
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting import plots
+from ptq_exp.runs.float_model import load_or_train
 from ptq_exp.runs.job import hardware, pick_device
 
 METHODS = {
@@ -39,9 +40,9 @@ def main() -> None:
     figures = PROJECT_ROOT / "docs" / "figures"
     found: dict[str, Any] = {"hardware": hardware(device)}
     for test, archive in (("lossless", arguments.lossless), ("jpeg", arguments.jpeg)):
-        data = DataConfig(name="image_folder", root=archive, resize=32)
+        data = DataOptions(name="image_folder", root=archive, resize=32)
         config = Config(data=data, checkpoint=arguments.checkpoint)
-        dataset = load_dataset(config, device)
+        dataset = load_dataset(config.data, config.cache, device)
         float_model = load_or_train(config, dataset, device)
         calibration = float_model.normalize(dataset.train_images[:64])
         images = dataset.test_images, dataset.test_labels, float_model.normalize

@@ -91,7 +91,7 @@ class Dataset:
         )
 
     def monitored(self) -> tuple[str, Tensor, Tensor]:
-        """Name, images and labels of the split that decides which epoch is the best: validation if there is one, or test."""
+        """Name, images and labels of the split that decides which epoch is the best: validation if there is one."""
         if self.validation_images is None or self.validation_labels is None:
             return "test", self.test_images, self.test_labels
         return "validation", self.validation_images, self.validation_labels

@@ -458,8 +458,8 @@ def test_a_job_without_a_store_can_be_uploaded_to_another(cli: Cli, store: str, 
 MANY = """
 import sys
 from ptq_exp.reporting import mlflow as tracking
-from ptq_exp.config import TrackingConfig
-config = TrackingConfig(True, sys.argv[1], "ptq_exp")
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+config = TrackingOptions(True, sys.argv[1], "ptq_exp")
 for number in range(25):
     run = tracking.start(config, f"{sys.argv[2]}-{number}")
     run.log({"top1": float(number)}, params={f"p{i}": i for i in range(20)}, tags={"worker": sys.argv[2]})
