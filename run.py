@@ -7,18 +7,21 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from ptq_exp.base import background
-from ptq_exp.base.errors import refuse_mixtures, tell
 from ptq_exp.base.text import write_what_fits
 from ptq_exp.config import Config
+from ptq_exp.config.mistakes import refuse_mixtures, tell
+from ptq_exp.config.reference import keys
 from ptq_exp.runs.callbacks import close_sweep
 
 CONF = Path(__file__).resolve().parent / "conf"
-# The groups whose keys are open come from their YAML alone; the dataclass has defaults for use without Hydra. --help
-# goes without: Hydra copies the whole store for every group that it lists, which takes most of its time.
+# --help goes without the schema: Hydra would copy it for every group that it lists, which takes half a second. It gets
+# the keys as text instead. The groups whose keys are open come from their YAML alone.
 SCHEMA: Any = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
 ConfigStore.instance().store(name="schema", node=SCHEMA)
+OmegaConf.register_new_resolver("ptq_exp.keys", keys, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -21,14 +21,14 @@ import yaml
 
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.runs.device import pick_device
-from ptq_exp.runs.float_model import FloatModel
+from ptq_exp.runs.float_model import FloatModel, load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"
@@ -107,7 +107,7 @@ def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
 
 
 def _config(arguments: argparse.Namespace, archive: str) -> Config:
-    data = DataConfig(name="image_folder", root=archive, resize=32)
+    data = DataOptions(name="image_folder", root=archive, resize=32)
     return Config(data=data, checkpoint=arguments.checkpoint, cache_dir=arguments.cache)
 
 

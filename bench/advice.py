@@ -19,16 +19,17 @@ import yaml
 from bench.accuracy import preset, write_between
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import Report
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "advice.jsonl"
 PAGE = PROJECT_ROOT / "docs" / "methods.md"
@@ -133,7 +134,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         if name not in kept:
             kept.clear()
             config = _config(arguments, name)
-            dataset = load_dataset(config, device)
+            dataset = load_dataset(config.data, config.cache, device)
             model = load_or_train(config, dataset, device)
             test = dataset.test_images, dataset.test_labels, model.normalize
             order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
@@ -170,9 +171,9 @@ def _found(report: Report, config: QuantConfig) -> dict[str, Any]:
 def _config(arguments: argparse.Namespace, name: str) -> Config:
     if name in DIGITS:
         model = Config().model | {"depth": DIGITS[name]}
-        return Config(model=model, data=DataConfig(name="digits"), cache_dir=arguments.cache)
+        return Config(model=model, data=DataOptions(name="digits"), cache_dir=arguments.cache)
     paths = {Path(path).name: path for path in (str(SHIPPED), *arguments.checkpoint)}
-    data = DataConfig(name="image_folder", root=arguments.images, resize=32, test_limit=arguments.test_images)
+    data = DataOptions(name="image_folder", root=arguments.images, resize=32, test_limit=arguments.test_images)
     return Config(data=data, checkpoint=paths[name], cache_dir=arguments.cache)
 
 

@@ -20,12 +20,15 @@ import yaml
 from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, preset, write_between
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig, TrainerConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train, save_weights
+from ptq_exp.networks.store import save_weights
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
+from ptq_exp.training.options import TrainerOptions
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -117,11 +120,11 @@ def _read_recipe(name: str) -> Config:
     groups = {key: yaml.safe_load((conf / key / f"{option}.yaml").read_text()) for key, option in chosen.items()}
     for group in groups.values():  # YAML 1.1 reads 5e-4 as text, Hydra as a number
         group.update({k: float(v) for k, v in group.items() if isinstance(v, str) and v[0].isdigit()})
-    return Config(trainer=TrainerConfig(**content["trainer"]), **groups)
+    return Config(trainer=TrainerOptions(**content["trainer"]), **groups)
 
 
 def _images(arguments: argparse.Namespace, archive: str) -> Config:
-    return Config(data=DataConfig(name="image_folder", root=archive, resize=32), cache_dir=arguments.cache)
+    return Config(data=DataOptions(name="image_folder", root=archive, resize=32), cache_dir=arguments.cache)
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:

@@ -18,17 +18,19 @@ from bench.accuracy import RESULTS_PAGE, write_between
 from bench.full_scale import recipe
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.data.normalization import KNOWN, Constants, candidates
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.evaluation.batch_norm_check import BatchNormCheck
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import load_weights, read_checkpoint
-from ptq_exp.networks.store import load_or_train, save_weights
+from ptq_exp.networks.store import save_weights
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "normalization.jsonl"
 
@@ -44,9 +46,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device("auto")
     config = Config(
-        data=DataConfig(name="image_folder", root=arguments.data_root, resize=32), cache_dir=arguments.cache
+        data=DataOptions(name="image_folder", root=arguments.data_root, resize=32), cache_dir=arguments.cache
     )
-    dataset = load_dataset(config, device)
+    dataset = load_dataset(config.data, config.cache, device)
     files = list(arguments.files)
     if arguments.train:
         arguments.weights.mkdir(parents=True, exist_ok=True)

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from bench.accuracy import preset
 from bench.harness import rows_of, save
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.options import ReconstructionConfig
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
 
 BATCH = 32
 AIMET = importlib.util.find_spec("aimet_torch") is not None
@@ -42,9 +43,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     device = pick_device("auto")
-    data = DataConfig(name="image_folder", root=arguments.images, resize=32)
+    data = DataOptions(name="image_folder", root=arguments.images, resize=32)
     config = Config(data=data, checkpoint=arguments.checkpoint)
-    dataset = load_dataset(config, device)
+    dataset = load_dataset(config.data, config.cache, device)
     trained = load_or_train(config, dataset, device)
     order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
     images = trained.normalize(dataset.train_images[order[: arguments.calibration].to(device)])

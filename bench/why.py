@@ -9,17 +9,17 @@ import dataclasses
 import json
 from typing import Any
 
+from bench.harness import on_images
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting import plots
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import Series
 from ptq_exp.runs.device import hardware, pick_device
+from ptq_exp.runs.float_model import load_or_train
 from ptq_exp.runs.measure import make_result
 from ptq_exp.runs.shared import Shared
 
@@ -45,9 +45,8 @@ def main() -> None:
     found: dict[str, Any] = {"hardware": hardware(device)}
     every: dict[str, Series] = {}
     for test, archive in (("lossless", arguments.lossless), ("jpeg", arguments.jpeg)):
-        data = DataConfig(name="image_folder", root=archive, resize=32)
-        config = Config(data=data, checkpoint=arguments.checkpoint)
-        dataset = load_dataset(config, device)
+        config = on_images(archive, None, arguments.checkpoint)
+        dataset = load_dataset(config.data, config.cache, device)
         float_model = load_or_train(config, dataset, device)
         calibration = float_model.normalize(dataset.train_images[:64])
         images = dataset.test_images, dataset.test_labels, float_model.normalize

@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and digests that are equal on every machine."""
+"""Files that are never half-written, and digests of files and of values."""
 
 import dataclasses
 import functools

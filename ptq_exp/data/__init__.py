@@ -1,33 +1,36 @@
 """Data sets, each held in memory as uint8 tensors.
 
-A data set is one file here with a function `load(config: Config) -> Dataset` and one YAML under
-`conf/data/` whose `name` names the file.
+A data set is one file here with a function `load(options: DataOptions, cache: Path) -> Dataset` and one YAML under
+`conf/data/` whose `name` names the file. This file imports no torch: the configuration needs `options` alone.
 """
 
 import importlib
 import pkgutil
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptq_exp.base.errors import UserError, check_choice
-from ptq_exp.config import Config
-from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.options import DataOptions
 
-_NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "pixels"}
+if TYPE_CHECKING:
+    import torch
+
+    from ptq_exp.data.dataset import Dataset
+
+_NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "normalization", "options", "pixels"}
 
 
-def load_dataset(config: Config, device: torch.device) -> Dataset:
-    """Load the configured data set onto `device`.
+def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "Dataset":
+    """Load the data set that the options name onto `device`; decoded images are kept below `cache`.
 
     Raises `UserError` where the data is missing, broken or too small for what was asked.
     """
     names = {module.name for module in pkgutil.iter_modules(__path__)} - _NOT_DATA_SETS
-    check_choice("data.name", config.data.name, names)
-    if config.data.classes is not None and config.data.name != "image_folder":
-        raise UserError(f"data.classes has no effect with data={config.data.name}, whose classes have a fixed order.")
-    dataset: Dataset = importlib.import_module(f"{__name__}.{config.data.name}").load(config)
-    dataset = dataset.limited(config.data.train_limit, config.data.test_limit)
-    held_out = config.data.validation_images
+    check_choice("data.name", options.name, names)
+    options.check()
+    dataset: Dataset = importlib.import_module(f"{__name__}.{options.name}").load(options, cache)
+    dataset = dataset.limited(options.train_limit, options.test_limit)
+    held_out = options.validation_images
     if held_out >= len(dataset.train_images):
         raise UserError(
             f"data.validation_images={held_out} leaves nothing to train on: "

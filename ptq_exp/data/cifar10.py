@@ -5,9 +5,7 @@ import http.client
 import io
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from torchvision import datasets
 
 from ptq_exp.base.console import console, is_quiet, log
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config
+from ptq_exp.base.sockets import socket_timeout
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
+from ptq_exp.data.options import DataOptions
 
 READER = datasets.CIFAR10
 
@@ -35,25 +34,25 @@ def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
     )
 
 
-def load(config: Config) -> Dataset:
+def load(options: DataOptions, cache: Path) -> Dataset:
     """CIFAR-10: 50,000 training and 10,000 test images in 10 classes."""
-    return load_cifar("cifar10", READER, CIFAR10_MEAN, CIFAR10_STD, config)
+    return load_cifar("cifar10", READER, CIFAR10_MEAN, CIFAR10_STD, options)
 
 
 def load_cifar(
-    name: str, reader: type[datasets.CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], config: Config
+    name: str, reader: type[datasets.CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], options: DataOptions
 ) -> Dataset:
     """Read one of the CIFAR data sets from `data.root`, downloading it first where that is allowed.
 
     Raises `DataUnavailable` where it is not on disk and cannot be had within `data.timeout`.
     """
-    root = config.data_root
+    root = options.folder
     try:
         train, test = reader(root, train=True), reader(root, train=False)
     except RuntimeError:  # torchvision: a file is missing or its checksum is wrong
-        if not (config.data.download or (root / reader.filename).is_file()):
+        if not (options.download or (root / reader.filename).is_file()):
             raise missing(reader, root) from None
-        download(reader, root, config.data.timeout)
+        download(reader, root, options.timeout)
         train, test = reader(root, train=True), reader(root, train=False)
     return Dataset(
         name=name,
@@ -75,7 +74,7 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{reader.base_folder}.lock"), _socket_timeout(timeout):
+        with FileLock(root / f".{reader.base_folder}.lock"), socket_timeout(timeout):
             if _complete(reader, root):
                 return
             packed = (root / reader.filename).absolute()
@@ -108,14 +107,3 @@ def _own_progress_bar() -> contextlib.AbstractContextManager[Any]:
     """torchvision shows a bar of its own on stderr: let it, but only in a terminal, and not with quiet=true."""
     shown = console.is_terminal and not is_quiet()
     return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connection without a timeout, so the default for new sockets bounds the wait."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

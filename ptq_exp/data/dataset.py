@@ -90,6 +90,12 @@ class Dataset:
             validation_labels=self.train_labels[held_out],
         )
 
+    def monitored(self) -> tuple[str, Tensor, Tensor]:
+        """Name, images and labels of the split that decides which epoch is the best: validation if there is one."""
+        if self.validation_images is None or self.validation_labels is None:
+            return "test", self.test_images, self.test_labels
+        return "validation", self.validation_images, self.validation_labels
+
     def to(self, device: torch.device) -> "Dataset":
         """The same data set with its tensors on `device`."""
         tensors: dict[str, Any] = {

@@ -4,19 +4,21 @@ Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", tes
 levels. They are upsampled to 3x32x32 so that a CIFAR network takes them as they are.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
-from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset, Recipe
+from ptq_exp.data.options import DataOptions
 
 # Every fifth image of a class is held out: 364 test images, the same on every machine.
 TEST_EVERY = 5
 RECIPE = Recipe(epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4, milestones=(12, 17), crop_padding=4, flip=False)
 
 
-def load(config: Config) -> Dataset:
-    """The digits with their fixed split; nothing in `config` changes them."""
+def load(options: DataOptions, cache: Path) -> Dataset:
+    """The digits with their fixed split; no option changes them."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -4,7 +4,6 @@ The images are decoded once into a cache of plain arrays, which later runs map i
 in memory and never unpacked to disk, so the names inside it reach no path.
 """
 
-import functools
 import hashlib
 import io
 import json
@@ -26,11 +25,12 @@ from PIL import Image, UnidentifiedImageError
 
 from ptq_exp.base.console import log, track
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config, DataConfig, digest
+from ptq_exp.base.files import digest, file_digest
 from ptq_exp.data import class_names
 from ptq_exp.data.archive import Read, files_below, open_tree
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, nearest, parts_of
+from ptq_exp.data.options import DataOptions
 from ptq_exp.data.pixels import as_rgb
 
 # What Pillow, zipfile and zlib raise for an image or archive member that is damaged, encrypted or no image.
@@ -44,18 +44,18 @@ CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so th
 Member = tuple[str, str, str]
 
 
-def load(config: Config) -> Dataset:
+def load(options: DataOptions, cache: Path) -> Dataset:
     """The images of `data.root`, decoded or from the cache.
 
     Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
     """
-    root = existing_root(config)
-    folder = config.cache / "images" / f"{source_digest(root)[:16]}-{_variant(config)}"
+    root = existing_root(options)
+    folder = cache / "images" / f"{source_digest(root)[:16]}-{_variant(options)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         cached = _read_cache(folder, root.name)
         if cached is None:
-            _decode(root, config.data, folder)
+            _decode(root, options, folder)
             cached = _read_cache(folder, root.name)
     if cached is None:
         raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
@@ -65,11 +65,11 @@ def load(config: Config) -> Dataset:
     return dataset
 
 
-def existing_root(config: Config) -> Path:
+def existing_root(options: DataOptions) -> Path:
     """The folder or archive of the images. Raises `UserError` where it is missing, or CIFAR-10's own archive."""
-    if config.data.root is None:
+    if options.root is None:
         raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
-    root = Path(config.data.root).expanduser()
+    root = Path(options.root).expanduser()
     if not root.exists():
         raise UserError(f"data.root={root} does not exist.")
     if root.is_file() and (advice := cifar_itself(root)):
@@ -77,11 +77,11 @@ def existing_root(config: Config) -> Path:
     return root
 
 
-def _variant(config: Config) -> str:
+def _variant(options: DataOptions) -> str:
     """What else than the images decides what they are decoded to."""
-    words = [str(config.data.resize or "as-is")]
-    words += ["skipped"] if config.data.skip_broken else []
-    words += [f"classes-{digest(config.data.classes)[:8]}"] if config.data.classes is not None else []
+    words = [str(options.resize or "as-is")]
+    words += ["skipped"] if options.skip_broken else []
+    words += [f"classes-{digest(options.classes)[:8]}"] if options.classes is not None else []
     return "-".join(words)
 
 
@@ -97,18 +97,6 @@ def source_digest(root: Path) -> str:
             if path.name == class_names.FILE:  # two lines exchanged leave its size
                 sha.update(path.read_bytes())
     return sha.hexdigest()
-
-
-def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file, computed once in a process: every job of a sweep asks, for files that may have gigabytes."""
-    status = path.stat()
-    return _digest_of(path.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest_of(path: Path, size: int, modified: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read_cache(folder: Path, name: str) -> tuple[Dataset, str] | None:
@@ -127,7 +115,7 @@ def _read_cache(folder: Path, name: str) -> tuple[Dataset, str] | None:
         return None  # numpy reads the head of its files as Python source, which a flipped bit makes anything
 
 
-def _decode(root: Path, data: DataConfig, folder: Path) -> None:
+def _decode(root: Path, options: DataOptions, folder: Path) -> None:
     """Decode every image below `root` into `folder`, which appears complete or not at all."""
     broken: list[str] = []
     seen: dict[str, None] = {}  # every file: what is not wanted explains why nothing was found
@@ -140,13 +128,13 @@ def _decode(root: Path, data: DataConfig, folder: Path) -> None:
         members = [member for name in names if (member := _as_member(name))]
         _check_layout(members, root, list(seen))
         classes, order = class_names.ordered(
-            list({member[1] for member in members}), *_class_list(data, root, members, names, read)
+            list({member[1] for member in members}), *_class_list(options, root, members, names, read)
         )
         arrays: dict[str, np.ndarray] = {}
         size: tuple[int, ...] | None = None
         for split in SPLITS:
             chosen = sorted(member for member in members if member[0] == split)
-            decoded = track(_decode_all(chosen, read, data), len(chosen), f"Decoding {split} images")
+            decoded = track(_decode_all(chosen, read, options), len(chosen), f"Decoding {split} images")
             pairs = list(zip(chosen, decoded, strict=True))
             broken += [member[2] for member, image in pairs if image is None]
             whole = [(member, image) for member, image in pairs if image is not None]
@@ -175,9 +163,9 @@ def _decode(root: Path, data: DataConfig, folder: Path) -> None:
         os.replace(complete, folder)
 
 
-def _decode_all(members: list[Member], read: Read, data: DataConfig) -> Iterator[Any]:
+def _decode_all(members: list[Member], read: Read, options: DataOptions) -> Iterator[Any]:
     """Decode in threads: Pillow releases the interpreter lock. With `skip_broken` an unreadable image is None."""
-    resize = data.resize
+    resize = options.resize
 
     def decode(key: str) -> np.ndarray | None:
         try:
@@ -189,7 +177,7 @@ def _decode_all(members: list[Member], read: Read, data: DataConfig) -> Iterator
                 image = image.resize((resize, resize), Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
         except UNREADABLE as error:
-            if data.skip_broken:
+            if options.skip_broken:
                 return None
             raise UserError(
                 f"{key} is not an image that can be read ({_plain(error)}). Repair or remove it, "
@@ -221,11 +209,11 @@ def _check_layout(members: list[Member], root: Path, seen: list[str]) -> None:
 
 
 def _class_list(
-    data: DataConfig, root: Path, members: list[Member], names: list[str], read: Read
+    options: DataOptions, root: Path, members: list[Member], names: list[str], read: Read
 ) -> tuple[list[str] | None, str]:
     """The list of classes that the user gave, and where it stands; None without one. The configuration's wins."""
-    if data.classes is not None:
-        return list(data.classes), "data.classes"
+    if options.classes is not None:
+        return list(options.classes), "data.classes"
     beside = {parts_of(name)[:-3] for *_, name in members}
     files = [name for name in names if parts_of(name)[-1] == class_names.FILE and parts_of(name)[:-1] in beside]
     if not files:

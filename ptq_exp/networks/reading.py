@@ -6,9 +6,8 @@ Files are only ever read as tensors (`weights_only=True`, safetensors): nothing 
 import hashlib
 import http.client
 import json
-import os
 import re
-import tempfile
+import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass, field
@@ -20,8 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ptq_exp.base.console import log, progress
-from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.base.console import log
+from ptq_exp.base.errors import UserError, did_you_mean, without_password
+from ptq_exp.base.files import write_atomically
+from ptq_exp.base.sockets import socket_timeout
 from ptq_exp.base.tensors import load_checked
 from ptq_exp.networks.identification import COUNTERS, Shapes, differences, identify, shortened
 
@@ -236,21 +237,15 @@ def _download(url: str, cache: Path, timeout: float) -> Path:
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkstemp(prefix=".download-", dir=folder)[1])
+    log.info("Downloading %s.", without_password(url))
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
-            expected = response.headers.get("Content-Length")
-            with progress(f"Downloading {name}", int(expected or 0)) as advance:
-                while chunk := response.read(2**16):
-                    file.write(chunk)
-                    advance(len(chunk))
-        if expected is not None and partial.stat().st_size != int(expected):
-            raise UserError(f"checkpoint={url}: the download broke off. Try again.")
-        os.replace(partial, target)
+        with socket_timeout(timeout):
+            # Not torch.hub's: it takes a download that broke off for a whole one.
+            write_atomically(target, lambda path: urllib.request.urlretrieve(url, path))
+    except urllib.error.ContentTooShortError:
+        raise UserError(f"checkpoint={url}: the download broke off. Try again.") from None
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(
             f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target

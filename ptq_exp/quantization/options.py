@@ -1,9 +1,10 @@
 """What to quantize and how: the configuration group `quant`. Imports no torch, so that `--help` is quick."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ptq_exp.base.errors import UserError, check_choice
+from ptq_exp.base.options import check_options, option
 
 BITS_RANGE = range(1, 17)
 TERNARY = 1.6  # bits of a weight with three levels: five of them share a byte, 3^5 = 243
@@ -13,55 +14,113 @@ TERNARY = 1.6  # bits of a weight with three levels: five of them share a byte, 
 class ReconstructionConfig:
     """How rounding is learned where `quant.rounding` asks for it."""
 
-    up_to_bits: int = 6
-    act_up_to_bits: int = 8
-    steps: int = 1000
-    batch_size: int = 32
-    lr: float = 0.01
-    act_lr: float = 0.01
-    penalty: float = 0.001
-    drop: float = 0.5
-    distill_steps: int = 0
-    distill_batch_size: int = 64
-    distill_lr: float = 0.005
-    distill_mixup: float = 0.0
+    up_to_bits: int = option(
+        6, "rounding is learned where some weights have at most this many bits: with more, nothing is left to gain"
+    )
+    act_up_to_bits: int = option(8, "and where activations are quantized to at most this many bits")
+    steps: int = option(1000, "optimizer steps per layer or block", above=0)
+    batch_size: int = option(32, "images per step", above=0)
+    lr: float = option(0.01, "learning rate of the rounding variables", above=0)
+    act_lr: float = option(
+        0.01,
+        "learning rate of the logarithm of the activations' clipping values; 0 keeps the calibrated ones",
+        at_least=0,
+    )
+    penalty: float = option(0.001, "weight of the term that makes every weight decide between up and down", at_least=0)
+    drop: float = option(
+        0.5, "share of activations left unquantized at random while learning (QDrop)", at_least=0, below=1
+    )
+    distill_steps: int = option(
+        0,
+        "distillation steps on the whole network after reconstruction, towards the float predictions; 0: none",
+        at_least=0,
+    )
+    distill_batch_size: int = option(64, "images per step of the distillation", above=0)
+    distill_lr: float = option(
+        0.005,
+        "learning rate of the weights in units of their scale, of biases, and of the logarithm of scales",
+        above=0,
+    )
+    distill_mixup: float = option(0.0, "share of the images that are blended with another one", at_least=0, at_most=1)
 
 
 @dataclass
 class QuantConfig:
-    """One quantization method. The YAML files under `conf/quant/` say what each key does."""
+    """One quantization method. The YAML files under `conf/quant/` name only what they change."""
 
     name: str = "notebook"
-    bits: Any = field(default_factory=lambda: [4, 8])  # int or list of ints: OmegaConf has no such union
-    sign_bit: str = "extra"
-    grid: str = "symmetric"
-    alpha_rule: str = "first_conv_std"
-    alpha_multiplier: float = 3.0
-    percentile: float = 99.9
-    lp_norm: float = 2.4
-    granularity: str = "model"
-    layers: str = "conv"
-    first_and_last: str = "same"
-    layer_bits: dict[str, Any] = field(default_factory=dict)  # int, or TERNARY
-    mixed: bool = False
-    mixed_candidates: list[Any] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6, 8])  # int, or TERNARY
-    mean_bits: float | None = None
-    size_budget: int | None = None
-    act_bits: int | None = None
-    act_alpha: float | None = None
-    act_rule: str = "max"
-    act_percentile: float = 99.99
-    act_input_image: bool = False
-    act_residual: bool = False
-    calibration_images: int = 1024
-    calibration_seed: int | None = None
-    fold_batch_norm: bool = False
-    equalize: bool = False
-    bias_correction: bool = False
-    batch_norm_reestimation: bool = False
-    rounding: str = "nearest"
-    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
-    sensitivity: bool = False
+    bits: Any = option(  # OmegaConf has no union of int and list
+        [4, 8], "a bit width from 1 to 16, or a list of them", kind="int or list[int]"
+    )
+    sign_bit: str = option(
+        "extra",
+        "extra: b bits of magnitude plus a sign, b+1 stored, 2(2^b-1)+1 levels (the notebook); "
+        "included: b bits in all, 2(2^(b-1)-1)+1 levels",
+        choices=["extra", "included"],
+    )
+    grid: str = option(
+        "symmetric",
+        "symmetric, asymmetric (2^b levels, a zero-point), float_zero_point (zero need not be a level), "
+        "power_of_two (scales), apot (levels)",
+        choices=["symmetric", "asymmetric", "float_zero_point", "power_of_two", "apot"],
+    )
+    alpha_rule: str = option(
+        "first_conv_std",
+        "how the clipping value alpha is found: a rule of ptq_exp/quantization/rules",
+        kind="str: first_conv_std, std, max, percentile, mse, lp",
+    )
+    alpha_multiplier: float = option(3.0, "first_conv_std and std: alpha is so many standard deviations", above=0)
+    percentile: float = option(99.9, "alpha_rule=percentile: percent of the weights inside", above=0, at_most=100)
+    lp_norm: float = option(2.4, "alpha_rule=lp: the power of the rounding error that is minimized", above=0)
+    granularity: str = option(
+        "model",
+        "one alpha for the model, for each tensor, or for each output channel",
+        choices=["model", "tensor", "channel"],
+    )
+    layers: str = option("conv", "conv, or all (with the linear layer)", choices=["conv", "all"])
+    first_and_last: str = option(
+        "same",
+        "bits of the first and the last layer: same as the others, eight, or float",
+        choices=["same", "eight", "float"],
+    )
+    layer_bits: dict[str, Any] = option(
+        {},
+        "bits by name pattern, {\"layer3.*\": 3, linear: 8}; typed: '+quant.layer_bits={layer3.*:3,linear:8}'",
+        kind="dict[str, int or 1.6]",
+    )
+    mixed: bool = option(False, "true: choose every layer's bits so that they are quant.bits on average")
+    mixed_candidates: list[Any] = option(
+        [1, 2, 3, 4, 5, 6, 8],
+        "bits to choose from; 1.6: three levels, five weights in a byte (grids with a zero-point)",
+        kind="list[int or 1.6]",
+    )
+    mean_bits: float | None = option(
+        None, "mixed: the average to meet instead of quant.bits (stored bits, sign included)", above=0
+    )
+    size_budget: int | None = option(None, "mixed: the whole network's bytes to meet instead", above=0)
+    act_bits: int | None = option(None, "bits of every quantized layer's input; null: activations stay float")
+    act_alpha: float | None = option(None, "their clipping value; null: calibrated, layer by layer", above=0)
+    act_rule: str = option(
+        "max", "how it is calibrated (percentile and mse: on a histogram)", kind="str: max, percentile, mse"
+    )
+    act_percentile: float = option(99.99, "act_rule=percentile: percent of the values inside", above=0, at_most=100)
+    act_input_image: bool = option(False, "true: quantize the image that enters the first layer, too")
+    act_residual: bool = option(False, "true: quantize the two operands of every residual addition, too")
+    calibration_images: int = option(
+        1024, "seeded draw from the training images, used without their labels", at_least=1
+    )
+    calibration_seed: int | None = option(None, "of that draw and of learned rounding; null: seed")
+    fold_batch_norm: bool = option(False, "true: into the convolutions, before quantization")
+    equalize: bool = option(False, "true: cross-layer equalization of weight ranges (needs fold_batch_norm)")
+    bias_correction: bool = option(False, "true: every channel's mean output becomes the float network's again")
+    batch_norm_reestimation: bool = option(False, "true: running statistics from calibration images; can do harm")
+    rounding: str = option(
+        "nearest",
+        "nearest, adaround (learned, layer by layer), block (learned, residual block by block)",
+        choices=["nearest", "adaround", "block"],
+    )
+    reconstruction: ReconstructionConfig = option(ReconstructionConfig, "how rounding is learned")
+    sensitivity: bool = option(False, "true: also evaluate the network with one layer quantized at a time")
 
     def bit_widths(self) -> list[int]:
         """The bit widths of this job, in the order given; one plan where mixed precision has a budget of its own."""
@@ -73,21 +132,14 @@ class QuantConfig:
 
     def validate(self) -> None:
         """Raise `UserError` for a value or a combination that no method can use."""
-        # These need torch, which --help must not import.
+        # Rules are functions, which may be added, and need torch, which --help must not import.
         from ptq_exp.quantization.activations import OBSERVERS
-        from ptq_exp.quantization.grids import GRIDS
         from ptq_exp.quantization.ranges import ALPHA_RULES
 
+        check_options(self, "quant.")
         check_choice("quant.alpha_rule", self.alpha_rule, ALPHA_RULES)
         check_choice("quant.act_rule", self.act_rule, OBSERVERS)
-        check_choice("quant.grid", self.grid, GRIDS)
-        check_choice("quant.sign_bit", self.sign_bit, ["extra", "included"])
-        check_choice("quant.granularity", self.granularity, ["model", "tensor", "channel"])
-        check_choice("quant.layers", self.layers, ["conv", "all"])
-        check_choice("quant.first_and_last", self.first_and_last, ["same", "eight", "float"])
-        check_choice("quant.rounding", self.rounding, ["nearest", "adaround", "block"])
         self._validate_bits()
-        self._validate_numbers()
         self._validate_combinations()
 
     def _validate_bits(self) -> None:
@@ -113,33 +165,6 @@ class QuantConfig:
             raise UserError(f"quant.bits={widths} names a bit width twice.")
         if self.act_bits is not None:
             _check_bits("quant.act_bits", self.act_bits)
-
-    def _validate_numbers(self) -> None:
-        positive = {
-            "alpha_multiplier": self.alpha_multiplier, "lp_norm": self.lp_norm, "act_alpha": self.act_alpha,
-            "mean_bits": self.mean_bits, "size_budget": self.size_budget,
-            "reconstruction.steps": self.reconstruction.steps,
-            "reconstruction.batch_size": self.reconstruction.batch_size,
-            "reconstruction.lr": self.reconstruction.lr,
-            "reconstruction.distill_batch_size": self.reconstruction.distill_batch_size,
-            "reconstruction.distill_lr": self.reconstruction.distill_lr,
-        }  # fmt: skip
-        for key, value in positive.items():
-            if value is not None and value <= 0:
-                raise UserError(f"quant.{key}={value} must be positive.")
-        for key in ("act_lr", "penalty", "distill_steps"):
-            if getattr(self.reconstruction, key) < 0:
-                raise UserError(f"quant.reconstruction.{key} must not be negative.")
-        for key in ("percentile", "act_percentile"):
-            if not 0 < getattr(self, key) <= 100:
-                raise UserError(f"quant.{key}={getattr(self, key)} must lie above 0 and at most at 100.")
-        if not 0 <= self.reconstruction.distill_mixup <= 1:
-            mixup = self.reconstruction.distill_mixup
-            raise UserError(f"quant.reconstruction.distill_mixup={mixup} must lie between 0 and 1.")
-        if not 0 <= self.reconstruction.drop < 1:
-            raise UserError(f"quant.reconstruction.drop={self.reconstruction.drop} must be at least 0 and below 1.")
-        if self.calibration_images < 1:
-            raise UserError(f"quant.calibration_images={self.calibration_images} must be at least 1.")
 
     def _validate_combinations(self) -> None:
         if self.equalize and not self.fold_batch_norm:

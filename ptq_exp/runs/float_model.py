@@ -1,6 +1,8 @@
-"""The float network that is quantized, as it comes from a checkpoint file."""
+"""The float network that is quantized: from a checkpoint file, from the store, or trained and stored."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,23 @@ from torch import nn
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config
+from ptq_exp.base.files import digest
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.base.tensors import load_checked
+from ptq_exp.config import Config, swept_keys
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.data.normalization import Constants, named
+from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.evaluation.batch_norm_check import check_constants, choose_constants
 from ptq_exp.networks import build_model
 from ptq_exp.networks.identification import Identity
 from ptq_exp.networks.reading import Checkpoint, load_weights, read_checkpoint
+from ptq_exp.networks.store import StoreEntry
+from ptq_exp.training.loop import TrainingState, resolve_recipe, train
+
+SHIPPED = PROJECT_ROOT / "checkpoints"
+Watch = Callable[[], AbstractContextManager[Any]]  # what watches a training
 
 DATA_BY_CLASSES = {10: "data=cifar10", 100: "data=cifar100"}
 
@@ -33,6 +44,130 @@ class FloatModel:
     source: str  # a sentence for the log
     history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
     claim: tuple[str, float] | None = None  # the name and the percent of the accuracy that the file says it has
+
+
+def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch: Watch = nullcontext) -> FloatModel:
+    """The float model that `checkpoint` asks for.
+
+    `auto` takes the stored network of this very training configuration and trains it where there is none;
+    `train` trains afresh, inside the context manager that `watch` makes; anything else is a file. Raises `UserError`
+    where a file is missing or does not fit.
+    """
+    if config.checkpoint not in ("auto", "train"):
+        return from_file(config, dataset, device)
+    options = {key: value for key, value in config.model.items() if key != "name"}
+    if options.get("shortcut") == "auto":
+        options["shortcut"] = "conv"
+    training = resolve_recipe(config.training, dataset.recipe)
+    config = replace(config, trainer=training.trainer, optimizer=training.optimizer, scheduler=training.scheduler)
+    data = replace(config.data, mean=config.data.mean or list(dataset.mean), std=config.data.std or list(dataset.std))
+    config = replace(config, data=data)
+    identity: dict[str, Any] = {
+        "model": options,
+        "data": dataset.fingerprint(),
+        "normalization": [config.data.mean, config.data.std],
+        "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],
+        "optimizer": config.optimizer,
+        "scheduler": config.scheduler,
+        "trainer": [config.trainer.epochs, config.trainer.batch_size, config.trainer.precision],
+        "seed": config.seed,
+    }
+    if config.trainer.fused:
+        identity["trainer"].append("fused")
+    entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
+    # Before what the store may hold: the same configuration gives the same network on every machine.
+    if config.checkpoint == "auto" and (found := _shipped_instead(config, options, dataset, device, entry)):
+        return found
+    stored = "best" if config.trainer.select.startswith("best") else "last"
+    float_digest = digest(identity, stored)
+    torch.manual_seed(config.seed)  # the initial weights
+    model = build_model(classes=len(dataset.classes), **options).to(device)
+    model.to(memory_format=torch.channels_last)
+    normalize = Normalizer(config.data.mean or (), config.data.std or (), device)
+    check_images_fit(model, dataset, device)
+    with entry.locked():
+        if config.checkpoint == "train":
+            entry.clear()
+        history: list[dict[str, float]] = []
+        if not entry.complete():
+            _, images, labels = dataset.monitored()
+            state = entry.training_state(TrainingState) or TrainingState()
+            with watch():
+                for done in train(
+                    model, dataset, normalize, training,
+                    lambda network: evaluate(network, images, labels, normalize).top1, state,
+                ):  # fmt: skip
+                    entry.save_state(done)
+            history = state.history
+            entry.finish(state.networks(), history, _metadata(options, config, dataset))
+        model.load_state_dict(load_checked(entry.folder / f"{stored}.safetensors")[0])
+    epoch = {"last": "last epoch", "best_test": "best epoch on the test set, so its accuracy is optimistic"}
+    chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
+    source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
+    return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
+
+
+def _shipped_instead(
+    config: Config, options: dict[str, Any], dataset: Dataset, device: torch.device, entry: StoreEntry
+) -> FloatModel | None:
+    """The shipped network, where it stands in for a training.
+
+    In a sweep over seeds it does not: it is one seed's, and the others would be compared with it. Without a GPU it also
+    stands in for a training that differs only in the epoch that is kept, since that takes hours.
+    """
+    last_epoch = replace(config, trainer=replace(config.trainer, select="last"))
+    other_epoch = config.trainer.select == "best_test" and device.type == "cpu" and not entry.complete()
+    file = shipped(last_epoch if other_epoch else config, options, dataset)
+    if file is None:
+        return None
+    if "seed" in swept_keys():
+        log.info(
+            "This sweep varies the seed, so every seed trains its own network: the shipped one is seed %d's. To keep "
+            "one network and vary the calibration images, sweep quant.calibration_seed.", config.seed,
+        )  # fmt: skip
+        return None
+    found = from_file(replace(last_epoch, checkpoint=str(file)), dataset, device)
+    found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
+    if other_epoch:
+        log.warning(
+            "Without a GPU this training would take hours: the shipped network stands in. It was trained by the same "
+            "recipe and holds the last epoch, not the best one on the test set. checkpoint=train trains as configured."
+        )
+    return found
+
+
+def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path | None:
+    """The checkpoint in this repository that the resolved `config` would train, or None.
+
+    CIFAR-10 counts as the same data whether its images are lossless or were JPEG files, and a training as the same in
+    any precision: the model card says which it was. A folder that is called cifar10 is not CIFAR-10.
+    """
+    if config.trainer.select != "last":
+        return None
+
+    def recipe(about: dict[str, Any]) -> list[Any]:
+        groups = [{key: value for key, value in about[group].items() if value} for group in ("optimizer", "scheduler")]
+        normalization = [[float(value) for value in about[key]] for key in ("mean", "std")]
+        return [*groups, about["trainer"]["epochs"], about["trainer"]["batch_size"], about["seed"], normalization]
+
+    wanted = recipe(asdict(config) | {"mean": config.data.mean, "std": config.data.std})
+    whole = config.data.train_limit is None and config.data.validation_images == 0
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        _, about = load_checked(path)
+        same_data = dataset.name == about["data"] and config.data.name in ("auto", about["data"]) and whole
+        same_network = all(about.get(key) == value for key, value in options.items())
+        if not same_network or recipe(about) != wanted:
+            continue
+        if same_data or dataset.fingerprint() == about["data_fingerprint"]:
+            return path
+    return None
+
+
+def _metadata(options: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:
+    return {
+        **options, "classes": list(dataset.classes), "data": dataset.name, "mean": config.data.mean,
+        "std": config.data.std, "seed": config.seed, "torch": str(torch.__version__),
+    }  # fmt: skip
 
 
 def from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:

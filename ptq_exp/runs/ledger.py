@@ -36,7 +36,7 @@ def job_key(config: Config, device_type: str) -> str:
     relevant["quant"]["name"] = ""  # what a method is called decides nothing
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
-    root = config.data_root
+    root = config.data.folder
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
     there = config.data.name == "auto" and root.exists()  # decides what auto means
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]

@@ -2,10 +2,11 @@
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
-from ptq_exp.data import auto, cifar10, cifar100, image_folder
+from ptq_exp.data import cifar10, cifar100, image_folder
 from ptq_exp.networks.reading import read_checkpoint
 from ptq_exp.runs.device import check_device
 from ptq_exp.runs.float_model import check_classes, fitting_network
+from ptq_exp.runs.images import no_stand_in
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of the data sets that always have the same
 
@@ -39,9 +40,9 @@ def check(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    name, root = config.data.name, config.data_root
+    name, root = config.data.name, config.data.folder
     if name == "image_folder":
-        image_folder.existing_root(config)
+        image_folder.existing_root(config.data)
     reader = {"auto": cifar10.READER, "cifar10": cifar10.READER, "cifar100": cifar100.READER}.get(name)
     if (
         reader is None
@@ -52,4 +53,5 @@ def _check_data(config: Config) -> None:
     missing = cifar10.missing(reader, root)
     if name != "auto":
         raise missing
-    auto.refuse_stand_in(config, missing)
+    if config.checkpoint not in ("auto", "train"):
+        raise no_stand_in(config.checkpoint, missing)

@@ -12,8 +12,9 @@ import yaml
 from ptq_exp.base.errors import without_password
 from ptq_exp.base.files import digest
 from ptq_exp.base.machine import installed
+from ptq_exp.base.options import flatten
 from ptq_exp.base.text import write_text
-from ptq_exp.config import Config, default_settings, flatten
+from ptq_exp.config import Config
 from ptq_exp.config.method import words_of
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.reporting import JobStart
@@ -37,7 +38,7 @@ def make_record(
         start.folder / "artifacts" / "config.yaml", yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False)
     )
     params = parameters(resolved, shared)
-    defaults = default_settings()
+    defaults = flatten(Config())
     # The job that trained the float network reports the training, once.
     history, float_model.history = tuple(float_model.history), []
     return JobRecord(
@@ -100,7 +101,7 @@ def describe(dataset: Dataset, config: Config, fingerprint: str) -> DatasetSumma
     counts: dict[str, Any] = {"training images": len(dataset.train_images), "test images": len(dataset.test_images)}
     if dataset.validation_images is not None:
         counts["validation images"] = len(dataset.validation_images)
-    source = "scikit-learn" if dataset.name == "digits" else str(config.data_root)
+    source = "scikit-learn" if dataset.name == "digits" else str(config.data.folder)
     shape = "x".join(map(str, dataset.test_images.shape[1:]))
     profile = counts | {"classes": len(dataset.classes), "image": f"{shape} uint8"}
     return DatasetSummary(dataset.name, fingerprint, source, profile)

@@ -5,8 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ptq_exp.base.errors import UserError, exit_code
+from ptq_exp.base.errors import UserError
 from ptq_exp.base.text import write_text
+from ptq_exp.config.mistakes import exit_code
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.mlflow.store import default_uri
 

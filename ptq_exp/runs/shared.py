@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ptq_exp.base.console import log, progress
 from ptq_exp.base.files import digest
 from ptq_exp.config import Config
-from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation, evaluate
 from ptq_exp.evaluation.plausibility import warn_if_implausible
-from ptq_exp.networks.store import load_or_train, weights_digest
+from ptq_exp.networks.store import weights_digest
 from ptq_exp.quantization.memo import Memo
 from ptq_exp.runs.device import hardware
-from ptq_exp.runs.float_model import FloatModel
+from ptq_exp.runs.float_model import FloatModel, load_or_train
+from ptq_exp.runs.images import load_images
 from ptq_exp.runs.ledger import UNRELATED
 
 
@@ -64,7 +64,7 @@ def prepare(config: Config, device: torch.device, training: Callable[[], Abstrac
         del relevant[unrelated]
     key = digest(relevant, str(device))
     if key not in _shared:
-        dataset = load_dataset(config, device)
+        dataset = load_images(config, device)
         if dataset.note:
             log.warning("%s", dataset.note)
         sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ptq_exp.base.errors import exit_code
+from ptq_exp.config.mistakes import exit_code
 from ptq_exp.reporting.mlflow.content import upload_folder
 
 

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ptq_exp.base.console import duration, log, progress
 from ptq_exp.base.errors import UserError, did_you_mean
-from ptq_exp.config import Config
-from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.dataset import Dataset, Recipe
 from ptq_exp.data.loader import Normalizer, TrainingLoader
-from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.training.options import TrainingOptions
 from ptq_exp.training.step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
@@ -42,14 +41,22 @@ class TrainingState:
     best_epoch: int = 0
     best_top1: float = -1.0
 
+    def networks(self) -> dict[str, tuple[Weights, dict[str, float]]]:
+        """The weights of the last and of the best epoch, each with the epoch's number and top-1."""
 
-def resolve_recipe(config: Config, dataset: Dataset) -> Config:
-    """`config` with the data set's own recipe where optimizer, scheduler and trainer are null.
+        def about(epoch: int) -> dict[str, float]:
+            measured = {key: value for key, value in self.history[epoch - 1].items() if key.endswith("_top1")}
+            return {"epoch": epoch, **measured}
+
+        return {"last": (self.model, about(self.epoch)), "best": (self.best, about(self.best_epoch))}
+
+
+def resolve_recipe(options: TrainingOptions, recipe: Recipe) -> TrainingOptions:
+    """The options with the data set's own recipe where optimizer, scheduler and trainer are null.
 
     Milestones keep their place in the training where only the number of epochs was changed.
     """
-    recipe = dataset.recipe
-    epochs = config.trainer.epochs or recipe.epochs
+    epochs = options.trainer.epochs or recipe.epochs
     milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
     defaults = {
         "lr": recipe.lr, "weight_decay": recipe.weight_decay, "milestones": milestones, "T_max": epochs,
@@ -59,8 +66,8 @@ def resolve_recipe(config: Config, dataset: Dataset) -> Config:
     def fill(group: dict[str, Any]) -> dict[str, Any]:
         return {key: defaults.get(key) if value is None else value for key, value in group.items()}
 
-    trainer = replace(config.trainer, epochs=epochs, batch_size=config.trainer.batch_size or recipe.batch_size)
-    return replace(config, trainer=trainer, optimizer=fill(config.optimizer), scheduler=fill(config.scheduler))
+    trainer = replace(options.trainer, epochs=epochs, batch_size=options.trainer.batch_size or recipe.batch_size)
+    return replace(options, trainer=trainer, optimizer=fill(options.optimizer), scheduler=fill(options.scheduler))
 
 
 def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
@@ -99,43 +106,39 @@ def train(
     model: nn.Module,
     dataset: Dataset,
     normalize: Normalizer,
-    config: Config,
-    state: TrainingState | None,
-    save: Callable[[TrainingState], None],
-) -> TrainingState:
-    """Train `model` in place for the configured epochs, going on from `state` if there is one.
+    options: TrainingOptions,
+    accuracy: Callable[[nn.Module], float],
+    state: TrainingState,
+) -> Iterator[TrainingState]:
+    """Train `model` in place, going on from `state`, which is yielded, brought up to date, after every epoch.
 
-    `config` must be resolved (`resolve_recipe`). `save` is called after every epoch. The best epoch is that of
-    the highest top-1 on the validation split, or on the test set where there is none. Raises `UserError` when
-    the loss is no longer a number.
+    The options must be resolved (`resolve_recipe`). `accuracy` gives the top-1 (percent) on the split that decides
+    which epoch is the best (`Dataset.monitored`). Raises `UserError` when the loss is no longer a number.
     """
     if len(dataset.classes) < 2:
         raise UserError(f"{dataset.name} has one class only, {dataset.classes[0]}: there is nothing to tell apart.")
-    epochs, batch_size = config.trainer.epochs or 0, config.trainer.batch_size or 0
-    recipe = dataset.recipe
+    trainer, recipe = options.trainer, dataset.recipe
+    epochs = trainer.epochs or 0
     loader = TrainingLoader(
-        dataset.train_images, dataset.train_labels, batch_size, recipe.crop_padding, recipe.flip, config.seed
-    )
-    optimizer = build_optimizer(config.optimizer, list(model.parameters()))
+        dataset.train_images, dataset.train_labels, trainer.batch_size or 0, recipe.crop_padding, recipe.flip,
+        options.seed,
+    )  # fmt: skip
+    optimizer = build_optimizer(options.optimizer, list(model.parameters()))
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise UserError(f"optimizer._target_={config.optimizer['_target_']} needs a closure, which no epoch here has.")
-    scheduler = instantiate("scheduler", config.scheduler, optimizer)
-    if config.trainer.precision != "fp32" and not loader.labels.is_cuda:
-        log.info("trainer.precision=%s is for CUDA: this CPU trains in fp32.", config.trainer.precision)
-    if state is None:
-        state = TrainingState()
-        if loader.labels.device.type == "cpu":
-            _warn_if_long(model, loader, normalize, epochs)
-    else:
+        raise UserError(f"optimizer._target_={options.optimizer['_target_']} needs a closure, which no epoch here has.")
+    scheduler = instantiate("scheduler", options.scheduler, optimizer)
+    if trainer.precision != "fp32" and not loader.labels.is_cuda:
+        log.info("trainer.precision=%s is for CUDA: this CPU trains in fp32.", trainer.precision)
+    if state.epoch:
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
         scheduler.load_state_dict(state.scheduler)
         log.info("Training goes on after epoch %d of %d.", state.epoch, epochs)
+    elif loader.labels.device.type == "cpu":
+        _warn_if_long(model, loader, normalize, epochs)
 
-    monitor = "test" if dataset.validation_images is None else "validation"
-    images = dataset.test_images if dataset.validation_images is None else dataset.validation_images
-    labels = dataset.test_labels if dataset.validation_labels is None else dataset.validation_labels
-    step = TrainingStep(model, normalize, optimizer, config.trainer.precision, config.trainer.fused)
+    monitor = dataset.monitored()[0]
+    step = TrainingStep(model, normalize, optimizer, trainer.precision, trainer.fused)
     text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
     with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
         advance(state.epoch * len(loader))
@@ -145,7 +148,7 @@ def train(
             # The one scheduler that looks at the training: it gets the training loss.
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(loss) if plateau else scheduler.step()
-            top1 = evaluate(model, images, labels, normalize).top1
+            top1 = accuracy(model)
             # Guessing costs log(classes): a mean loss far above it is as lost as one that is no number.
             if not loss < DIVERGED * math.log(len(dataset.classes)):
                 raise UserError(
@@ -161,10 +164,9 @@ def train(
             )
             if top1 > state.best_top1:
                 state.best_top1, state.best_epoch, state.best = top1, state.epoch, state.model
-            save(state)
+            yield state
             advance(0, accuracy=f"{monitor} top-1 {top1:.2f} % (best {state.best_top1:.2f})")
             _log_epoch(state, epochs, monitor)
-    return state
 
 
 def train_epoch(

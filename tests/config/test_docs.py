@@ -17,7 +17,6 @@ from PIL import Image
 from ptq_exp.config import reference
 from ptq_exp.networks import build_model
 from ptq_exp.quantization.ranges import ALPHA_RULES
-from ptq_exp.runs import doctor
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LITTLE_LEARNING = ["quant.reconstruction.steps=2", "quant.calibration_images=32"]
@@ -138,17 +137,3 @@ def test_shell_completion_completes(tmp_path: Path) -> None:
         env={"PATH": "/usr/bin:/bin", "COMP_LINE": line, "COMP_POINT": str(len(line))},
     )  # fmt: skip
     assert "quant=notebook" in done.stdout.split()
-
-
-def test_the_doctor_finds_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: str
-) -> None:
-    """Versions and devices, and a store with a run; a store that does not answer is to be mended."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    well = subprocess.run([sys.executable, "-m", "ptq_exp.runs.doctor"], cwd=ROOT, capture_output=True, text=True)
-    assert well.returncode == 0, well.stdout
-    assert f"* torch: {torch.__version__.partition('+')[0]}" in well.stdout
-    assert "* runs: 0 in the experiment 'ptq_exp'" in well.stdout
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert doctor.main() == 1
-    assert "**to mend**: tracking.uri=http://127.0.0.1:9 cannot be used" in capsys.readouterr().out

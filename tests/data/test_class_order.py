@@ -17,12 +17,13 @@ from PIL import Image
 from torchvision import datasets
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import class_names, load_dataset
 from ptq_exp.data.class_names import CIFAR10, CIFAR100, DIGITS, ordered
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.options import DataOptions
 
 CPU = torch.device("cpu")
+UNUSED = Path("unused")  # nothing is decoded, so nothing is kept
 SHORT = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -42,8 +43,7 @@ def tree(root: Path, labels: list[str]) -> Path:
 
 
 def load(root: Path, **options: Any) -> Dataset:
-    config = DataConfig(name="image_folder", root=str(root), **options)
-    return load_dataset(Config(data=config, cache_dir=str(root.parent / "cache")), CPU)
+    return load_dataset(DataOptions(name="image_folder", root=str(root), **options), root.parent / "cache", CPU)
 
 
 def labels_by_value(data: Dataset) -> list[int]:
@@ -203,7 +203,7 @@ def test_the_key_is_known_on_the_command_line(cli: Callable[..., Any], tmp_path:
 
 def test_a_list_of_classes_that_nothing_reads_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.classes has no effect with data=digits"):
-        load_dataset(Config(data=DataConfig(name="digits", classes=["0"])), CPU)
+        load_dataset(DataOptions(name="digits", classes=["0"]), UNUSED, CPU)
 
 
 # Other layouts ---------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_cifar_itself_is_answered_with_a_setting_that_works(cifar: Path, root: s
     with pytest.raises(UserError, match=r"is CIFAR-10 itself\. Set data=cifar10 data\.root=") as error:
         load(cifar / root)
     assert str(error.value).endswith(f"data.root={place}.")
-    data = load_dataset(Config(data=DataConfig(name="cifar10", root=str(place), download=False)), CPU)
+    data = load_dataset(DataOptions(name="cifar10", root=str(place), download=False), UNUSED, CPU)
     assert (len(data.train_images), len(data.test_images)) == (10, 2)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.data.pixels import as_rgb
 
 GREY = np.array([[0, 1, 127, 128], [200, 254, 255, 77]], np.uint8)
@@ -159,8 +159,8 @@ def tree(root: Path, labels: list[str], name: str = "0.png", image: Image.Image 
 
 
 def load(root: Path, **options: Any) -> Dataset:
-    config = DataConfig(name="image_folder", root=str(root), **options)
-    return load_dataset(Config(data=config, cache_dir=str(root.parent / "cache")), torch.device("cpu"))
+    images = DataOptions(name="image_folder", root=str(root), **options)
+    return load_dataset(images, root.parent / "cache", torch.device("cpu"))
 
 
 def test_resizing_comes_after_the_conversion(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from conftest import shared
 from torch import Tensor, nn
 
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.normalization import KNOWN, Constants, candidates, named, own_constants
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.batch_norm_check import BatchNormCheck, check_constants, choose_constants
 from ptq_exp.networks import build_model
 from ptq_exp.networks.resnet import PadShortcut
@@ -208,9 +209,9 @@ def test_a_published_network_is_read_with_its_own_constants(
     from ptq_exp.data import load_dataset
 
     config = Config(
-        data=DataConfig(name="image_folder", root=str(shared(f"data/{archive}")), resize=32),
+        data=DataOptions(name="image_folder", root=str(shared(f"data/{archive}")), resize=32),
         checkpoint=str(shared("checkpoints/resnet20-12fca82f.th")), cache_dir=str(cache),
     )  # fmt: skip
-    found = from_file(config, load_dataset(config, CPU), CPU)
+    found = from_file(config, load_dataset(config.data, config.cache, CPU), CPU)
     assert (found.config.data.mean, found.config.data.std) == (list(IMAGENET.mean), list(IMAGENET.std))
     assert lines(logging.WARNING) == []

@@ -12,8 +12,10 @@ from conftest import TINY, Outcome
 
 import ptq_exp
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config, TrackingConfig, validate
+from ptq_exp.config import Config, validate
 from ptq_exp.data.digits import load as load_digits
+from ptq_exp.data.options import DataOptions
+from ptq_exp.reporting.mlflow.options import TrackingOptions
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -27,7 +29,7 @@ def test_one_line_loads_a_network_that_answers_as_it_did(cli: Cli, tmp_path: Pat
     assert cli(*TINY, "quant=mse", "quant.bits=4", "quant.fold_batch_norm=true").code == 0
     (file,) = tmp_path.glob("outputs/*/*/artifacts/quantized_w4.safetensors")
     network = ptq_exp.load(file)
-    data = load_digits(Config()).limited(64, 48)
+    data = load_digits(DataOptions(), Path("unused")).limited(64, 48)
     with torch.no_grad():
         logits = network(data.test_images)
         normalized = (data.test_images / 255 - torch.tensor(network.about["mean"]).view(1, 3, 1, 1)) / torch.tensor(
@@ -86,7 +88,7 @@ def test_networks_are_registered_and_loaded_again(cli: Cli, store: str, runs: Ru
     set_registry_uri(store)
     number = next(version.version for version in versions if version.tags["bits"] == "8")
     model = pyfunc.load_model(f"models:/digits reader/{number}")
-    images = load_digits(Config()).limited(64, 48).test_images
+    images = load_digits(DataOptions(), Path("unused")).limited(64, 48).test_images
     with torch.no_grad():
         expected = ptq_exp.load(artifacts(run) / "quantized_w8.safetensors")(images).numpy()
     assert model.predict(images.numpy()) == pytest.approx(expected, abs=1e-5)
@@ -108,10 +110,10 @@ def test_networks_are_registered_and_loaded_again(cli: Cli, store: str, runs: Ru
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [(TrackingConfig(register="a/b"), "no slash"), (TrackingConfig(register=" "), "no slash"),
-     (TrackingConfig(enabled=False, register="a"), "tracking=none")],
+    [(TrackingOptions(register="a/b"), "no slash"), (TrackingOptions(register=" "), "no slash"),
+     (TrackingOptions(enabled=False, register="a"), "tracking=none")],
 )  # fmt: skip
-def test_a_name_that_cannot_be_registered_is_refused(settings: TrackingConfig, said: str) -> None:
+def test_a_name_that_cannot_be_registered_is_refused(settings: TrackingOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
         validate(Config(tracking=settings))
 

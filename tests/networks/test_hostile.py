@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.tensors import load_checked, save_checked
-from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import archive, load_dataset
+from ptq_exp.data.options import DataOptions
 from ptq_exp.results.files import read_job, to_json, write_job
 
 Cli = Callable[..., Outcome]
@@ -62,8 +62,8 @@ def tar_of(path: Path, entries: dict[str, bytes], links: dict[str, str] | None =
 
 
 def load(root: Path, cache: Path, **changes: object) -> object:
-    data = DataConfig(name="image_folder", root=str(root), resize=8, **changes)  # type: ignore[arg-type]
-    return load_dataset(Config(data=data, cache_dir=str(cache)), CPU)
+    data = DataOptions(name="image_folder", root=str(root), resize=8, **changes)  # type: ignore[arg-type]
+    return load_dataset(data, cache, CPU)
 
 
 @pytest.mark.parametrize("name", ["../escape/a/1.png", "/etc/a/1.png", "train/../../a/1.png", "C:/a/b/1.png"])

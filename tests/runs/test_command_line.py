@@ -14,7 +14,7 @@ import pytest
 from conftest import FEW, ROOT, TINY, Outcome
 from PIL import Image
 
-from ptq_exp.base.errors import explain, known_keys
+from ptq_exp.config.mistakes import explain, known_keys
 
 Cli = Callable[..., Outcome]
 
@@ -115,7 +115,7 @@ MISTAKES = [
     (["fail_fast=1x"], ["fail_fast=1x", "bool"]),
     (["threads=0"], ["threads=0", "at least 1"]),
     (["threads=all"], ["threads=all", "Integer"]),
-    (["quant.percentile=101"], ["quant.percentile=101", "at most at 100"]),
+    (["quant.percentile=101"], ["quant.percentile=101", "at most 100"]),
     (["quant.equalize=true"], ["quant.equalize=true", "quant.fold_batch_norm=true"]),
     (["quant.grid=apot", "quant.rounding=adaround"], ["quant.rounding=adaround", "apot"]),
     (["quant.mean_bits=3"], ["quant.mean_bits", "quant.mixed=true"]),

@@ -9,7 +9,8 @@ import torch
 from conftest import TINY, Outcome
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.config import Config, DataConfig
+from ptq_exp.config import Config
+from ptq_exp.data.options import DataOptions
 from ptq_exp.networks import build_model
 from ptq_exp.runs.device import check_device
 from ptq_exp.runs.preflight import check, check_all
@@ -58,7 +59,7 @@ def test_it_is_told_once_and_leaves_nothing(
 
 
 def test_jobs_that_can_succeed_are_not_held_up_by_one_that_cannot(tmp_path: Path) -> None:
-    good, bad = Config(data=DataConfig(name="digits")), Config(device="cuda:99")
+    good, bad = Config(data=DataOptions(name="digits")), Config(device="cuda:99")
     check_all([bad, good])
     with pytest.raises(UserError, match="cuda:99"):
         check_all([bad, bad])
@@ -95,7 +96,7 @@ def test_a_hundred_classes_are_not_advised_cifar10(deep: Path, tmp_path: Path) -
     torch.save(build_model("resnet", 7, depth=14).state_dict(), tmp_path / "seven.pt")
     for name, advice in {"hundred": "data=cifar100", "seven": "7 class folders"}.items():
         with pytest.raises(UserError, match=advice):
-            check(Config(checkpoint=str(tmp_path / f"{name}.pt"), data=DataConfig(name="digits")))
+            check(Config(checkpoint=str(tmp_path / f"{name}.pt"), data=DataOptions(name="digits")))
 
 
 def test_a_view_that_needs_another_layout_is_named_as_the_cause() -> None:
@@ -109,7 +110,7 @@ def test_a_view_that_needs_another_layout_is_named_as_the_cause() -> None:
 
     model = Viewing(torch.nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with pytest.raises(UserError, match=r"view size is not compatible.*x\.flatten\(1\)") as error:
-        check_images_fit(model, load(Config()), torch.device("cpu"))
+        check_images_fit(model, load(DataOptions(), Path("unused")), torch.device("cpu"))
     assert "data.resize" not in str(error.value)
 
 

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ptq_exp.config import Config, DataConfig, TrackingConfig
+from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
-from ptq_exp.networks.store import load_or_train
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.runs.device import pick_device
-from ptq_exp.runs.job import run
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.runs.device import pick_device, run
+from ptq_exp.runs.float_model import load_or_train
 from ptq_exp.training.step import TrainingStep
 
 pytestmark = [
@@ -28,8 +29,8 @@ pytestmark = [
 
 def test_a_job_runs_on_cuda_and_reaches_98_percent(tmp_path: Path) -> None:
     config = Config(
-        data=DataConfig(name="digits"), device="cuda", cache_dir=str(tmp_path / "cache"),
-        output_dir=str(tmp_path / "run"), tracking=TrackingConfig(enabled=False),
+        data=DataOptions(name="digits"), device="cuda", cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "run"), tracking=TrackingOptions(enabled=False),
     )  # fmt: skip
     metrics = run(config)
     assert metrics["top1_float"] >= 98
@@ -39,20 +40,20 @@ def test_a_job_runs_on_cuda_and_reaches_98_percent(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     device = pick_device("cuda")
-    config = Config(data=DataConfig(name="digits", train_limit=256), cache_dir=str(tmp_path))
+    config = Config(data=DataOptions(name="digits", train_limit=256), cache_dir=str(tmp_path))
     config = replace(config, trainer=replace(config.trainer, epochs=3), checkpoint="train")
-    data = load_dataset(config, device)
+    data = load_dataset(config.data, config.cache, device)
     first, second = (load_or_train(config, data, device).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_evaluation_and_quantization_agree_with_the_cpu(tmp_path: Path) -> None:
-    config = Config(data=DataConfig(name="digits", train_limit=512), cache_dir=str(tmp_path))
+    config = Config(data=DataOptions(name="digits", train_limit=512), cache_dir=str(tmp_path))
     config = replace(config, trainer=replace(config.trainer, epochs=4))
     results = {}
     for name in ("cuda", "cpu"):  # trained on the first, found in the store by the second
         device = pick_device(name)
-        data = load_dataset(config, device)
+        data = load_dataset(config.data, config.cache, device)
         trained = load_or_train(config, data, device)
         calibration = trained.normalize(data.train_images[:128])
         quant = replace(config.quant, act_bits=4)

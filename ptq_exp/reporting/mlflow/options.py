@@ -1,13 +1,30 @@
-"""Group `tracking`: where results are logged."""
+"""Where results are logged: the configuration group `tracking`."""
 
 from dataclasses import dataclass
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.options import option
 
 
 @dataclass
 class TrackingOptions:
-    """Group `tracking`: where results are logged."""
+    """Group `tracking`. The files of `conf/tracking` name only what they change."""
 
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str = "ptq_exp"
-    register: str | None = None
+    enabled: bool = option(True, "false: results go to the terminal and the run's folder only")
+    uri: str | None = option(
+        None,
+        "any MLflow tracking URI; null: the environment's MLFLOW_TRACKING_URI, else sqlite:///<project root>/mlflow.db",
+    )
+    experiment: str = option("ptq_exp", "the experiment's name in MLflow")
+    register: str | None = option(
+        None, "a name: every quantized network becomes a version of this model in MLflow's registry"
+    )
+
+    def check(self) -> None:
+        """Raise `UserError` for values that do not fit each other, and for a name that the registry refuses."""
+        if self.register is None:
+            return
+        if not self.enabled:
+            raise UserError("tracking.register needs an MLflow store: leave tracking=none out.")
+        if not self.register.strip() or set(self.register) & set("/:"):
+            raise UserError(f"tracking.register={self.register!r}: a model's name has no slash and no colon.")

@@ -1,0 +1,66 @@
+"""The configuration of one job: every group's options, and the keys that belong to no group."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.base.options import option
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config.presets import default_option
+from ptq_exp.data.options import DataOptions
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.training.options import TrainerOptions, TrainingOptions
+
+
+@dataclass
+class Config:
+    """The configuration of one job. `model`, `optimizer` and `scheduler` take any key; their values lie in YAML."""
+
+    model: dict[str, Any] = field(default_factory=lambda: default_option("model"))
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: dict[str, Any] = field(default_factory=lambda: default_option("optimizer"))
+    scheduler: dict[str, Any] = field(default_factory=lambda: default_option("scheduler"))
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    checkpoint: str = option(
+        "auto",
+        "auto: the stored model of this training configuration, else train and store it; train: train afresh; "
+        "or the path or URL of a checkpoint file",
+    )
+    device: str = option("auto", "auto: an unclaimed CUDA GPU if there is one, else the CPU; cuda, cuda:N, cpu")
+    threads: int | None = option(
+        None, "torch threads per job; null: all available cores, or the job's share of them", at_least=1
+    )
+    seed: int = option(
+        0, "initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration"
+    )
+    resume: bool = option(
+        False, "true: skip the jobs that finished with this very configuration, go on with the others"
+    )
+    fail_fast: bool = option(False, "true: a sweep stops at the first job that fails")
+    quiet: bool = option(
+        False, "true: only warnings, errors and the final table in the terminal; the log file has it all"
+    )
+    cache_dir: str | None = option(None, "decoded images and trained float models; null: <project root>/cache")
+    output_dir: str = option("outputs/run", "this run's files; everything logged to MLflow is here, too")
+    method: str = option("notebook", "the file that `quant` came from: with what was changed in it, the method's name")
+    searchpath: list[str] = option([], "where else files of conf/ may lie")
+    overrides: str = option("", "the command line without quant.bits: names the run and its series")
+    command: list[str] = option([], "all of it, as typed: the report says how to repeat a run")
+
+    @property
+    def calibration_seed(self) -> int:
+        """What decides the draw of the calibration images and of learned rounding."""
+        return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
+
+    @property
+    def cache(self) -> Path:
+        """Where decoded images and trained float models are kept between runs."""
+        return Path(self.cache_dir) if self.cache_dir else PROJECT_ROOT / "cache"
+
+    @property
+    def training(self) -> TrainingOptions:
+        """What decides the training of the float model."""
+        return TrainingOptions(self.trainer, self.optimizer, self.scheduler, self.seed)

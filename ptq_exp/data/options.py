@@ -1,0 +1,54 @@
+"""Which images, and how they reach the network: the configuration group `data`. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.base.options import option
+from ptq_exp.base.paths import PROJECT_ROOT
+
+
+@dataclass
+class DataOptions:
+    """Group `data`. The files of `conf/data` name only what they change."""
+
+    name: str = option("auto", "the file of ptq_exp/data that loads the images")
+    root: str | None = option(
+        None,
+        "CIFAR: the folder that holds the archive or its folder, null: <project root>/datasets; "
+        "image_folder: the folder or archive of the images, must be given",
+    )
+    mean: list[float] | None = option(
+        None, "of red, green and blue; null: the checkpoint's where it is known, else the data set's"
+    )
+    std: list[float] | None = option(None, "likewise", above=0)
+    resize: int | None = option(
+        None, "image_folder: pixels; null: take the images as they are, which must be of one size", at_least=1
+    )
+    skip_broken: bool = option(
+        False, "image_folder: true: leave out images that cannot be read, and say how many; false: stop at the first"
+    )
+    classes: list[str] | None = option(
+        None,
+        "image_folder: the class folders in the order of the network's outputs; null: as in classes.txt, else by name",
+    )
+    download: bool = option(True, "CIFAR: fetch and verify the archive where it is missing")
+    timeout: float = option(15.0, "seconds without an answer or a byte after which a download is given up", above=0)
+    validation_images: int = option(
+        0, "training images kept apart to choose the epoch on (trainer.select=best_validation)", at_least=0
+    )
+    train_limit: int | None = option(None, "use this many training images only (a quick look)", at_least=1)
+    test_limit: int | None = option(None, "use this many test images only", at_least=1)
+
+    @property
+    def folder(self) -> Path:
+        """Where CIFAR-10 and CIFAR-100 are looked for and downloaded to, unless `root` says otherwise."""
+        return Path(self.root).expanduser() if self.root else PROJECT_ROOT / "datasets"
+
+    def check(self) -> None:
+        """Raise `UserError` for values that do not fit each other."""
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != 3:
+                raise UserError(f"data.{key}={values} needs three numbers: red, green, blue.")
+        if self.classes is not None and self.name != "image_folder":
+            raise UserError(f"data.classes has no effect with data={self.name}, whose classes have a fixed order.")

@@ -1,0 +1,39 @@
+"""How the float model is trained: the configuration group `trainer`, with what else decides a training.
+
+Imports no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ptq_exp.base.options import option
+
+
+@dataclass
+class TrainerOptions:
+    """Group `trainer`. The files of `conf/trainer` name only what they change."""
+
+    epochs: int | None = option(None, "null: the data set's own recipe (CIFAR: 180)", at_least=1)
+    batch_size: int | None = option(None, "null: the data set's own recipe (CIFAR: 160)", at_least=1)
+    precision: str = option(
+        "fp32",
+        "of the training's arithmetic: fp32, or on CUDA tf32 or bf16, which are quicker",
+        choices=["fp32", "tf32", "bf16"],
+    )
+    fused: bool = option(False, "true: on CUDA, a CIFAR ResNet trains through our own kernels (docs/performance.md)")
+    select: str = option(
+        "last",
+        "the epoch that is kept: last, best_validation (needs data.validation_images), or best_test, which picks the "
+        "epoch on the test set and so reports an optimistic accuracy",
+        choices=["last", "best_test", "best_validation"],
+    )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """All that decides a training besides the network and the images."""
+
+    trainer: TrainerOptions
+    optimizer: dict[str, Any]  # `_target_`, a torch class, and its arguments; null where the data set's recipe decides
+    scheduler: dict[str, Any]
+    seed: int = 0
