@@ -9,10 +9,9 @@ import dataclasses
 import json
 from typing import Any
 
+from bench.harness import on_images
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
@@ -40,8 +39,7 @@ def main() -> None:
     figures = PROJECT_ROOT / "docs" / "figures"
     found: dict[str, Any] = {"hardware": hardware(device)}
     for test, archive in (("lossless", arguments.lossless), ("jpeg", arguments.jpeg)):
-        data = DataOptions(name="image_folder", root=archive, resize=32)
-        config = Config(data=data, checkpoint=arguments.checkpoint)
+        config = on_images(archive, None, arguments.checkpoint)
         dataset = load_dataset(config.data, config.cache, device)
         float_model = load_or_train(config, dataset, device)
         calibration = float_model.normalize(dataset.train_images[:64])

@@ -51,8 +51,8 @@ def later(work: Callable[..., None], *arguments: Any) -> None:
 
 
 def draw(figure: Callable[..., None], *arguments: Any) -> None:
-    """Call `figure`, a function of `ptq_exp.reporting.plots`, on plain `arguments`: in a process of low priority where a sweep
-    has called `start`. What is handed to `later` afterwards finds it drawn."""
+    """Call `figure`, a function of `ptq_exp.reporting.plots`, on plain `arguments`: in a process of low priority where
+    a sweep has called `start`. What is handed to `later` afterwards finds it drawn."""
     drawing = None
     if _artists is not None:
         with contextlib.suppress(BrokenProcessPool):
