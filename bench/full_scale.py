@@ -89,11 +89,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     def is_today(line: dict[str, Any]) -> bool:
         kind, name = line["task"][:2]
-        return (
-            _without_empty(line.get("recipe", {})) == recipes[name]
-            if kind == "float"
-            else is_current(line, configs[name])
-        )
+        if kind == "quantized":
+            return is_current(line, configs[name])
+        return _without_empty(line.get("recipe", {})) == recipes[name]
 
     return [line for line in lines if is_today(line)]
 
