@@ -37,7 +37,8 @@ def command_line() -> int:
     write_what_fits()
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    # argparse wants all overrides on one side of -m; people append to a command what they want changed.
+    # argparse wants all overrides on one side of -m, and people append to a command what they want changed. Its own
+    # remedy, parse_intermixed_args, is out of reach: Hydra makes the parser and calls parse_args.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
     try:

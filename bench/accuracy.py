@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from bench.harness import on_images, preset
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
-from ptq_exp.runs.device import pick_device
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.runs.float_model import FloatModel, load_or_train
+from ptq_exp.runs.device import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"
@@ -54,15 +52,6 @@ ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
 }
 
 
-def preset(name: str, **changes: Any) -> QuantConfig:
-    """The preset of conf/quant, read without Hydra."""
-    content = yaml.safe_load((PROJECT_ROOT / "conf" / "quant" / f"{name}.yaml").read_text())
-    learned = ReconstructionConfig(**content.pop("reconstruction", {}))
-    config = QuantConfig(**content | {"reconstruction": learned} | changes)
-    config.validate()
-    return config
-
-
 def main() -> None:
     """Measure what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -82,7 +71,8 @@ def main() -> None:
     tasks = [(row, seed) for seed in range(arguments.seeds) for row in arguments.rows if (row, seed) not in done]
     if tasks:
         for archive in (arguments.lossless, arguments.jpeg):  # decoded once, before the workers need them
-            load_dataset(_config(arguments, archive), torch.device("cpu"))
+            config = on_images(archive, arguments.cache)
+            load_dataset(config.data, config.cache, torch.device("cpu"))
         share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
     # The page is about one checkpoint; the table of another is printed only.
     table = write_table(read(arguments.results, sha256), RESULTS_PAGE if sha256 == CHECKPOINT else None)
@@ -106,18 +96,14 @@ def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
     return then is not None and all(now.get(key) == value for key, value in then.items() if key != "name")
 
 
-def _config(arguments: argparse.Namespace, archive: str) -> Config:
-    data = DataOptions(name="image_folder", root=archive, resize=32)
-    return Config(data=data, checkpoint=arguments.checkpoint, cache_dir=arguments.cache)
-
-
 def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str, Any]]:
     """Load the images and the network; the function that measures one row with one seed."""
     device = pick_device("auto")
-    lossless = load_dataset(_config(arguments, arguments.lossless), device)
-    jpeg = load_dataset(_config(arguments, arguments.jpeg), torch.device("cpu"))
+    config = on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
+    lossless = load_dataset(config.data, config.cache, device)
+    jpeg = load_dataset(on_images(arguments.jpeg, None).data, config.cache, torch.device("cpu"))
     jpeg_test = jpeg.test_images.to(device), jpeg.test_labels.to(device)
-    float_model = load_or_train(_config(arguments, arguments.lossless), lossless, device)
+    float_model = load_or_train(config, lossless, device)
     tests = {"lossless": (lossless.test_images, lossless.test_labels), "jpeg": jpeg_test}
     return lambda task: measure(*task, float_model, lossless.train_images, tests)
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from bench.accuracy import preset, write_between
+from bench.accuracy import write_between
+from bench.harness import on_images, preset
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
+from ptq_exp.config.compose import compose
+from ptq_exp.config.presets import parse
 from ptq_exp.data import load_dataset
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
@@ -122,7 +123,7 @@ def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
     values.pop("quant.bits", None)  # given apart
     base = preset(values.pop("quant"), act_bits=config.act_bits) if "quant" in values else config
     how = {"steps": steps} | ({"distill_steps": steps} if base.reconstruction.distill_steps else {})
-    found = {key.removeprefix("quant."): yaml.safe_load(value) for key, value in values.items()}
+    found = {key.removeprefix("quant."): parse(value) for key, value in values.items()}
     return dataclasses.replace(base, **found, reconstruction=dataclasses.replace(base.reconstruction, **how))
 
 
@@ -170,11 +171,11 @@ def _found(report: Report, config: QuantConfig) -> dict[str, Any]:
 
 def _config(arguments: argparse.Namespace, name: str) -> Config:
     if name in DIGITS:
-        model = Config().model | {"depth": DIGITS[name]}
-        return Config(model=model, data=DataOptions(name="digits"), cache_dir=arguments.cache)
+        return dataclasses.replace(compose("data=digits", f"model.depth={DIGITS[name]}"), cache_dir=arguments.cache)
     paths = {Path(path).name: path for path in (str(SHIPPED), *arguments.checkpoint)}
-    data = DataOptions(name="image_folder", root=arguments.images, resize=32, test_limit=arguments.test_images)
-    return Config(data=data, checkpoint=paths[name], cache_dir=arguments.cache)
+    config = on_images(arguments.images, arguments.cache, paths[name])
+    config.data.test_limit = arguments.test_images
+    return config
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, preset, write_between
+from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, write_between
+from bench.harness import on_images, preset
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
+from ptq_exp.config.compose import compose
 from ptq_exp.data import load_dataset
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks.store import save_weights
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
-from ptq_exp.training.options import TrainerOptions
+from ptq_exp.runs.device import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -63,7 +62,8 @@ def main() -> None:
             arguments.recipe += f", {key} {value}"
     started = time.time()
     for archive in (arguments.jpeg, arguments.lossless):  # decoded once, before the workers need them
-        load_dataset(_images(arguments, archive), torch.device("cpu"))
+        config = on_images(archive, arguments.cache)
+        load_dataset(config.data, config.cache, torch.device("cpu"))
     precision = arguments.precision or recipe(arguments.recipe).trainer.precision
     seeds = range(arguments.seeds)
     stages: list[list[Task]] = [[("float", arguments.recipe, precision, seed) for seed in seeds]]
@@ -85,11 +85,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The measurements so far, with the recipes and presets as they are now."""
     lines, configs = read_lines(path), {name: preset(name) for name in PRESETS}
     trained = {line["task"][1] for line in lines if line["task"][0] == "float"}
-    recipes = {name: described(recipe(name)) for name in trained}
+    recipes = {name: _without_empty(described(recipe(name))) for name in trained}
 
     def is_today(line: dict[str, Any]) -> bool:
         kind, name = line["task"][:2]
-        return line.get("recipe") == recipes[name] if kind == "float" else is_current(line, configs[name])
+        if kind == "quantized":
+            return is_current(line, configs[name])
+        return _without_empty(line.get("recipe", {})) == recipes[name]
 
     return [line for line in lines if is_today(line)]
 
@@ -102,36 +104,26 @@ def described(config: Config) -> dict[str, Any]:
     return {"trainer": kept, "optimizer": config.optimizer, "scheduler": config.scheduler}
 
 
+def _without_empty(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without the values that are null or false: later versions have more such keys."""
+    return {group: {key: value for key, value in values.items() if value} for group, values in recipe.items()}
+
+
 def recipe(name: str) -> Config:
-    """The configuration of conf/trainer, with the groups that it chooses, read without Hydra; `name` may go on with
-    keys of the trainer and their values, as in "fast, epochs 60"."""
+    """The configuration of the notebook or of a file of conf/trainer; `name` may go on with keys of the trainer and
+    their values, as in "fast, epochs 60"."""
     name, *changes = name.split(", ")
-    config = Config() if name == "notebook" else _read_recipe(name)  # the defaults are the notebook's
-    for change in changes:
-        key, value = change.split()
-        setattr(config.trainer, key, int(value))
-    return config
-
-
-def _read_recipe(name: str) -> Config:
-    conf = PROJECT_ROOT / "conf"
-    content = yaml.safe_load((conf / "trainer" / f"{name}.yaml").read_text())
-    chosen = {key.removeprefix("override /"): option for line in content["defaults"] for key, option in line.items()}
-    groups = {key: yaml.safe_load((conf / key / f"{option}.yaml").read_text()) for key, option in chosen.items()}
-    for group in groups.values():  # YAML 1.1 reads 5e-4 as text, Hydra as a number
-        group.update({k: float(v) for k, v in group.items() if isinstance(v, str) and v[0].isdigit()})
-    return Config(trainer=TrainerOptions(**content["trainer"]), **groups)
-
-
-def _images(arguments: argparse.Namespace, archive: str) -> Config:
-    return Config(data=DataOptions(name="image_folder", root=archive, resize=32), cache_dir=arguments.cache)
+    trainer = "default" if name == "notebook" else name
+    return compose(f"trainer={trainer}", *(f"trainer.{change.replace(' ', '=')}" for change in changes))
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
     """Load the images; the function that measures one task."""
     device = pick_device("auto")
-    jpeg = load_dataset(_images(arguments, arguments.jpeg), device)
-    lossless = load_dataset(_images(arguments, arguments.lossless), torch.device("cpu")).to(device)
+    images = on_images(arguments.jpeg, arguments.cache)
+    jpeg = load_dataset(images.data, images.cache, device)
+    archive = on_images(arguments.lossless, arguments.cache).data
+    lossless = load_dataset(archive, images.cache, torch.device("cpu")).to(device)
     tests = {
         "jpeg": (jpeg.test_images, jpeg.test_labels),
         "lossless": (lossless.test_images, lossless.test_labels),
@@ -141,7 +133,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         """The float network of one seed: from its file, else trained."""
         file = weights_file(arguments.weights, name, precision, seed)
         config = dataclasses.replace(
-            recipe(name), seed=seed, cache_dir=arguments.cache, data=_images(arguments, "").data,
+            recipe(name), seed=seed, cache_dir=arguments.cache, data=on_images("", None).data,
             checkpoint=str(file) if file.exists() else "train",  # "auto" gives the shipped one, whatever its precision
         )  # fmt: skip
         config.trainer.precision, config.trainer.fused = precision, arguments.fused

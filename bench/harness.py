@@ -3,6 +3,7 @@
 Absolute times of a shared machine mean little, so every benchmark runs what it is compared to beside it.
 """
 
+import dataclasses
 import json
 import platform
 import re
@@ -17,6 +18,9 @@ import torch
 
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.base.versions import installed
+from ptq_exp.config import Config
+from ptq_exp.config.compose import compose
+from ptq_exp.quantization.options import QuantConfig
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"
@@ -33,6 +37,20 @@ REMARKS = {
     ],
 }
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
+
+
+def preset(name: str, **changes: Any) -> QuantConfig:
+    """The method of a file of conf/quant with some keys changed."""
+    config = dataclasses.replace(compose(f"quant={name}").quant, **changes)
+    config.validate()
+    return config
+
+
+def on_images(root: str, cache: str | None, checkpoint: str = "auto") -> Config:
+    """The configuration that reads the images of an archive or a folder."""
+    config = compose("data=image_folder")
+    config.data.root, config.cache_dir, config.checkpoint = root, cache, checkpoint
+    return config
 
 
 def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:

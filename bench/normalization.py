@@ -16,6 +16,7 @@ import torch
 
 from bench.accuracy import RESULTS_PAGE, write_between
 from bench.full_scale import recipe
+from bench.harness import on_images
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
@@ -23,7 +24,6 @@ from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.data.normalization import KNOWN, Constants, candidates
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.evaluation.batch_norm_check import BatchNormCheck
 from ptq_exp.networks import build_model
@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train a ResNet-20 with each of the known constants")
     arguments = parser.parse_args()
     device = pick_device("auto")
-    config = Config(
-        data=DataOptions(name="image_folder", root=arguments.data_root, resize=32), cache_dir=arguments.cache
-    )
+    config = on_images(arguments.data_root, arguments.cache)
     dataset = load_dataset(config.data, config.cache, device)
     files = list(arguments.files)
     if arguments.train:

@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.accuracy import preset
-from bench.harness import rows_of, save
-from ptq_exp.config import Config
+from bench.harness import on_images, preset, rows_of, save
 from ptq_exp.data import load_dataset
-from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.options import ReconstructionConfig
@@ -43,8 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     device = pick_device("auto")
-    data = DataOptions(name="image_folder", root=arguments.images, resize=32)
-    config = Config(data=data, checkpoint=arguments.checkpoint)
+    config = on_images(arguments.images, None, arguments.checkpoint)
     dataset = load_dataset(config.data, config.cache, device)
     trained = load_or_train(config, dataset, device)
     order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))

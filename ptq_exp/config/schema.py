@@ -34,21 +34,25 @@ class Config:
         None, "torch threads per job; null: all available cores, or the job's share of them", at_least=1
     )
     seed: int = option(
-        0, "initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration"
+        0, "seed of initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration"
     )
-    resume: bool = option(
-        False, "true: skip the jobs that finished with this very configuration, go on with the others"
-    )
+    resume: bool = option(False, "true: skip the jobs that finished with this configuration")
     fail_fast: bool = option(False, "true: a sweep stops at the first job that fails")
     quiet: bool = option(
-        False, "true: only warnings, errors and the final table in the terminal; the log file has it all"
+        False, "true: show only warnings, errors and the final table in the terminal; the log file has everything"
     )
-    cache_dir: str | None = option(None, "decoded images and trained float models; null: <project root>/cache")
-    output_dir: str = option("outputs/run", "this run's files; everything logged to MLflow is here, too")
-    method: str = option("notebook", "the file that `quant` came from: with what was changed in it, the method's name")
-    searchpath: list[str] = option([], "where else files of conf/ may lie")
-    overrides: str = option("", "the command line without quant.bits: names the run and its series")
-    command: list[str] = option([], "all of it, as typed: the report says how to repeat a run")
+    cache_dir: str | None = option(
+        None, "folder of decoded images and trained float models; null: <project root>/cache"
+    )
+    output_dir: str = option(
+        "outputs/run", "folder of this run's files, which hold everything that is logged to MLflow"
+    )
+    method: str = option(
+        "notebook", "file of conf/quant that `quant` came from; with the changes to it, the method's name"
+    )
+    searchpath: list[str] = option([], "further folders for files of conf/")
+    overrides: str = option("", "command line without quant.bits: names the run and its series")
+    command: list[str] = option([], "whole command line as typed: the report says how to repeat a run")
 
     @property
     def calibration_seed(self) -> int:

@@ -19,26 +19,28 @@ class DataOptions:
         "image_folder: the folder or archive of the images, must be given",
     )
     mean: list[float] | None = option(
-        None, "of red, green and blue; null: the checkpoint's where it is known, else the data set's"
+        None, "mean of red, green and blue; null: the checkpoint's if it is known, else the data set's"
     )
-    std: list[float] | None = option(None, "likewise", above=0)
+    std: list[float] | None = option(None, "standard deviation of red, green and blue; null: as for mean", above=0)
     resize: int | None = option(
-        None, "image_folder: pixels; null: take the images as they are, which must be of one size", at_least=1
+        None,
+        "image_folder: side in pixels that images are scaled to; null: none, all images must be of one size",
+        at_least=1,
     )
     skip_broken: bool = option(
-        False, "image_folder: true: leave out images that cannot be read, and say how many; false: stop at the first"
+        False, "image_folder, true: leave out images that cannot be read, and report how many; false: stop at the first"
     )
     classes: list[str] | None = option(
         None,
         "image_folder: the class folders in the order of the network's outputs; null: as in classes.txt, else by name",
     )
     download: bool = option(True, "CIFAR: fetch and verify the archive where it is missing")
-    timeout: float = option(15.0, "seconds without an answer or a byte after which a download is given up", above=0)
+    timeout: float = option(15.0, "seconds without an answer or a byte after which a download is aborted", above=0)
     validation_images: int = option(
-        0, "training images kept apart to choose the epoch on (trainer.select=best_validation)", at_least=0
+        0, "training images set aside to choose the epoch on (trainer.select=best_validation)", at_least=0
     )
-    train_limit: int | None = option(None, "use this many training images only (a quick look)", at_least=1)
-    test_limit: int | None = option(None, "use this many test images only", at_least=1)
+    train_limit: int | None = option(None, "use only this many training images", at_least=1)
+    test_limit: int | None = option(None, "use only this many test images", at_least=1)
 
     @property
     def folder(self) -> Path:

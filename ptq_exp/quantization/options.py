@@ -15,9 +15,9 @@ class ReconstructionConfig:
     """How rounding is learned where `quant.rounding` asks for it."""
 
     up_to_bits: int = option(
-        6, "rounding is learned where some weights have at most this many bits: with more, nothing is left to gain"
+        6, "learn the rounding only if some weights have at most this many bits: with more, nothing is left to gain"
     )
-    act_up_to_bits: int = option(8, "and where activations are quantized to at most this many bits")
+    act_up_to_bits: int = option(8, "or if activations are quantized to at most this many bits")
     steps: int = option(1000, "optimizer steps per layer or block", above=0)
     batch_size: int = option(32, "images per step", above=0)
     lr: float = option(0.01, "learning rate of the rounding variables", above=0)
@@ -66,18 +66,18 @@ class QuantConfig:
     )
     alpha_rule: str = option(
         "first_conv_std",
-        "how the clipping value alpha is found: a rule of ptq_exp/quantization/rules",
+        "rule for the clipping value alpha (ptq_exp/quantization/rules)",
         kind="str: first_conv_std, std, max, percentile, mse, lp",
     )
-    alpha_multiplier: float = option(3.0, "first_conv_std and std: alpha is so many standard deviations", above=0)
-    percentile: float = option(99.9, "alpha_rule=percentile: percent of the weights inside", above=0, at_most=100)
-    lp_norm: float = option(2.4, "alpha_rule=lp: the power of the rounding error that is minimized", above=0)
+    alpha_multiplier: float = option(3.0, "first_conv_std and std: alpha in standard deviations", above=0)
+    percentile: float = option(99.9, "alpha_rule=percentile: percent of the weights within alpha", above=0, at_most=100)
+    lp_norm: float = option(2.4, "alpha_rule=lp: the norm of the rounding error that is minimized", above=0)
     granularity: str = option(
         "model",
-        "one alpha for the model, for each tensor, or for each output channel",
+        "weights that share an alpha: those of the model, a tensor, or an output channel",
         choices=["model", "tensor", "channel"],
     )
-    layers: str = option("conv", "conv, or all (with the linear layer)", choices=["conv", "all"])
+    layers: str = option("conv", "layers to quantize: conv, or all (with the linear layer)", choices=["conv", "all"])
     first_and_last: str = option(
         "same",
         "bits of the first and the last layer: same as the others, eight, or float",
@@ -95,28 +95,36 @@ class QuantConfig:
         kind="list[int or 1.6]",
     )
     mean_bits: float | None = option(
-        None, "mixed: the average to meet instead of quant.bits (stored bits, sign included)", above=0
+        None, "mixed: average to meet instead of quant.bits (stored bits, including the sign)", above=0
     )
-    size_budget: int | None = option(None, "mixed: the whole network's bytes to meet instead", above=0)
-    act_bits: int | None = option(None, "bits of every quantized layer's input; null: activations stay float")
-    act_alpha: float | None = option(None, "their clipping value; null: calibrated, layer by layer", above=0)
+    size_budget: int | None = option(None, "mixed: size of the whole network to meet instead, in bytes", above=0)
+    act_bits: int | None = option(None, "bits of the input of every quantized layer; null: activations stay float")
+    act_alpha: float | None = option(
+        None, "clipping value of the activations; null: calibrated for each layer", above=0
+    )
     act_rule: str = option(
-        "max", "how it is calibrated (percentile and mse: on a histogram)", kind="str: max, percentile, mse"
+        "max",
+        "rule for the activations' clipping values (percentile and mse use a histogram)",
+        kind="str: max, percentile, mse",
     )
-    act_percentile: float = option(99.99, "act_rule=percentile: percent of the values inside", above=0, at_most=100)
+    act_percentile: float = option(
+        99.99, "act_rule=percentile: percent of the values within the clipping value", above=0, at_most=100
+    )
     act_input_image: bool = option(False, "true: quantize the image that enters the first layer, too")
     act_residual: bool = option(False, "true: quantize the two operands of every residual addition, too")
     calibration_images: int = option(
-        1024, "seeded draw from the training images, used without their labels", at_least=1
+        1024, "calibration images, drawn from the training images by the seed; their labels are not used", at_least=1
     )
-    calibration_seed: int | None = option(None, "of that draw and of learned rounding; null: seed")
-    fold_batch_norm: bool = option(False, "true: into the convolutions, before quantization")
+    calibration_seed: int | None = option(None, "seed of that draw and of learned rounding; null: seed")
+    fold_batch_norm: bool = option(False, "true: fold batch norms into the convolutions before quantization")
     equalize: bool = option(False, "true: cross-layer equalization of weight ranges (needs fold_batch_norm)")
-    bias_correction: bool = option(False, "true: every channel's mean output becomes the float network's again")
-    batch_norm_reestimation: bool = option(False, "true: running statistics from calibration images; can do harm")
+    bias_correction: bool = option(False, "true: restore the float network's mean output of every channel")
+    batch_norm_reestimation: bool = option(
+        False, "true: re-estimate running statistics on calibration images; can do harm"
+    )
     rounding: str = option(
         "nearest",
-        "nearest, adaround (learned, layer by layer), block (learned, residual block by block)",
+        "how weights are rounded: nearest, adaround (learned for each layer), block (learned for each residual block)",
         choices=["nearest", "adaround", "block"],
     )
     reconstruction: ReconstructionConfig = option(ReconstructionConfig, "how rounding is learned")

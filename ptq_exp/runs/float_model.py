@@ -62,18 +62,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     config = replace(config, trainer=training.trainer, optimizer=training.optimizer, scheduler=training.scheduler)
     data = replace(config.data, mean=config.data.mean or list(dataset.mean), std=config.data.std or list(dataset.std))
     config = replace(config, data=data)
-    identity: dict[str, Any] = {
-        "model": options,
-        "data": dataset.fingerprint(),
-        "normalization": [config.data.mean, config.data.std],
-        "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],
-        "optimizer": config.optimizer,
-        "scheduler": config.scheduler,
-        "trainer": [config.trainer.epochs, config.trainer.batch_size, config.trainer.precision],
-        "seed": config.seed,
-    }
-    if config.trainer.fused:
-        identity["trainer"].append("fused")
+    identity = _identity(config, options, dataset)
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
     # Before what the store may hold: the same configuration gives the same network on every machine.
     if config.checkpoint == "auto" and (found := _shipped_instead(config, options, dataset, device, entry)):
@@ -105,6 +94,23 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     chosen = epoch.get(config.trainer.select, "best epoch on the validation images")
     source = f"{'trained' if history else 'found'} in the store ({entry.folder / stored}.safetensors, {chosen})"
     return FloatModel(model.eval(), normalize, float_digest, options, config, source, history)
+
+
+def _identity(config: Config, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """All that decides the weights of a training: the store knows a network by its digest."""
+    identity: dict[str, Any] = {
+        "model": options,
+        "data": dataset.fingerprint(),
+        "normalization": [config.data.mean, config.data.std],
+        "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],
+        "optimizer": config.optimizer,
+        "scheduler": config.scheduler,
+        "trainer": [config.trainer.epochs, config.trainer.batch_size, config.trainer.precision],
+        "seed": config.seed,
+    }
+    if config.trainer.fused:
+        identity["trainer"].append("fused")
+    return identity
 
 
 def _shipped_instead(

@@ -13,18 +13,22 @@ from ptq_exp.base.options import option
 class TrainerOptions:
     """Group `trainer`. The files of `conf/trainer` name only what they change."""
 
-    epochs: int | None = option(None, "null: the data set's own recipe (CIFAR: 180)", at_least=1)
-    batch_size: int | None = option(None, "null: the data set's own recipe (CIFAR: 160)", at_least=1)
+    epochs: int | None = option(
+        None, "epochs of the training; null: the data set's own recipe (CIFAR: 180)", at_least=1
+    )
+    batch_size: int | None = option(None, "images per step; null: the data set's own recipe (CIFAR: 160)", at_least=1)
     precision: str = option(
         "fp32",
-        "of the training's arithmetic: fp32, or on CUDA tf32 or bf16, which are quicker",
+        "precision of the training: fp32, or on CUDA tf32 or bf16, which are faster",
         choices=["fp32", "tf32", "bf16"],
     )
-    fused: bool = option(False, "true: on CUDA, a CIFAR ResNet trains through our own kernels (docs/performance.md)")
+    fused: bool = option(
+        False, "true: train a CIFAR ResNet through this project's own CUDA kernels (docs/performance.md)"
+    )
     select: str = option(
         "last",
-        "the epoch that is kept: last, best_validation (needs data.validation_images), or best_test, which picks the "
-        "epoch on the test set and so reports an optimistic accuracy",
+        "the epoch that is kept: last, best_validation (needs data.validation_images), or best_test, which chooses it "
+        "on the test set and so reports an optimistic accuracy",
         choices=["last", "best_test", "best_validation"],
     )
 

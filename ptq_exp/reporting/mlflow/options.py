@@ -17,7 +17,7 @@ class TrackingOptions:
     )
     experiment: str = option("ptq_exp", "the experiment's name in MLflow")
     register: str | None = option(
-        None, "a name: every quantized network becomes a version of this model in MLflow's registry"
+        None, "name of a model in MLflow's registry: every quantized network becomes a version of it; null: none"
     )
 
     def check(self) -> None:
