@@ -25,8 +25,8 @@ from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.runs.float_model import FloatModel, load_or_train
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import FloatModel, load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"

@@ -26,8 +26,8 @@ from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks.store import save_weights
 from ptq_exp.quantization.apply import quantize
-from ptq_exp.runs.float_model import load_or_train
 from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
 BITS = (2, 3, 4, 5, 6, 7, 8)
