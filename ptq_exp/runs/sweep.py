@@ -25,8 +25,8 @@ class Sweep:
 
         Raises `UserError` where an output cannot be used.
         """
-        write_sweep(self.start.folder, self.start.name, list(map(without_password, self.start.command)))
         self.reports.sweep_begins(self.start)
+        write_sweep(self.start.folder, self.start.name, list(map(without_password, self.start.command)))
         os.environ[SWEEP_VARIABLE] = str(self.start.folder)
         background.start()
 

@@ -25,15 +25,15 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
 ) -> None:
     """In the first sweep the jobs with 4 bits fail; the second does only those."""
     from ptq_exp.base.errors import UserError
-    from ptq_exp.runs import job as experiment
+    from ptq_exp.runs import job
 
-    def without_four_bits(model: Any, config: Any, bits: int, *arguments: Any) -> Any:
+    def without_four_bits(bits: int, *arguments: Any) -> Any:
         if bits == 4:
             raise UserError("The memory is full.")
-        return quantize(model, config, bits, *arguments)
+        return measure(bits, *arguments)
 
-    quantize = experiment.quantize
-    monkeypatch.setattr(experiment, "quantize", without_four_bits)
+    measure = job.measure_bit_width
+    monkeypatch.setattr(job, "measure_bit_width", without_four_bits)
     given = [*TINY, "quant.bits=3,4", "quant.alpha_multiplier=2,3", f"tracking.uri={store}", "-m"]
     first = cli(*given)
     assert first.code == 1
