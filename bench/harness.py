@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from ptq_exp.base.machine import installed
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.base.versions import installed
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"

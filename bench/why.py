@@ -14,8 +14,9 @@ from ptq_exp.config import Config, DataConfig
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks.store import load_or_train
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.reporting import plots
 from ptq_exp.runs.job import hardware, pick_device
 
@@ -43,14 +44,15 @@ def main() -> None:
         config = Config(data=data, checkpoint=arguments.checkpoint)
         dataset = load_dataset(config, device)
         float_model = load_or_train(config, dataset, device)
-        calibration = float_model.normalize(dataset.train_images[:64])
+        calibration = Calibration(float_model.normalize(dataset.train_images[:64]))
         images = dataset.test_images, dataset.test_labels, float_model.normalize
         baseline = evaluate(float_model.model, *images)
         series: dict[str, list[dict[str, Any]]] = {}
         for method, changes in METHODS.items():
             for bits in BITS:
-                network, report = quantize(float_model.model, QuantConfig(**changes), bits, calibration)
-                result = evaluate(network, *images)
+                quantized = quantize(float_model.model, QuantConfig(**changes), bits, calibration)
+                result = evaluate(quantized.network, *images)
+                report = quantized.report
                 low, high = result.interval()
                 row = {"bits": bits, "bits_mean": report.bits_mean, "top1": result.top1}
                 row |= {"top1_ci_low": low, "top1_ci_high": high}

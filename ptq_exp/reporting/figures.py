@@ -12,14 +12,13 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.allocation import pareto
-from ptq_exp.quantization.apply import prepare
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.quantize import Quantized
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.reporting import plots
 from ptq_exp.results.series import Row, as_series, labels, seed_groups, width, without_seed
 from ptq_exp.runs.background import draw, later
-from ptq_exp.runs.float_model import FloatModel
 
 BINS = 48  # of a layer's weights
 ACTIVATION_BINS = 64  # of its input; must divide the bins of the calibration
@@ -29,11 +28,11 @@ FURTHEST = 2.0  # times alpha; weights beyond are counted among the clipped, not
 
 
 def draw_bit_width(
-    folder: Path, row: Row, config: Config, float_model: FloatModel, dataset: Dataset, quantized: nn.Module,
-    report: Report, baseline: Evaluation, result: Evaluation, table: list[dict[str, Any]],
+    folder: Path, row: Row, config: Config, dataset: Dataset, quantized: Quantized,
+    baseline: Evaluation, result: Evaluation, table: list[dict[str, Any]],
 ) -> None:  # fmt: skip
     """The figures of one bit width. Those of the weights, which take longest, once a job: at its first bit width."""
-    suffix, widths = f"w{row['bits']}", config.quant.bit_widths()
+    suffix, widths, report = f"w{row['bits']}", config.quant.bit_widths(), quantized.report
     title = f"{width(row)}, {config.quant.name}, {config.model['name']}"
     if len(widths) == 1:  # several share a heat map
         draw(plots.levels_used, table, title, folder / f"levels_{suffix}.png")
@@ -41,9 +40,8 @@ def draw_bit_width(
     classes, by_class = list(dataset.classes), f"By class: {title}"
     draw(plots.confusion_change, classes, before, after, by_class, folder / f"confusion_{suffix}.png")
     if row["bits"] == widths[0]:
-        # Prepared here, not in the background: tracing a network changes how every thread calls modules.
-        reference = target_layers(prepare(float_model.model, config.quant), config.quant.layers)
-        panels = weight_panels(reference, quantized, report)
+        reference = target_layers(quantized.reference, config.quant.layers)
+        panels = weight_panels(reference, quantized.network, report)
         draw(plots.weight_densities, panels, f"Weights: {title}", folder / f"weights_{suffix}.png")
         name, first = next(iter(reference.items()))
         later(_density_figure, folder / "first_conv_density.png", name, first, config.model["name"], report)
@@ -53,7 +51,7 @@ def draw_bit_width(
     if report.sensitivity is not None:
         sizes = {layer.layer: layer.weights for layer in report.layers}
         curve = pareto(report.sensitivity, sizes, config.quant)
-        chosen = {layer.layer: layer.bits for layer in report.layers}
+        chosen = {layer.layer: layer.stored_bits for layer in report.layers}
         draw(plots.mixed_precision, curve, report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
 
 

@@ -18,7 +18,7 @@ from ptq_exp.base.text import read_text, write_text
 from ptq_exp.config import Config, digest
 from ptq_exp.data.image_folder import file_digest, source_digest
 from ptq_exp.networks.store import write_atomically
-from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
 from ptq_exp.results.series import Failure, Row, failure_line
 
 RESULTS_FILE = "results.json"  # complete or not there: rows, and all that is logged besides the artifacts

@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
@@ -16,6 +14,7 @@ from ptq_exp.evaluation.accuracy import Evaluation, drop_interval
 from ptq_exp.export.network_file import save_quantized
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import Quantized
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.reporting import figures
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, Row, verdict, width
@@ -94,15 +93,14 @@ def save_artifacts(
     config: Config,
     float_model: FloatModel,
     dataset: Dataset,
-    quantized: nn.Module,
-    report: Report,
+    quantized: Quantized,
     baseline: Evaluation,
     result: Evaluation,
 ) -> None:
     """The per-layer table, the quantized weights and the figures of one bit width."""
     folder.mkdir(parents=True, exist_ok=True)
     suffix = f"w{row['bits']}"
-    table = [dataclasses.asdict(layer) for layer in report.layers]
+    table = [dataclasses.asdict(layer) for layer in quantized.report.layers]
     _write_csv(folder / f"layers_{suffix}.csv", table)
     write_text(folder / f"layers_{suffix}.json", json.dumps([_without_infinities(line) for line in table], indent=1))
     about = {
@@ -114,10 +112,10 @@ def save_artifacts(
         "quant": dataclasses.asdict(config.quant) | {"bits": row["bits"]},
         "top1": row["top1"],
     }
-    save_quantized(quantized, folder / f"quantized_{suffix}.safetensors", about)
-    if report.sensitivity is not None:
-        write_text(folder / f"sensitivities_{suffix}.json", json.dumps(report.sensitivity, indent=1))
-    figures.draw_bit_width(folder, row, config, float_model, dataset, quantized, report, baseline, result, table)
+    save_quantized(quantized.network, folder / f"quantized_{suffix}.safetensors", about)
+    if quantized.report.sensitivity is not None:
+        write_text(folder / f"sensitivities_{suffix}.json", json.dumps(quantized.report.sensitivity, indent=1))
+    figures.draw_bit_width(folder, row, config, dataset, quantized, baseline, result, table)
 
 
 def save_sensitivity(folder: Path, bits: int, rows: list[Row], baseline: Evaluation) -> None:

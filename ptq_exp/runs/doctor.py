@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.machine import installed
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.base.versions import installed
 from ptq_exp.config import Config
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "numpy", "scipy", "safetensors", "matplotlib")

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ptq_exp.base.console import console, is_quiet, log, progress, set_quiet
 from ptq_exp.base.errors import UserError, check_choice
-from ptq_exp.base.gpus import claim
-from ptq_exp.base.machine import keep_freed_memory
+from ptq_exp.base.machine import claim, keep_freed_memory
 from ptq_exp.config import Config, digest, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.data import load_dataset
@@ -24,12 +22,9 @@ from ptq_exp.evaluation.accuracy import Evaluation, evaluate
 from ptq_exp.evaluation.plausibility import warn_if_implausible
 from ptq_exp.networks.store import Watch, load_or_train, weights_digest
 from ptq_exp.quantization.allocation import one_layer_at_a_time
-from ptq_exp.quantization.apply import prepare as prepare_float
-from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.memo import Memo
-from ptq_exp.quantization.report import Report
-from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.reporting import mlflow as tracking
 from ptq_exp.reporting.html.build import REPORT_FILE
 from ptq_exp.reporting.table import ResultTable
@@ -51,7 +46,7 @@ class Prepared:
     float_model: FloatModel
     baseline: Evaluation
     network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
-    calibrations: dict[tuple[int, int], tuple[Tensor, Memo]] = field(default_factory=dict)  # by number and seed
+    calibrations: dict[tuple[int, int], Calibration] = field(default_factory=dict)  # by number of images and seed
 
 
 def run(cfg: Any) -> dict[str, float]:
@@ -85,29 +80,28 @@ def run_job(config: Config, device: torch.device, key: str, ledger: jobs.Ledger,
         config = dataclasses.replace(config, model=float_model.config.model)  # a file may hold another depth
         name = run_name(config, dataset.name)
         job.rename(name)
-        calibration, memo = calibrate(shared, config)
+        calibration = calibrate(shared, config)
         rows = []
         for bits in config.quant.bit_widths():
             started = time.perf_counter()
-            quantized, report = quantize(
-                float_model.model, config.quant, bits, calibration, config.calibration_seed, show_progress,
-                reconstruction_store(config, shared, bits, device), memo,
-            )  # fmt: skip
+            store = reconstruction_store(config, shared, bits, device)
+            quantized = quantize(float_model.model, config.quant, bits, calibration, show_progress, store)
             seconds = time.perf_counter() - started
-            result = measure(quantized, dataset, float_model, f"Evaluating {bits} bits")
+            result = measure(quantized.network, dataset, float_model, f"Evaluating {bits} bits")
             if not math.isfinite(result.loss):
                 raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
             job.work_ended()
-            row = results.make_row(bits, config.quant, float_model, shared.baseline, result, dataset, report, seconds)
+            row = results.make_row(
+                bits, config.quant, float_model, shared.baseline, result, dataset, quantized.report, seconds
+            )
             rows.append(row)
             results.save_artifacts(
-                folder / "artifacts", row, config, float_model, dataset, quantized, report,
-                shared.baseline, result,
-            )  # fmt: skip
+                folder / "artifacts", row, config, float_model, dataset, quantized, shared.baseline, result
+            )
             log.info("%s", results.headline(row, config.quant.name))
             log.info("%s", row["diagnosis"])
             if config.quant.sensitivity:
-                measure_sensitivity(bits, quantized, report, config, shared, folder / "artifacts")
+                measure_sensitivity(bits, quantized, config, shared, folder / "artifacts")
                 job.work_ended()
         record = make_record(
             job, key, name, folder / "artifacts", rows, config, float_model, dataset, tags_of(config, shared, device)
@@ -206,16 +200,16 @@ def run_name(config: Config, dataset_name: str) -> str:
     return " ".join([f"w{widths}{activations}", method, str(config.model["name"]), dataset_name, *seed])
 
 
-def calibrate(shared: Prepared, config: Config) -> tuple[Tensor, Memo]:
-    """Normalized training images (N, 3, H, W), drawn by the calibration seed, their labels not looked at; and what jobs
-    with the same images share."""
+def calibrate(shared: Prepared, config: Config) -> Calibration:
+    """Normalized training images (N, 3, H, W), drawn by the calibration seed, their labels not looked at. Jobs with the
+    same images share it."""
     count, seed = config.quant.calibration_images, config.calibration_seed
     if (count, seed) not in shared.calibrations:
         images = shared.dataset.train_images
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         shared.calibrations.clear()  # one draw at a time: it can be large
         chosen = shared.float_model.normalize(images[order[:count].to(images.device)])
-        shared.calibrations[count, seed] = chosen, Memo()
+        shared.calibrations[count, seed] = Calibration(chosen, seed)
     return shared.calibrations[count, seed]
 
 
@@ -238,16 +232,14 @@ def reconstruction_store(config: Config, shared: Prepared, bits: int, device: to
     return config.cache / "reconstruction" / key[:16]
 
 
-def measure_sensitivity(
-    bits: int, quantized: torch.nn.Module, report: Report, config: Config, shared: Prepared, folder: Path
-) -> None:
+def measure_sensitivity(bits: int, quantized: Quantized, config: Config, shared: Prepared, folder: Path) -> None:
     """Accuracy with one layer's weights rounded at a time, to the bits it has in `quantized`: a table and a figure."""
     dataset, float_model = shared.dataset, shared.float_model
-    plan = {name: layer.bits for name, layer in quantized_layers(quantized).items()}
-    sqnr = {layer.layer: layer.sqnr_db for layer in report.layers}
+    plan = quantized.plan
+    sqnr = {layer.layer: layer.sqnr_db for layer in quantized.report.layers}
     rows = []
     with show_progress("Measuring sensitivities", len(plan)) as advance:
-        for name, network in one_layer_at_a_time(prepare_float(float_model.model, config.quant), config.quant, plan):
+        for name, network in one_layer_at_a_time(quantized.reference, config.quant, plan):
             result = evaluate(network, dataset.test_images, dataset.test_labels, float_model.normalize)
             drop = shared.baseline.top1 - result.top1
             row = {"layer": name, "bits": plan[name], "top1": result.top1, "top1_drop": drop, "loss": result.loss}

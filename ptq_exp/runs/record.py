@@ -10,8 +10,8 @@ import yaml
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.machine import installed
 from ptq_exp.base.text import read_text, write_text
-from ptq_exp.base.versions import installed
 from ptq_exp.config import Config, flatten
 from ptq_exp.config.method import words_of
 from ptq_exp.data.dataset import Dataset
@@ -28,7 +28,7 @@ from ptq_exp.runs.float_model import FloatModel
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
 # What a sweep draws of its jobs' layers.
-LAYER_KEYS = ("layer", "bits", "weights", "sqnr_db", "levels_used", "levels_available")
+LAYER_KEYS = ("layer", "stored_bits", "weights", "sqnr_db", "levels_used", "levels_available")
 
 
 def make_record(

@@ -56,7 +56,7 @@ def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Pa
 def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Path) -> None:
     """Layer x bits: the SQNR of the weights (dB) beside the share of levels that occur (percent).
 
-    `layers` holds one table for each `quant.bits`, its rows as for `levels_used`, with `bits` (stored) and `weights`
+    `layers` holds one table for each `quant.bits`, its rows as for `levels_used`, with `stored_bits` and `weights`
     (how many); an SQNR of None is infinite.
     """
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def layer_heat_map(layers: dict[int, list[dict[str, Any]]], title: str, path: Pa
 def _stored(rows: list[dict[str, Any]], bits: int) -> str:
     """The mean of the layers' stored bits, with `quant.bits` below where that is another number."""
     counts = [row.get("weights", 1) for row in rows]  # records of older versions have none
-    mean = number(sum(row["bits"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
+    mean = number(sum(row["stored_bits"] * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
     return mean if mean == str(bits) else f"{mean}\n({bits})"
 
 
