@@ -23,8 +23,9 @@ from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import FloatModel, load_or_train
 
@@ -121,14 +122,15 @@ def measure(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     calibration = float_model.normalize(images[order[:CALIBRATION_IMAGES].to(images.device)])
     started = time.perf_counter()
-    network, report = quantize(float_model.model, config, bits, calibration, seed)
+    quantized = quantize(float_model.model, config, bits, Calibration(calibration, seed))
     if images.is_cuda:
         torch.cuda.synchronize()
     line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
-    line |= {"checkpoint": float_model.digest[:16], "bits_mean": report.bits_mean, "size_bytes": report.size_bytes}
+    line |= {"checkpoint": float_model.digest[:16], "bits_mean": quantized.report.bits_mean}
+    line |= {"size_bytes": quantized.report.size_bytes}
     line |= {"quant": dataclasses.asdict(config)}
     for name, (test_images, labels) in tests.items():
-        line[name] = evaluate(network, test_images, labels, float_model.normalize).top1
+        line[name] = evaluate(quantized.network, test_images, labels, float_model.normalize).top1
         line[f"{name}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1
     return line
 

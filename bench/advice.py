@@ -24,10 +24,11 @@ from ptq_exp.config.compose import compose
 from ptq_exp.config.presets import parse
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.diagnosis import ACTIVATIONS, CLIPPING, FEW_LEVELS, ONE_RANGE, WIDE_RANGE, find
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.report import Report
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
@@ -151,9 +152,10 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         config = changed(before, change, arguments.steps)
         # The same stored bits: another grid may use the one that the sign takes.
         more = sign_on_top(before) - sign_on_top(config)
-        quantized, report = quantize(model, config, bits + more, calibration)
+        quantized = quantize(model, config, bits + more, Calibration(calibration))
+        report = quantized.report
         line = {"network": name, "situation": situation, "change": change, "bits_mean": report.bits_mean}
-        line |= {"top1": evaluate(quantized, *test).top1, "top1_float": top1_float}
+        line |= {"top1": evaluate(quantized.network, *test).top1, "top1_float": top1_float}
         return line | ({} if change else _found(report, config))
 
     return measure

@@ -18,8 +18,9 @@ from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import load_weights, read_checkpoint
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 
 BATCH = 160
 
@@ -40,9 +41,9 @@ def main() -> None:
     smooth = torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1)
     images, labels = (255 * smooth).byte(), torch.randint(0, 10, (arguments.images,), generator=generator)
     normalize = Normalizer(notebook.MEAN, notebook.STD, device)
-    calibration = normalize(images[:256].to(device))
-    weights_only, _ = quantize(model, QuantConfig(granularity="channel", alpha_rule="mse"), 4, calibration)
-    both, _ = quantize(model, QuantConfig(granularity="channel", alpha_rule="mse", act_bits=8), 4, calibration)
+    calibration = Calibration(normalize(images[:256].to(device)))
+    weights_only = quantize(model, QuantConfig(granularity="channel", alpha_rule="mse"), 4, calibration).network
+    both = quantize(model, QuantConfig(granularity="channel", alpha_rule="mse", act_bits=8), 4, calibration).network
 
     here, answers = (images.to(device), labels.to(device)), {}
     baseline, plain = "the notebook's validation loop", "plain loop over a tensor, batch 160"

@@ -25,7 +25,8 @@ from ptq_exp.config.compose import compose
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks.store import save_weights
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 
@@ -157,7 +158,8 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             order = torch.randperm(len(jpeg.train_images), generator=torch.Generator().manual_seed(seed))
             images = float_model.normalize(jpeg.train_images[order[:CALIBRATION_IMAGES].to(device)])
             config = preset(name)
-            model, report = quantize(float_model.model, config, int(variant), images, seed)
+            quantized = quantize(float_model.model, config, int(variant), Calibration(images, seed))
+            model, report = quantized.network, quantized.report
             line |= {
                 "quant": dataclasses.asdict(config),
                 "bits_mean": report.bits_mean,

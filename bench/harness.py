@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from ptq_exp.base.machine import installed
 from ptq_exp.base.paths import PROJECT_ROOT
-from ptq_exp.base.versions import installed
 from ptq_exp.config import Config
 from ptq_exp.config.compose import compose
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.steps import check_method
 
 RESULTS = PROJECT_ROOT / "bench" / "results"
 PAGE = PROJECT_ROOT / "docs" / "performance.md"
@@ -42,7 +43,7 @@ PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 def preset(name: str, **changes: Any) -> QuantConfig:
     """The method of a file of conf/quant with some keys changed."""
     config = dataclasses.replace(compose(f"quant={name}").quant, **changes)
-    config.validate()
+    check_method(config)
     return config
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from bench.harness import on_images, preset, rows_of, save
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import ReconstructionConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
@@ -48,10 +50,10 @@ def main() -> None:
     ours = preset("adaround", reconstruction=ReconstructionConfig(steps=arguments.steps, batch_size=BATCH))
     layers = len(target_layers(trained.model, "all"))
     makers: dict[str, Callable[[], nn.Module]] = {
-        "ours: AdaRound": lambda: quantize(trained.model, ours, arguments.bits, images)[0]
+        "ours: AdaRound": lambda: quantize(trained.model, ours, arguments.bits, Calibration(images)).network
     }
     if AIMET:
-        folded = prepare(trained.model, ours)
+        folded = quantize(trained.model, replace(ours, rounding="nearest"), 8, Calibration(images)).reference
         makers["AIMET: AdaRound"] = lambda: aimet(folded, images, arguments.bits, arguments.steps)
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     top1: dict[str, float] = {}

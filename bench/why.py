@@ -13,8 +13,9 @@ from bench.harness import on_images
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.reporting import plots
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import Series
@@ -48,7 +49,7 @@ def main() -> None:
         config = on_images(archive, None, arguments.checkpoint)
         dataset = load_dataset(config.data, config.cache, device)
         float_model = load_or_train(config, dataset, device)
-        calibration = float_model.normalize(dataset.train_images[:64])
+        calibration = Calibration(float_model.normalize(dataset.train_images[:64]))
         images = dataset.test_images, dataset.test_labels, float_model.normalize
         baseline = evaluate(float_model.model, *images)
         shared = Shared(dataset, dataset.fingerprint(), float_model, baseline, network_digest="")
@@ -56,8 +57,9 @@ def main() -> None:
         for method, changes in METHODS.items():
             own = dataclasses.replace(config, quant=QuantConfig(**changes))
             for bits in BITS:
-                network, report = quantize(float_model.model, own.quant, bits, calibration)
-                result = make_result(bits, own, shared, report, evaluate(network, *images), quantize_seconds=0.0)
+                quantized = quantize(float_model.model, own.quant, bits, calibration)
+                evaluation = evaluate(quantized.network, *images)
+                result = make_result(bits, own, shared, quantized.report, evaluation, quantize_seconds=0.0)
                 series.setdefault(method, []).append(result)
         # The layers do not depend on the test images: kept once, at 4 bits.
         found[test] = {

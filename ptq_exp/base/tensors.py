@@ -1,24 +1,30 @@
-"""safetensors files with a checksum: a flipped bit is an error, not another number."""
+"""safetensors files with a checksum: a flipped bit is an error, not another number.
+
+What needs torch is imported where it is used, so that importing this module costs nothing.
+"""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def save_checked(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
+def save_checked(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, Any]) -> None:
     """Write contiguous CPU tensors with `metadata` (JSON) and the SHA-256 of both."""
+    from safetensors.torch import save
+
     content = json.dumps(metadata)
     path.write_bytes(save(tensors, {"ptq_exp": content, "sha256": _digest(tensors, content)}))
 
 
-def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checked(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Tensors and metadata. Raises `ValueError` where they are not what was written, `SafetensorError` or `OSError`
     where there is nothing to read."""
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
@@ -28,7 +34,7 @@ def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(content)
 
 
-def _digest(tensors: dict[str, Tensor], content: str) -> str:
+def _digest(tensors: "dict[str, Tensor]", content: str) -> str:
     sha = hashlib.sha256(content.encode())
     for name in sorted(tensors):
         value = tensors[name]

@@ -61,8 +61,10 @@ def _refuse_unknown(node: Any, prefix: str = "") -> None:
 
 def validate(config: Config) -> None:
     """Raise `UserError` for the first impossible value; nothing has been computed by then."""
+    from ptq_exp.quantization.steps import check_method  # needs torch, which --help must not import
+
     check_options(config)
-    config.quant.validate()
+    check_method(config.quant)
     config.data.check()
     config.tracking.check()
     if config.trainer.select == "best_validation" and config.data.validation_images == 0:

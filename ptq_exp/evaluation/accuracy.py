@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.quantization.corrections import fold_batch_norm
+from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 
 # Images a batch. The activations of 16 images stay in the caches of one core.
 CPU_BATCH, CUDA_BATCH = 16, 2000

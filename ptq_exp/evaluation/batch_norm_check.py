@@ -4,7 +4,6 @@ A batch norm stores the mean and the variance of what it saw in training. On the
 constants and sent through the right layers, the same values arrive again. No label is needed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,9 @@ from ptq_exp.base.console import log
 from ptq_exp.data.dataset import Dataset, fixed_shuffle
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.normalization import Constants, candidates
-from ptq_exp.quantization.reconstruction import StopForward
+from ptq_exp.quantization.hooks import BATCH, Inputs, StopForward, watching
 
 IMAGES = 512  # of the training images: sampling noise is then 0.001 nats per channel
-BATCH = 128
 FEWEST_BATCHES = 100  # of a training, before its running statistics describe what it sees
 # A divergence that the images alone can cause: JPEG files for a network trained on lossless ones stay below 0.03 (0.01
 # in the first layer), permuted layers or a missing shortcut give 0.05 to 3.
@@ -104,30 +102,22 @@ class BatchNormCheck:
         normalize = Normalizer(constants.mean, constants.std, images.device)
         sums: dict[str, Tensor] = {}
 
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                channels = inputs[0].transpose(0, 1).flatten(1).double()
-                count = torch.full_like(channels[:, 0], channels.shape[1])
-                moments = torch.stack([count, channels.sum(1), channels.square().sum(1)])
-                sums[name] = sums[name] + moments if name in sums else moments
-                if first_layer_only:
-                    raise StopForward
-
-            return add
+        def add(name: str, inputs: Inputs) -> None:
+            channels = inputs[0].transpose(0, 1).flatten(1).double()
+            count = torch.full_like(channels[:, 0], channels.shape[1])
+            moments = torch.stack([count, channels.sum(1), channels.square().sum(1)])
+            sums[name] = sums[name] + moments if name in sums else moments
+            if first_layer_only:
+                raise StopForward
 
         training = self.model.training
-        handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in self.norms.items()]
         try:
             self.model.eval()
-            for batch in images.split(BATCH):
-                try:
-                    self.model(normalize(batch))
-                except StopForward:
-                    continue
+            with watching(self.model, self.norms, inputs=add) as forward:
+                for batch in images.split(BATCH):
+                    forward(normalize(batch))
         finally:
             self.model.train(training)
-            for handle in handles:
-                handle.remove()
         return {name: _divergence(self.norms[name], *moments) for name, moments in sums.items()}
 
 

@@ -1,5 +1,9 @@
-"""Which layers follow which, read off the network's graph (torch.fx), and what the graph proves about them."""
+"""Which layers follow which, read off the network's graph (torch.fx), and what the graph proves about them.
 
+Every function takes `opaque`, classes of modules that are not looked into, besides layers and norms.
+"""
+
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Iterator
@@ -9,21 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.quantization.layers import ActivationQuantizer
 
 # Between two layers these leave a positive factor per channel where it is: f(s x) = s f(x).
 _POINTWISE_MODULES = (nn.ReLU, nn.Identity, nn.Dropout)
 _POINTWISE_FUNCTIONS = {F.relu, torch.relu}
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)  # channel by channel, of images
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}  # functions, and methods of tensors
+
+Classes = tuple[type[nn.Module], ...]
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into layers and norms, also of a class derived from torch's, nor into a quantizer, which asks its
-    input for more than a symbol can answer."""
+    """Does not look into layers and norms, also of a class derived from torch's, nor into `opaque` modules."""
+
+    def __init__(self, opaque: Classes):
+        super().__init__()
+        self.leaves = (*opaque, nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaves = (ActivationQuantizer, nn.Conv2d, nn.Linear, nn.BatchNorm2d)
-        return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Graph:
@@ -32,9 +40,9 @@ class Graph:
     Raises `UserError` where the network cannot be traced.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, opaque: Classes = ()):
         try:
-            self.nodes = list(_Tracer().trace(model).nodes)
+            self.nodes = list(_Tracer(opaque).trace(model).nodes)
         except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
             raise UserError(
                 f"The network cannot be traced ({error}), which batch-norm folding and equalization need. Set "
@@ -86,13 +94,13 @@ def _attribute(model: nn.Module, name: str) -> object:
     return found
 
 
-def batch_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]:
     """(convolution, batch norm) for every batch norm that can be folded, as far as the graph proves it.
 
     The norm is all that uses the convolution's output, either is called once, the weights are the convolution's own,
     and the norm has running statistics: without them it uses those of the batch.
     """
-    graph = Graph(model)
+    graph = Graph(model, opaque)
     pairs = []
     for node in graph.nodes:
         norm = graph.module(node)
@@ -107,10 +115,10 @@ def batch_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
-def layer_pairs(model: nn.Module) -> list[tuple[str, str]]:
+def layer_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]:
     """(layer, next layer) where nothing but ReLU, pooling and the like stands between, and no branch; either is called
     once and nothing else uses its parameters."""
-    graph = Graph(model)
+    graph = Graph(model, opaque)
     pairs = []
     for node in graph.nodes:
         first = graph.module(node)
@@ -141,3 +149,55 @@ def _passes(graph: Graph, node: fx.Node) -> bool:
 def _all_channels(index: object) -> bool:
     """Whether x[index] takes part of the rows and columns of every channel."""
     return isinstance(index, tuple) and len(index) == 4 and index[:2] == (slice(None), slice(None))
+
+
+def additions(model: nn.Module, opaque: Classes = ()) -> list[str]:
+    """The modules that compute nothing but the sum of their two inputs, as the joints of residual networks do."""
+    return [name for name, module in model.named_modules() if _is_addition(module, opaque)]
+
+
+def _is_addition(module: nn.Module, opaque: Classes) -> bool:
+    try:
+        if len(inspect.signature(module.forward).parameters) != 2:
+            return False  # almost every module: tracing takes longer
+    except (TypeError, ValueError):  # not written in Python
+        return False
+    inputs, nodes = _traced(module, opaque)
+    if len(nodes) != 1 or len(inputs) != 2 or not _is_join(nodes[0]):
+        return False
+    # In this order or the other, and without a factor.
+    return set(nodes[0].args) == set(inputs) and not nodes[0].kwargs
+
+
+def blocks(model: nn.Module, opaque: Classes = ()) -> list[str]:
+    """The smallest modules with one input that hold a join, which is an addition of two branches, besides layers.
+
+    The network itself is not one of its blocks. A network that cannot be traced has none.
+    """
+    if not _traced(model, opaque)[1]:
+        return []
+    found = [name for name, module in model.named_modules() if name and _is_block(module, opaque)]
+    return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+
+
+def _is_block(module: nn.Module, opaque: Classes) -> bool:
+    if not any(isinstance(inner, nn.Conv2d | nn.Linear) for inner in list(module.modules())[1:]):
+        return False
+    inputs, nodes = _traced(module, opaque)
+    return len(inputs) == 1 and any(map(_is_join, nodes))
+
+
+def _traced(module: nn.Module, opaque: Classes) -> tuple[list[fx.Node], list[fx.Node]]:
+    """A module's inputs and what it does with them, traced on its own; nothing where it cannot be traced."""
+    try:
+        nodes = list(_Tracer(opaque).trace(module).nodes)
+    except Exception:  # fx raises whatever the forward function raises on symbolic inputs
+        return [], []
+    return [n for n in nodes if n.op == "placeholder"], [n for n in nodes if n.op not in ("placeholder", "output")]
+
+
+def _is_join(node: fx.Node) -> bool:
+    """Whether two tensors are added that are both computed: neither a number nor a parameter."""
+    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
+        return False
+    return len([source for source in node.all_input_nodes if source.op != "get_attr"]) == 2

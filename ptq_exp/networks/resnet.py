@@ -22,9 +22,7 @@ class PadShortcut(nn.Module):
 
 
 class Addition(nn.Module):
-    """The sum of a block's two branches, as a module so that its operands can be quantized."""
-
-    quantize_inputs = True  # what quantization looks for
+    """The sum of a block's two branches, as a module, so that its operands can be quantized."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
@@ -32,8 +30,6 @@ class Addition(nn.Module):
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. Shapes: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
-
-    reconstruction_unit = True  # what block reconstruction looks for
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str):
         super().__init__()

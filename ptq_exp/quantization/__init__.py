@@ -1,1 +1,1 @@
-"""Post-training quantization. Knows torch and nothing else of the package but its error type."""
+"""Post-training quantization. Knows torch and, of the rest of the package, `base` and `networks.graph` alone."""

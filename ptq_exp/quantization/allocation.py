@@ -1,7 +1,7 @@
 """Mixed precision: how much every layer suffers at every bit width, and the best plan that a budget allows."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.quantization.activations import additions
+from ptq_exp.networks.graph import additions
+from ptq_exp.quantization.context import Context, shown
+from ptq_exp.quantization.distillation import distill
 from ptq_exp.quantization.grids import stored_bits
-from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.hooks import BATCH
+from ptq_exp.quantization.layers import OPAQUE, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.progress import Progress, shown
-from ptq_exp.quantization.reconstruction import distill
 from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
 
-BATCH = 256
 IMAGES = 512  # of the calibration images, for the sensitivities
 LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for one sensitivity, up to so many bits
 
@@ -42,7 +41,7 @@ def one_layer_at_a_time(
 
 @torch.no_grad()
 def sensitivities(
-    reference: nn.Module, config: QuantConfig, images: Tensor, progress: Progress | None = None
+    reference: nn.Module, config: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
 ) -> Sensitivities:
     """For every layer and candidate width, how far the logits move when only this layer's weights are quantized.
 
@@ -56,18 +55,16 @@ def sensitivities(
     names = list(target_layers(reference, config.layers))
     found: Sensitivities = {name: {} for name in names}
     learned = config.reconstruction.distill_steps > 0
-    steps = len(names) * len(config.mixed_candidates)
-    with shown(progress, "Measuring sensitivities", steps) as advance:
-        for bits in config.mixed_candidates:
-            adapt = learned and bits <= LEARNED_UP_TO
-            plan = dict.fromkeys(names, bits)
-            measured = (
-                _adapted(reference, config, plan, images) if adapt else one_layer_at_a_time(reference, config, plan)
-            )
-            for name, network in measured:
-                got = _log_probabilities(network, probe)
-                found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
-                advance()
+    for bits in config.mixed_candidates:
+        plan = dict.fromkeys(names, bits)
+        if learned and bits <= LEARNED_UP_TO:
+            measured = _adapted(reference, config, plan, images)
+        else:
+            measured = one_layer_at_a_time(reference, config, plan)
+        for name, network in measured:
+            got = _log_probabilities(network, probe)
+            found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
+            advance()
     return found
 
 
@@ -109,7 +106,7 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, confi
         total = sum(weights.values())
         smallest = sum(weights[n] * min(stored_bits(b, config.sign_bit, config.grid) for b in widths) for n in names)
         raise UserError(
-            f"No plan has {budget / total:.2f} bits a weight: with quant.mixed_candidates={widths} the smallest has "
+            f"No plan has {budget / total:.2f} bits per weight: with quant.mixed_candidates={widths} the smallest has "
             f"{smallest / total:.2f}."
         )
     chosen = solved.x.reshape(len(names), len(widths)).argmax(1)
@@ -130,25 +127,37 @@ def pareto(
     return curve
 
 
-def plan_mixed(
-    reference: nn.Module, config: QuantConfig, bits: int, images: Tensor, memo: Memo, progress: Progress | None = None
-) -> tuple[dict[str, float], Sensitivities]:
-    """The plan for the budget that `config` names: `mean_bits`, or `size_budget` bytes, or what `bits` everywhere
-    would take."""
-    layers = target_layers(reference, config.layers)
+def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
+    """The plan for the budget that the options name: `mean_bits`, or `size_budget` bytes, or what the context's bits
+    everywhere would take; and the sensitivities that it comes from."""
+    options, reference = context.options, context.reference
+    layers = target_layers(reference, options.layers)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
     total = sum(weights.values())
-    if config.size_budget is not None:
-        state = reference.state_dict()
-        rest = 32 * (sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - total)
-        scales = 64 * sum(layer.weight.shape[0] if config.granularity == "channel" else 1 for layer in layers.values())
-        # What quantization adds in float32: activation ranges, and biases where there were none.
-        ranges = 32 * (len(layers) + 2 * len(additions(reference))) if config.act_bits is not None else 0
-        channels = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
-        budget = 8.0 * config.size_budget - rest - scales - ranges - 32 * channels * config.bias_correction
+    if options.size_budget is not None:
+        budget = 8.0 * options.size_budget - _bits_besides_codes(reference, options)
     else:
-        budget = (config.mean_bits or stored_bits(bits, config.sign_bit, config.grid)) * total
+        budget = (options.mean_bits or stored_bits(context.bits, options.sign_bit, options.grid)) * total
     # They depend on the method, not on the budget.
-    method = replace(config, act_bits=None, bits=0, mean_bits=None, size_budget=None, name="")
-    found = memo.once(("sensitivities", repr(method)), lambda: sensitivities(reference, method, images, progress))
-    return allocate(found, weights, budget + 1e-6, config), found
+    method = replace(options, act_bits=None, bits=0, mean_bits=None, size_budget=None, name="")
+
+    def measure() -> Sensitivities:
+        torch.manual_seed(context.calibration.seed)
+        steps = len(layers) * len(method.mixed_candidates)
+        with shown(context.progress, "Measuring sensitivities", steps) as advance:
+            return sensitivities(reference, method, context.images, advance)
+
+    found = context.calibration.once(("sensitivities", reference, repr(method)), measure)
+    return allocate(found, weights, budget + 1e-6, options), found
+
+
+def _bits_besides_codes(reference: nn.Module, options: QuantConfig) -> int:
+    """What a quantized network stores in float32: what stays float, scales, and what quantization adds."""
+    layers, state = target_layers(reference, options.layers), reference.state_dict()
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
+    scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
+    # Added are activation ranges, and biases where there were none.
+    ranges = len(layers) + 2 * len(additions(reference, OPAQUE)) if options.act_bits is not None else 0
+    biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
+    return 32 * (rest + 2 * scales + ranges + biases * options.bias_correction)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptq_exp.base.machine import triton_works
 from ptq_exp.quantization.grids import Grid, activation_grid
-from ptq_exp.training.fused import fake_quantize, usable
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -43,10 +43,24 @@ class ActivationQuantizer(nn.Module):
     def _infer(self, x: Tensor) -> Tensor:
         """The same without a gradient, in as few passes over memory as there are."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-        if usable(x.device) and dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32:
-            return fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
+        simple = dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32
+        if simple and triton_works(x.device, _try_kernel):
+            return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
         scale = self._scale()  # in place after the division: new memory costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
+
+
+OPAQUE = (ActivationQuantizer,)  # whoever traces a network must not look into it: it asks a symbol too much
+
+
+def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
+    from ptq_exp.quantization.activation_kernel import fake_quantize  # needs Triton, which not every machine has
+
+    return fake_quantize(x, alpha, low, high)
+
+
+def _try_kernel(device: torch.device) -> None:
+    _fake_quantize(torch.ones(1, device=device), torch.ones((), device=device), 0, 1)
 
 
 class QuantizedLayer(nn.Module):

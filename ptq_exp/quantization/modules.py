@@ -20,6 +20,15 @@ def copy_network(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that computes what `model` does, its weights plain parameters without a gradient."""
+    network = copy_network(model).eval()
+    materialize(network)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
 @torch.no_grad()
 def materialize(model: nn.Module) -> None:
     """Turn every weight that is computed when its module is called into a plain parameter of that value, in place.

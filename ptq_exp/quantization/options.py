@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ptq_exp.base.errors import UserError, check_choice
-from ptq_exp.base.options import check_options, option
+from ptq_exp.base.options import option
 
 BITS_RANGE = range(1, 17)
 TERNARY = 1.6  # bits of a weight with three levels: five of them share a byte, 3^5 = 243
@@ -137,73 +136,3 @@ class QuantConfig:
         if self.size_budget is not None and isinstance(self.bits, list | tuple):
             return list(self.bits[:1])
         return list(self.bits) if isinstance(self.bits, list | tuple) else [self.bits]
-
-    def validate(self) -> None:
-        """Raise `UserError` for a value or a combination that no method can use."""
-        # Rules are functions, which may be added, and need torch, which --help must not import.
-        from ptq_exp.quantization.activations import OBSERVERS
-        from ptq_exp.quantization.ranges import ALPHA_RULES
-
-        check_options(self, "quant.")
-        check_choice("quant.alpha_rule", self.alpha_rule, ALPHA_RULES)
-        check_choice("quant.act_rule", self.act_rule, OBSERVERS)
-        self._validate_bits()
-        self._validate_combinations()
-
-    def _validate_bits(self) -> None:
-        from ptq_exp.quantization.grids import TWO_SIDED
-
-        widths, two_sided = self.bit_widths(), self.grid in TWO_SIDED
-        if not widths:
-            raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
-        for key, bits in (
-            [("quant.bits", b) for b in widths]
-            + [(f"quant.layer_bits.{name}", b) for name, b in self.layer_bits.items()]
-            + [("quant.mixed_candidates", b) for b in self.mixed_candidates if self.mixed]
-        ):
-            if bits == TERNARY and two_sided and key != "quant.bits":
-                continue
-            _check_bits(key, bits)
-            if bits == 1 and self.sign_bit == "included" and not two_sided:
-                raise UserError(
-                    f"{key}=1 with quant.sign_bit=included leaves no level but zero. Use 2 bits (three levels), "
-                    f"quant.sign_bit=extra, or quant.grid=float_zero_point."
-                )
-        if len(set(widths)) < len(widths):
-            raise UserError(f"quant.bits={widths} names a bit width twice.")
-        if self.act_bits is not None:
-            _check_bits("quant.act_bits", self.act_bits)
-
-    def _validate_combinations(self) -> None:
-        if self.equalize and not self.fold_batch_norm:
-            raise UserError("quant.equalize=true needs quant.fold_batch_norm=true: it moves scale between layers.")
-        if self.batch_norm_reestimation and self.fold_batch_norm:
-            raise UserError("quant.batch_norm_reestimation=true needs quant.fold_batch_norm=false: no norm is left.")
-        if self.rounding != "nearest" and self.grid == "apot":
-            raise UserError(f"quant.rounding={self.rounding} needs a uniform grid. Allowed with apot: nearest.")
-        if self.reconstruction.distill_steps and self.grid == "apot":
-            raise UserError("quant.reconstruction.distill_steps needs a uniform grid, not quant.grid=apot.")
-        if self.grid == "power_of_two" and self.reconstruction.distill_steps:
-            raise UserError("quant.reconstruction.distill_steps learns scales, which quant.grid=power_of_two fixes.")
-        if self.mean_bits is not None and self.size_budget is not None:
-            raise UserError("quant.mean_bits and quant.size_budget are two names of one limit. Give one of them.")
-        if (self.mean_bits or self.size_budget) and not self.mixed:
-            raise UserError("quant.mean_bits and quant.size_budget have no effect without quant.mixed=true.")
-        if self.mixed and (self.layer_bits or self.first_and_last != "same"):
-            raise UserError("quant.mixed=true chooses every layer's bits: leave layer_bits and first_and_last alone.")
-        several = bool(self.layer_bits) or self.first_and_last == "eight"
-        if several and self.granularity == "model" and self.alpha_rule in ("mse", "lp"):
-            raise UserError(
-                f"quant.alpha_rule={self.alpha_rule} finds the best range for one bit width: layers of several widths "
-                f"cannot share it. Set quant.granularity=channel or tensor."
-            )
-        if self.mixed and self.granularity == "model":
-            raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")
-
-
-def _check_bits(key: str, bits: object) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS_RANGE:
-        raise UserError(
-            f"{key}={bits} is not a bit width. Allowed: whole numbers from {BITS_RANGE.start} to "
-            f"{BITS_RANGE.stop - 1}, or a list of them, {key}='[4,8]' for example."
-        )

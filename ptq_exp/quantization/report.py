@@ -1,15 +1,17 @@
 """What quantization did to every layer, and what the quantized network weighs."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ptq_exp.quantization.activations import Observation
+from ptq_exp.quantization.context import Context
+from ptq_exp.quantization.grids import stored_bits
+from ptq_exp.quantization.hooks import Inputs, watching
 from ptq_exp.quantization.layer_report import LayerReport
-from ptq_exp.quantization.layers import QuantizedLayer
+from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import unique_state
 from ptq_exp.quantization.sparsity import percent_zero
 
@@ -22,7 +24,7 @@ class Report:
     """The per-layer table and the totals."""
 
     layers: list[LayerReport]
-    bits_mean: float  # stored bits a quantized weight, sign included, over all quantized weights
+    bits_mean: float  # stored bits per weight (including sign), the mean over all quantized weights
     sensitivity: dict[str, dict[float, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
     activations: dict[str, Observation]  # the layers whose input is quantized, as calibrated
     size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
@@ -70,33 +72,42 @@ def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[
     calls one after the other. Vectors."""
     found: dict[str, list[Tensor]] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        # A copy: a ReLU that works in place comes next.
-        return lambda _, __, output: found.setdefault(name, []).append(output.clone())
+    def keep(name: str, _: Inputs, output: Tensor) -> None:
+        found.setdefault(name, []).append(output.clone())  # a copy: a ReLU that works in place comes next
 
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    network(images[:IMAGES])
-    for handle in handles:
-        handle.remove()
+    with watching(network, names, outputs=keep) as forward:
+        forward(images[:IMAGES])
     return {name: torch.cat([x.flatten() for x in several]) for name, several in found.items()}
 
 
-def make_report(
-    model: nn.Module,
-    rows: list[LayerReport],
-    sensitivity: dict[str, dict[float, float]] | None = None,
-    activations: dict[str, Observation] | None = None,
-) -> Report:
-    """Totals of a quantized `model` whose layers are described by `rows`."""
-    weights = sum(row.weights for row in rows)
+def make_report(context: Context) -> Report:
+    """The report on a context's quantized network, after the last step."""
+    options, network, weights = context.options, context.network, context.weights()
+    wanted = context.calibration.once(
+        ("outputs", context.reference, options.layers),
+        lambda: layer_outputs(context.reference, list(weights), context.images),
+    )
+    found = layer_outputs(network, list(context.plan), context.images)
+    # A layer that does not run loses nothing.
+    outputs = {name: sqnr_db(wanted[name], found[name]) if name in wanted else math.inf for name in context.plan}
+    rows = [
+        layer_report(name, layer, weights[name], stored_bits(layer.bits, options.sign_bit, options.grid), outputs[name])
+        for name, layer in quantized_layers(network).items()
+    ]
     code_bits = sum(row.weights * row.stored_bits for row in rows)
+    bits_mean = code_bits / sum(row.weights for row in rows)
+    size = math.ceil(code_bits / 8) + FLOAT_BYTES * _float_numbers(network, {row.layer for row in rows})
+    return Report(rows, bits_mean, context.sensitivity, context.observed, size)
+
+
+def _float_numbers(network: nn.Module, quantized: set[str]) -> int:
+    """How many float32 numbers a quantized network stores besides the codes of the layers called `quantized`."""
     floats = 0
-    for name, tensor in unique_state(model).items():
+    for name, tensor in unique_state(network).items():
         # A symmetric grid has no zero-point to store.
         replaced = name.endswith((".codes", "num_batches_tracked")) or (
             name.endswith(".zero_point") and not tensor.any()
         )
-        if not replaced and name.removesuffix(".layer.weight") not in {row.layer for row in rows}:
+        if not replaced and name.removesuffix(".layer.weight") not in quantized:
             floats += tensor.numel()
-    size = math.ceil(code_bits / 8) + FLOAT_BYTES * floats
-    return Report(rows, code_bits / weights, sensitivity, activations or {}, size)
+    return floats

@@ -16,7 +16,7 @@ from ptq_exp.base.files import digest, file_digest, write_atomically
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.config import Config
 from ptq_exp.data.image_folder import source_digest
-from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
 from ptq_exp.results.files import VERSION, write_failure
 from ptq_exp.results.records import Failure
 

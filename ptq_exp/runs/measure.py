@@ -19,12 +19,10 @@ from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
 from ptq_exp.export.network_file import save_quantized
 from ptq_exp.quantization.allocation import one_layer_at_a_time
-from ptq_exp.quantization.apply import prepare as prepare_float
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import diagnose
-from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
-from ptq_exp.quantization.rounding import RECONSTRUCTION_VERSION
 from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
@@ -38,30 +36,24 @@ def measure_bit_width(
 
     Raises `UserError` where the quantized network answers with numbers that are not finite.
     """
-    calibration, memo = shared.calibration(config)
+    calibration, store = shared.calibration(config), reconstruction_store(config, shared, bits, device)
     started = time.perf_counter()
-    network, report = quantize(
-        shared.float_model.model, config.quant, bits, calibration, config.calibration_seed, show_progress,
-        reconstruction_store(config, shared, bits, device), memo,
-    )  # fmt: skip
+    quantized = quantize(shared.float_model.model, config.quant, bits, calibration, show_progress, store)
     seconds = time.perf_counter() - started
-    evaluation = shared.measure(network, f"Evaluating {bits} bits")
+    evaluation = shared.measure(quantized.network, f"Evaluating {bits} bits")
     if not math.isfinite(evaluation.loss):
         raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
-    result = make_result(bits, config, shared, report, evaluation, seconds)
-    reference = prepare_float(shared.float_model.model, config.quant)
+    result = make_result(bits, config, shared, quantized.report, evaluation, seconds)
     model = str(config.model["name"])
-    figures = BitWidthFigures(
-        result, config.quant, model, shared.dataset, reference, network, report, shared.baseline, evaluation
-    )
+    figures = BitWidthFigures(result, config.quant, model, shared.dataset, quantized, shared.baseline, evaluation)
     artifacts.mkdir(parents=True, exist_ok=True)
-    save_tables(artifacts, result, report)
-    save_network(artifacts, result, config, shared, network)
+    save_tables(artifacts, result, quantized.report)
+    save_network(artifacts, result, config, shared, quantized.network)
     figures.draw(artifacts)
     log.info("%s", headline(result, config.quant.name))
     log.info("%s", result.diagnosis)
     if config.quant.sensitivity:
-        measure_sensitivity(result, network, reference, config, shared, artifacts)
+        measure_sensitivity(result, quantized, config, shared, artifacts)
     return result
 
 
@@ -163,16 +155,15 @@ def save_network(
 
 
 def measure_sensitivity(
-    result: BitWidthResult, network: torch.nn.Module, reference: torch.nn.Module, config: Config, shared: Shared,
-    artifacts: Path,
-) -> None:  # fmt: skip
-    """Accuracy with one layer's weights rounded at a time, to the bits it has in `network`: a table and a figure."""
+    result: BitWidthResult, quantized: Quantized, config: Config, shared: Shared, artifacts: Path
+) -> None:
+    """Accuracy with one layer's weights rounded at a time, to the bits it has in the plan: a table and a figure."""
     dataset = shared.dataset
-    plan = {name: layer.bits for name, layer in quantized_layers(network).items()}
+    plan = quantized.plan
     sqnr = {layer.layer: layer.sqnr_db for layer in result.layers}
     rows: list[dict[str, Any]] = []
     with show_progress("Measuring sensitivities", len(plan)) as advance:
-        for name, single in one_layer_at_a_time(reference, config.quant, plan):
+        for name, single in one_layer_at_a_time(quantized.reference, config.quant, plan):
             found = evaluate(single, dataset.test_images, dataset.test_labels, shared.float_model.normalize)
             drop = result.top1_float - found.top1
             row = {"layer": name, "bits": plan[name], "top1": found.top1, "top1_drop": drop, "loss": found.loss}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ptq_exp.base.console import log, progress
 from ptq_exp.base.files import digest
@@ -16,7 +16,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation, evaluate
 from ptq_exp.evaluation.plausibility import warn_if_implausible
 from ptq_exp.networks.store import weights_digest
-from ptq_exp.quantization.memo import Memo
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.runs.device import hardware
 from ptq_exp.runs.float_model import FloatModel, load_or_train
 from ptq_exp.runs.images import load_images
@@ -32,22 +32,21 @@ class Shared:
     float_model: FloatModel
     baseline: Evaluation
     network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
-    calibrations: dict[tuple[int, int], tuple[Tensor, Memo]] = field(default_factory=dict)  # by number and seed
+    calibrations: dict[tuple[int, int], Calibration] = field(default_factory=dict)  # by number of images and seed
 
     def measure(self, network: nn.Module, description: str) -> Evaluation:
         """What `network` answers on the test images."""
         return _measure(network, self.dataset, self.float_model, description)
 
-    def calibration(self, config: Config) -> tuple[Tensor, Memo]:
-        """Normalized training images (N, 3, H, W), drawn by the calibration seed without their labels; and what
-        jobs with the same images share."""
+    def calibration(self, config: Config) -> Calibration:
+        """Training images drawn by the calibration seed, without their labels. Jobs with the same images share it."""
         count, seed = config.quant.calibration_images, config.calibration_seed
         if (count, seed) not in self.calibrations:
             images = self.dataset.train_images
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
             self.calibrations.clear()  # one draw at a time: it can be large
             chosen = self.float_model.normalize(images[order[:count].to(images.device)])
-            self.calibrations[count, seed] = chosen, Memo()
+            self.calibrations[count, seed] = Calibration(chosen, seed)
         return self.calibrations[count, seed]
 
 

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ptq_exp.quantization.apply import prepare, quantize
+from ptq_exp.quantization.corrections import correct_biases, output_means
+from ptq_exp.quantization.reconstruction import collect
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks.graph import batch_norm_pairs, layer_pairs
-from ptq_exp.quantization.apply import prepare, quantize
-from ptq_exp.quantization.corrections import correct_biases, output_means
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
-from ptq_exp.quantization.reconstruction import collect
 
 CHANNELS = 4
 FOLDED = QuantConfig(

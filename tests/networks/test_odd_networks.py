@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import TINY, Outcome, network
 from PIL import Image
+from ptq_exp.quantization.apply import quantize
 from torch import Tensor, nn
 
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.augmentation import random_crop_and_flip
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from ptq_exp.quantization.apply import quantize
 
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.diagnosis import (
     ACTIVATIONS,
     CLIPPING,

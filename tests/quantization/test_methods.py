@@ -13,15 +13,7 @@ import torch
 from conftest import ROOT, TINY, Outcome, network
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-
-from ptq_exp.base.errors import UserError
-from ptq_exp.export.network_file import load_quantized, save_quantized
-from ptq_exp.networks import build_model
-from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
-from ptq_exp.quantization.allocation import allocate, sensitivities
 from ptq_exp.quantization.apply import prepare, quantize
-from ptq_exp.quantization.augmentation import mix_pairs
 from ptq_exp.quantization.corrections import (
     correct_biases,
     equalize,
@@ -29,6 +21,14 @@ from ptq_exp.quantization.corrections import (
     output_means,
     reestimate_batch_norm,
 )
+from torch import nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.export.network_file import load_quantized, save_quantized
+from ptq_exp.networks import build_model
+from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
+from ptq_exp.quantization.allocation import allocate, sensitivities
+from ptq_exp.quantization.augmentation import mix_pairs
 from ptq_exp.quantization.grids import (
     LevelGrid,
     UniformGrid,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ptq_exp.quantization.apply import quantize
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.grids import Grid, activation_grid, parameters, weight_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig

@@ -11,11 +11,11 @@ import torch
 from conftest import TINY, Outcome
 from example_records import job, layer, result
 from PIL import Image
+from ptq_exp.quantization.apply import prepare, quantize
 
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import target_layers

@@ -38,13 +38,13 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     first = cli(*given)
     assert first.code == 1
     assert "FAILED quant.bits=4 quant.alpha_multiplier=2: The memory is full." in first.out
-    monkeypatch.setattr(experiment, "quantize", quantize)
+    monkeypatch.setattr(job, "measure_bit_width", measure)
     second = cli(*given, "resume=true")
     assert second.code == 0, second.err
     assert second.out.count("finished before, not run again") == 2
     assert second.out.count("results go to") == 2
-    for job in tmp_path.glob("outputs/*/*/*/results.json"):  # the report of the second sweep shows them all
-        assert list((job.parent / "artifacts").glob("confusion_w*.png")), job
+    for file in tmp_path.glob("outputs/*/*/*/results.json"):  # the report of the second sweep shows them all
+        assert list((file.parent / "artifacts").glob("confusion_w*.png")), file
     runs = all_runs(store)
     parents = [run for run in runs if run.info.run_name.startswith("sweep")]
     assert [run.info.status for run in runs] == ["FINISHED"] * 7  # 4 jobs, 2 curves, 1 parent

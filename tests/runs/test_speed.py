@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Outcome
+from ptq_exp.quantization.apply import quantize
+from ptq_exp.quantization.memo import Memo
 from torch import nn
 
 from bench import accuracy, evaluation, full_scale, harness, training
@@ -21,8 +23,6 @@ from ptq_exp.base import background
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate, for_inference
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.memo import Memo
 from ptq_exp.quantization.options import QuantConfig
 
 CPU = torch.device("cpu")

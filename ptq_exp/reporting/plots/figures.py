@@ -13,6 +13,7 @@ from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.quantization.allocation import pareto
 from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import Quantized
 from ptq_exp.quantization.report import Report
 from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.reporting import plots
@@ -31,9 +32,7 @@ class BitWidthFigures:
     options: QuantConfig
     model: str  # the network's name
     dataset: Dataset
-    reference: nn.Module  # the float network as it was quantized: folded and equalized where that was asked for
-    network: nn.Module  # the quantized one
-    report: Report
+    quantized: Quantized
     baseline: Evaluation
     evaluation: Evaluation
 
@@ -48,19 +47,19 @@ class BitWidthFigures:
         draw(plots.confusion_change, classes, before, after, f"By class: {title}", folder / f"confusion_{suffix}.png")
         if self.result.bits == widths[0]:
             self._draw_weights(folder, suffix, title)
-        if self.report.sensitivity is not None:
-            sizes = {layer.layer: layer.weights for layer in self.report.layers}
-            curve = pareto(self.report.sensitivity, sizes, self.options)
-            chosen = {layer.layer: layer.stored_bits for layer in self.report.layers}
-            draw(plots.mixed_precision, curve, self.report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
+        if self.quantized.report.sensitivity is not None:
+            sizes = {layer.layer: layer.weights for layer in self.quantized.report.layers}
+            curve = pareto(self.quantized.report.sensitivity, sizes, self.options)
+            chosen = {layer.layer: layer.stored_bits for layer in self.quantized.report.layers}
+            draw(plots.mixed_precision, curve, self.quantized.report.bits_mean, chosen, folder / f"pareto_{suffix}.png")
 
     def _draw_weights(self, folder: Path, suffix: str, title: str) -> None:
-        reference = target_layers(self.reference, self.options.layers)
-        panels = weight_panels(reference, self.network, self.report)
+        reference = target_layers(self.quantized.reference, self.options.layers)
+        panels = weight_panels(reference, self.quantized.network, self.quantized.report)
         draw(plots.weight_densities, panels, f"Weights: {title}", folder / f"weights_{suffix}.png")
         name, first = next(iter(reference.items()))
-        later(_density_figure, folder / "first_conv_density.png", name, first, self.model, self.report)
-        if inputs := activation_panels(self.report):
+        later(_density_figure, folder / "first_conv_density.png", name, first, self.model, self.quantized.report)
+        if inputs := activation_panels(self.quantized.report):
             shown = f"{self.options.act_bits}-bit activations: {title}"
             draw(plots.activation_histograms, inputs, shown, folder / f"activations_{suffix}.png")
 

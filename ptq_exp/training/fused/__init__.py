@@ -1,38 +1,26 @@
-"""Triton kernels for CUDA: a CIFAR ResNet's training pass, and the quantization of activations."""
+"""Triton kernels for CUDA: a CIFAR ResNet's training pass."""
 
-import importlib.util
-import os
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.base.machine import triton_works
 from ptq_exp.networks.resnet import BasicBlock, PadShortcut, ResNet
 
 
-@cache
 def usable(device: torch.device) -> bool:
-    """Whether kernels run there: Triton is installed, finds the C compiler it needs, and knows the device (or
-    interprets its kernels, as tests do)."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        return False
-    try:
-        fake_quantize(torch.ones(1, device=device), torch.ones((), device=device), 0, 1)
-    except Exception:  # Triton's, the compiler's or the driver's: there are many
-        return False
-    return True
+    """Whether the kernels run on `device`."""
+    return triton_works(device, _try_kernel)
 
 
-def fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
-    """See `activation.fake_quantize`."""
-    from ptq_exp.training.fused import activation
+def _try_kernel(device: torch.device) -> None:
+    from ptq_exp.training.fused.weights import add_up_weights  # needs Triton, which not every machine has
 
-    return activation.fake_quantize(x, alpha, low, high)
+    table = torch.tensor([0, 1, 1, 0, 0], device=device)
+    partial, total = torch.ones(1, device=device), torch.zeros(1, device=device)
+    add_up_weights[(1,)](partial, total, table, BLOCK=16, CHUNK=1)
 
 
 def fuse(model: nn.Module, precision: str, images: torch.Size | None = None) -> Callable[[Tensor], Tensor] | None:

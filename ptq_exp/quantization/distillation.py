@@ -1,0 +1,74 @@
+"""Distillation: the whole quantized network learns to answer like the float network."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
+from ptq_exp.quantization.hooks import BATCH
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+from ptq_exp.quantization.learned_weights import LearnedWeights
+from ptq_exp.quantization.learning import freeze_alphas, learn_alphas, minimize, pixels_first
+from ptq_exp.quantization.options import ReconstructionConfig
+
+AHEAD = 50  # batches that the float network answers at once
+
+
+def distill(
+    model: nn.Module,
+    reference: nn.Module,
+    images: Tensor,
+    how: ReconstructionConfig,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Let the whole quantized network answer like the float one: weights, scales, biases and clipping values, in place.
+
+    The loss is the Kullback-Leibler divergence of the logits (Hinton et al. 2015) on augmented calibration images;
+    no label is looked at. The rate falls to zero along half a cosine; it is in levels for weights, and relative for
+    scales and clipping values, which are learned as logarithms.
+    """
+    steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
+    learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
+    quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    logs = learn_alphas(quantizers, lr)
+    biases = [layer.layer.bias for layer in learned.layers if layer.layer.bias is not None]
+    for bias in biases:
+        bias.requires_grad_(True)
+    rate = torch.tensor(lr, device=images.device)
+    pixels = pixels_first(images[:1]).expand(batch_size, -1, -1, -1)
+    batches = pixels.repeat(min(steps, AHEAD), 1, 1, 1, 1)
+    with torch.no_grad():
+        wanted = reference(images[:1])[None].repeat(len(batches), batch_size, 1)
+    turn = torch.zeros(1, dtype=torch.long, device=images.device)
+
+    @torch.no_grad()
+    def draw_batches() -> None:
+        chosen = torch.randint(len(images), (len(batches) * batch_size,), device=images.device)
+        augmented = mix_pairs(random_crop_and_flip(images[chosen]), how.distill_mixup)
+        batches.copy_(augmented.permute(0, 2, 3, 1).view_as(batches))
+        answers = [reference(part).log_softmax(1) for part in augmented.split(BATCH)]
+        wanted.copy_(torch.cat(answers).view_as(wanted))
+
+    def loss() -> Tensor:
+        for quantizer, log_alpha in zip(quantizers, logs, strict=False):
+            quantizer.alpha = log_alpha.exp()
+        learned()
+        logits = model(batches.index_select(0, turn)[0].permute(0, 3, 1, 2))
+        answer = wanted.index_select(0, turn)[0]
+        return F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
+
+    def schedule(number: int) -> None:
+        if number % len(batches) == 0:
+            draw_batches()
+        turn.fill_(number % len(batches))
+        rate.fill_(0.5 * lr * (1 + math.cos(math.pi * number / steps)))
+
+    parameters = [*learned.parameters(), *biases, *logs]
+    minimize(loss, [{"params": parameters, "lr": rate}], steps, schedule, advance)
+    freeze_alphas(quantizers, logs)
+    for bias in biases:
+        bias.requires_grad_(False)
+    learned.finish()

@@ -1,0 +1,49 @@
+"""Forward passes with a look at what enters or leaves some of a network's modules."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor, nn
+
+BATCH = 256  # images at a time; only memory depends on it
+
+Inputs = tuple[Tensor, ...]
+
+
+class StopForward(Exception):
+    """Ends a forward pass early: what follows is not needed."""
+
+
+@contextlib.contextmanager
+def watching(
+    model: nn.Module,
+    names: Iterable[str],
+    inputs: Callable[[str, Inputs], None] | None = None,
+    outputs: Callable[[str, Inputs, Tensor], None] | None = None,
+) -> Iterator[Callable[[Tensor], None]]:
+    """Yields a function that sends a batch of images through `model`.
+
+    At every call of a module called one of `names`, `inputs(name, inputs)` is called before it runs and
+    `outputs(name, inputs, output)` afterwards. Either may raise `StopForward`, which ends the batch's pass.
+    """
+
+    def before(name: str) -> Callable[[nn.Module, Inputs], None]:
+        return lambda _, given: inputs(name, given) if inputs else None
+
+    def after(name: str) -> Callable[[nn.Module, Inputs, Tensor], None]:
+        return lambda _, given, output: outputs(name, given, output) if outputs else None
+
+    def forward(batch: Tensor) -> None:
+        with contextlib.suppress(StopForward):
+            model(batch)
+
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        handles += [module.register_forward_pre_hook(before(name))] if inputs else []
+        handles += [module.register_forward_hook(after(name))] if outputs else []
+    try:
+        yield forward
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,132 @@
+"""What everything learned has in common: when it pays, a store of results, clipping values, the optimizer's loop."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ptq_exp.base.machine import tf32
+from ptq_exp.base.tensors import load_checked, save_checked
+from ptq_exp.quantization.context import Context
+from ptq_exp.quantization.layers import ActivationQuantizer
+from ptq_exp.quantization.modules import load_unique_state, unique_state
+
+RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that no older unit is taken from the store
+
+
+def worth_learning(context: Context) -> bool:
+    """Whether some weights have at most `reconstruction.up_to_bits` bits, or the activations at most
+    `reconstruction.act_up_to_bits`: otherwise rounding to nearest loses next to nothing."""
+    options, how = context.options, context.options.reconstruction
+    coarse_activations = options.act_bits is not None and options.act_bits <= how.act_up_to_bits
+    return min(context.plan.values()) <= how.up_to_bits or coarse_activations
+
+
+def learn_once(context: Context, unit: nn.Module, name: str, number: int, learn: Callable[[], None]) -> None:
+    """Let `learn` change `unit` in place, or take from the context's store what was kept there under `name`.
+
+    What is kept for another plan is not taken. `number` gives the unit random draws of its own.
+    """
+    torch.manual_seed(context.calibration.seed * 1000 + number)
+    file = context.store / f"{name}.safetensors" if context.store else None
+    if file and _restore(unit, file, context.plan):
+        return
+    learn()
+    if file:
+        _keep(unit, file, context.plan)
+
+
+def _keep(unit: nn.Module, file: Path, plan: dict[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
+    save_checked({key: x.cpu().contiguous() for key, x in unique_state(unit).items()}, partial, {"plan": plan})
+    partial.replace(file)
+
+
+def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
+    """Load a unit reconstructed before; False where there is none, or of other bit widths, or the file is damaged."""
+    try:
+        tensors, about = load_checked(file)
+        if about["plan"] != plan:  # sensitivities are measured: another machine's may give another plan
+            return False
+        load_unique_state(unit, tensors)
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
+        return False
+    return True
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as (N, H, W, C): a batch of them then has the layout that convolutions are quickest in."""
+    return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
+
+
+def learn_alphas(quantizers: list[ActivationQuantizer], lr: float) -> list[nn.Parameter]:
+    """One parameter for each quantizer, the logarithm of alpha: steps are relative, and alpha stays positive."""
+    if lr == 0:
+        return []
+    logs = [nn.Parameter(q.alpha.detach().log()) for q in quantizers]
+    for quantizer in quantizers:
+        del quantizer.alpha
+    return logs
+
+
+def freeze_alphas(quantizers: list[ActivationQuantizer], logs: list[nn.Parameter]) -> None:
+    """Keep the values that `learn_alphas`' parameters have now."""
+    for quantizer, log_alpha in zip(quantizers, logs, strict=False):
+        del quantizer.alpha
+        quantizer.register_buffer("alpha", log_alpha.detach().exp())
+
+
+def minimize(
+    loss: Callable[[], Tensor],
+    groups: list[dict[str, Any]],
+    steps: int,
+    schedule: Callable[[int], None],
+    advance: Callable[[], None],
+) -> None:
+    """Adam on `groups` for `steps` steps; `schedule` is called with a step's number before it.
+
+    On CUDA the step is captured once as a graph and replayed: its kernels are far too small to be launched one by
+    one. `loss` and `schedule` must therefore keep what changes in tensors on the device.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    cuda = parameters[0].is_cuda
+    optimizer = torch.optim.Adam(groups, capturable=cuda, fused=cuda)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with tf32(True):  # what is learned this way is noisy anyhow, and convolutions take half the time
+            loss().backward()
+        optimizer.step()
+
+    if not cuda:
+        for number in range(steps):
+            schedule(number)
+            step()
+            advance()
+        return
+    before = [p.detach().clone() for p in parameters]
+    stream = torch.cuda.Stream()
+    schedule(0)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    with torch.no_grad():  # the warm-up steps did not happen
+        for p, value in zip(parameters, before, strict=True):
+            p.copy_(value)
+        for state in optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+    for number in range(steps):
+        schedule(number)
+        graph.replay()
+        advance()

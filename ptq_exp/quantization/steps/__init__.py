@@ -1,0 +1,31 @@
+"""The steps of a quantization method, one file each. Their order here is the order in which they run."""
+
+from ptq_exp.base.options import check_options
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.steps.calibrate_activations import CalibrateActivations
+from ptq_exp.quantization.steps.correct_biases import CorrectBiases
+from ptq_exp.quantization.steps.distill import Distill
+from ptq_exp.quantization.steps.equalize import Equalize
+from ptq_exp.quantization.steps.fold_batch_norm import FoldBatchNorm
+from ptq_exp.quantization.steps.reconstruct import Reconstruct
+from ptq_exp.quantization.steps.reestimate_batch_norm import ReestimateBatchNorm
+from ptq_exp.quantization.steps.round_weights import RoundWeights
+from ptq_exp.quantization.steps.step import Step
+
+STEPS: tuple[Step, ...] = (
+    FoldBatchNorm(),
+    Equalize(),
+    RoundWeights(),
+    CalibrateActivations(),
+    Reconstruct(),
+    Distill(),
+    CorrectBiases(),
+    ReestimateBatchNorm(),
+)
+
+
+def check_method(options: QuantConfig) -> None:
+    """Raise `UserError` for a value that its field does not allow, and for what a step cannot do."""
+    check_options(options, "quant.")
+    for step in STEPS:
+        step.check(options)

@@ -1,0 +1,54 @@
+"""The plan, which layer gets how many bits, and the weights rounded to nearest."""
+
+import copy
+
+from ptq_exp.base.errors import UserError, check_choice
+from ptq_exp.quantization.allocation import plan_mixed
+from ptq_exp.quantization.context import Context
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.ranges import ALPHA_RULES
+from ptq_exp.quantization.rounding import plan_bits, round_weights
+from ptq_exp.quantization.steps.step import Step
+from ptq_exp.quantization.widths import check_widths
+
+
+class RoundWeights(Step):
+    """Plan the bit widths, then round the weights of a copy of the float network."""
+
+    name = "round weights"
+    reads = (
+        "bits", "sign_bit", "grid", "alpha_rule", "alpha_multiplier", "percentile", "lp_norm", "granularity", "layers",
+        "first_and_last", "layer_bits", "mixed", "mixed_candidates", "mean_bits", "size_budget",
+        # What a budget leaves for the weights, and how sensitivities are measured, depends on later steps.
+        "act_bits", "bias_correction", "reconstruction",
+    )  # fmt: skip
+
+    def check(self, options: QuantConfig) -> None:
+        check_choice("quant.alpha_rule", options.alpha_rule, ALPHA_RULES)
+        check_widths(options)
+        _check_mixed(options)
+        several = bool(options.layer_bits) or options.first_and_last == "eight"
+        if several and options.granularity == "model" and options.alpha_rule in ("mse", "lp"):
+            raise UserError(
+                f"quant.alpha_rule={options.alpha_rule} finds the best range for one bit width: layers of several "
+                f"widths cannot share it. Set quant.granularity=channel or tensor."
+            )
+
+    def run(self, context: Context) -> None:
+        if context.options.mixed:
+            context.plan, context.sensitivity = plan_mixed(context)
+        else:
+            context.plan = plan_bits(context.reference, context.options, context.bits)
+        context.network = copy.deepcopy(context.reference)
+        round_weights(context.network, context.options, context.plan)
+
+
+def _check_mixed(options: QuantConfig) -> None:
+    if options.mean_bits is not None and options.size_budget is not None:
+        raise UserError("quant.mean_bits and quant.size_budget are two names of one limit. Give one of them.")
+    if (options.mean_bits or options.size_budget) and not options.mixed:
+        raise UserError("quant.mean_bits and quant.size_budget have no effect without quant.mixed=true.")
+    if options.mixed and (options.layer_bits or options.first_and_last != "same"):
+        raise UserError("quant.mixed=true chooses every layer's bits: leave layer_bits and first_and_last alone.")
+    if options.mixed and options.granularity == "model":
+        raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")

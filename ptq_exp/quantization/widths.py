@@ -1,0 +1,36 @@
+"""Checks of bit widths."""
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.quantization.grids import TWO_SIDED
+from ptq_exp.quantization.options import BITS_RANGE, TERNARY, QuantConfig
+
+
+def check_bits(key: str, bits: object) -> None:
+    """Raise `UserError` unless `bits` is a bit width; `key` is its name on the command line."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS_RANGE:
+        raise UserError(
+            f"{key}={bits} is not a bit width. Allowed: whole numbers from {BITS_RANGE.start} to "
+            f"{BITS_RANGE.stop - 1}, or a list of them, {key}='[4,8]' for example."
+        )
+
+
+def check_widths(options: QuantConfig) -> None:
+    """Raise `UserError` for a bit width of the weights that the grid cannot have."""
+    widths, two_sided = options.bit_widths(), options.grid in TWO_SIDED
+    if not widths:
+        raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
+    for key, bits in (
+        [("quant.bits", b) for b in widths]
+        + [(f"quant.layer_bits.{name}", b) for name, b in options.layer_bits.items()]
+        + [("quant.mixed_candidates", b) for b in options.mixed_candidates if options.mixed]
+    ):
+        if bits == TERNARY and two_sided and key != "quant.bits":
+            continue
+        check_bits(key, bits)
+        if bits == 1 and options.sign_bit == "included" and not two_sided:
+            raise UserError(
+                f"{key}=1 with quant.sign_bit=included leaves no level but zero. Use 2 bits (three levels), "
+                f"quant.sign_bit=extra, or quant.grid=float_zero_point."
+            )
+    if len(set(widths)) < len(widths):
+        raise UserError(f"quant.bits={widths} names a bit width twice.")
