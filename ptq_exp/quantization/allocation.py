@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import additions
-from ptq_exp.quantization.context import Context, shown
+from ptq_exp.quantization.context import Context, Sensitivities, shown
 from ptq_exp.quantization.distillation import distill
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.hooks import BATCH
@@ -22,8 +22,6 @@ from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
 
 IMAGES = 512  # of the calibration images, for the sensitivities
 LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for one sensitivity, up to so many bits
-
-Sensitivities = dict[str, dict[float, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
 
 
 def one_layer_at_a_time(

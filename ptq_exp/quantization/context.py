@@ -14,9 +14,9 @@ from ptq_exp.quantization.rounding import target_layers
 
 if TYPE_CHECKING:
     from ptq_exp.quantization.activations import Observation
-    from ptq_exp.quantization.allocation import Sensitivities
 
 T = TypeVar("T")
+Sensitivities = dict[str, dict[float, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
 Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
 
 
@@ -56,7 +56,7 @@ class Context:
     store: Path | None = None  # the folder that keeps what was learned, so that an interrupted learning goes on
     network: nn.Module = field(init=False)
     plan: dict[str, float] = field(init=False)  # layer -> bits
-    sensitivity: "Sensitivities | None" = None  # of mixed precision
+    sensitivity: Sensitivities | None = None  # of mixed precision
     observed: "dict[str, Observation]" = field(default_factory=dict)  # the inputs of layers that are quantized
 
     @property
