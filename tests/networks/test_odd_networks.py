@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome, network
+from conftest import TINY, Outcome, network, quantize
 from PIL import Image
 from torch import Tensor, nn
 
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.augmentation import random_crop_and_flip
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import prepare, quantize
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.grids import GRIDS, parameters, weight_grid
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig

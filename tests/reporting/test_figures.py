@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, prepare, quantize
 from PIL import Image
 
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import prepare, quantize
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import target_layers
@@ -212,7 +211,7 @@ def test_few_classes_are_a_matrix_and_many_are_bars(count: int, tmp_path: Path) 
 
 def test_heat_maps_and_bars(tmp_path: Path) -> None:
     table = [
-        {"layer": f"conv{n}", "bits": 5.0, "weights": 10, "levels_used": n + 1, "levels_available": 31,
+        {"layer": f"conv{n}", "stored_bits": 5.0, "weights": 10, "levels_used": n + 1, "levels_available": 31,
          "sqnr_db": None if n == 2 else 4.0 * n}
         for n in range(4)
     ]  # fmt: skip
@@ -229,7 +228,7 @@ def test_of_several_seeds_the_layers_are_averaged() -> None:
     jobs = [
         {"overrides": f"seed={seed}", "rows": [row(4, 80.0)],
          "layers": {"4": [{"layer": "conv1", "sqnr_db": 10.0 + seed, "levels_used": 3, "levels_available": 7,
-                          "bits": 5.0, "weights": 1}]}}
+                          "stored_bits": 5.0, "weights": 1}]}}
         for seed in (0, 1)
     ]  # fmt: skip
     assert figures.layer_tables(jobs)[""][4][0]["sqnr_db"] == 10.5

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, quantize
 
 from ptq_exp.base import console
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.quantization.options import QuantConfig
 
 Cli = Callable[..., Outcome]

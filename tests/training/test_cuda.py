@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import quantize
 from torch import nn
 
 from ptq_exp.config import Config, DataConfig, TrackingConfig
@@ -15,7 +16,6 @@ from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
 from ptq_exp.networks.store import load_or_train
-from ptq_exp.quantization.apply import quantize
 from ptq_exp.runs.job import pick_device, run
 from ptq_exp.training.step import TrainingStep
 
