@@ -105,6 +105,30 @@ def network(architecture: str = "resnet", **options: Any) -> Any:
     return model
 
 
+def quantize(model: Any, options: Any, bits: int, images: Any, seed: int = 0, **more: Any) -> tuple[Any, Any]:
+    """The quantized network and the report on it, calibrated on `images` alone."""
+    from ptq_exp.quantization.context import Calibration
+    from ptq_exp.quantization.quantize import quantize
+
+    quantized = quantize(model, options, bits, Calibration(images, seed), **more)
+    return quantized.network, quantized.report
+
+
+def prepare(model: Any, options: Any) -> Any:
+    """The float network as quantization starts from it: folded and equalized where the options say so."""
+    import torch
+
+    from ptq_exp.quantization.context import Calibration, Context
+    from ptq_exp.quantization.modules import plain_copy
+    from ptq_exp.quantization.steps.equalize import Equalize
+    from ptq_exp.quantization.steps.fold_batch_norm import FoldBatchNorm
+
+    context = Context(options, 8, Calibration(torch.empty(0)), plain_copy(model))
+    for step in (FoldBatchNorm(), Equalize()):
+        step.run(context)
+    return context.reference
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the whole test session: the tiny network is trained once."""

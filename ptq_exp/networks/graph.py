@@ -162,19 +162,20 @@ def _is_addition(module: nn.Module, opaque: Classes) -> bool:
             return False  # almost every module: tracing takes longer
     except (TypeError, ValueError):  # not written in Python
         return False
-    inputs, nodes = _traced(module, opaque)
-    if len(nodes) != 1 or len(inputs) != 2 or not _is_join(nodes[0]):
+    nodes = _traced(module, opaque)
+    if [node.op for node in nodes[:2]] != ["placeholder"] * 2 or len(nodes) != 4:
         return False
+    first, second, total, _ = nodes
     # In this order or the other, and without a factor.
-    return set(nodes[0].args) == set(inputs) and not nodes[0].kwargs
+    return _is_join(total) and set(total.args) == {first, second} and not total.kwargs
 
 
 def blocks(model: nn.Module, opaque: Classes = ()) -> list[str]:
-    """The smallest modules with one input that hold a join, which is an addition of two branches, besides layers.
+    """The smallest modules with one input and one output that hold a join besides layers; see `_is_join`.
 
     The network itself is not one of its blocks. A network that cannot be traced has none.
     """
-    if not _traced(model, opaque)[1]:
+    if not _traced(model, opaque):
         return []
     found = [name for name, module in model.named_modules() if name and _is_block(module, opaque)]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
@@ -183,21 +184,21 @@ def blocks(model: nn.Module, opaque: Classes = ()) -> list[str]:
 def _is_block(module: nn.Module, opaque: Classes) -> bool:
     if not any(isinstance(inner, nn.Conv2d | nn.Linear) for inner in list(module.modules())[1:]):
         return False
-    inputs, nodes = _traced(module, opaque)
-    return len(inputs) == 1 and any(map(_is_join, nodes))
+    nodes = _traced(module, opaque)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    return any(map(_is_join, nodes)) and len(inputs) == 1 and isinstance(nodes[-1].args[0], fx.Node)
 
 
-def _traced(module: nn.Module, opaque: Classes) -> tuple[list[fx.Node], list[fx.Node]]:
-    """A module's inputs and what it does with them, traced on its own; nothing where it cannot be traced."""
+def _traced(module: nn.Module, opaque: Classes) -> list[fx.Node]:
+    """What a module does, traced on its own: its inputs, operations and output; nothing where it cannot be traced."""
     try:
-        nodes = list(_Tracer(opaque).trace(module).nodes)
+        return list(_Tracer(opaque).trace(module).nodes)
     except Exception:  # fx raises whatever the forward function raises on symbolic inputs
-        return [], []
-    return [n for n in nodes if n.op == "placeholder"], [n for n in nodes if n.op not in ("placeholder", "output")]
+        return []
 
 
 def _is_join(node: fx.Node) -> bool:
-    """Whether two tensors are added that are both computed: neither a number nor a parameter."""
+    """Whether two tensors are added that are both computed: neither is a number or a parameter."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
         return False
     return len([source for source in node.all_input_nodes if source.op != "get_attr"]) == 2

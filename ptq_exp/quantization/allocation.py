@@ -25,12 +25,12 @@ LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for on
 
 
 def one_layer_at_a_time(
-    reference: nn.Module, config: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
+    reference: nn.Module, options: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
     """Every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
     quantized; or with a copy of `rest`, in which the other layers are quantized already."""
     everything = copy.deepcopy(reference)
-    round_weights(everything, config, plan)
+    round_weights(everything, options, plan)
     for name, layer in quantized_layers(everything).items():
         single = copy.deepcopy(rest or reference)
         replace_module(single, name, layer)
@@ -39,7 +39,7 @@ def one_layer_at_a_time(
 
 @torch.no_grad()
 def sensitivities(
-    reference: nn.Module, config: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
+    reference: nn.Module, options: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
 ) -> Sensitivities:
     """For every layer and candidate width, how far the logits move when only this layer's weights are quantized.
 
@@ -50,15 +50,15 @@ def sensitivities(
     """
     probe = images[:IMAGES]
     wanted = _log_probabilities(reference, probe)
-    names = list(target_layers(reference, config.layers))
+    names = list(target_layers(reference, options.layers))
     found: Sensitivities = {name: {} for name in names}
-    learned = config.reconstruction.distill_steps > 0
-    for bits in config.mixed_candidates:
+    learned = options.reconstruction.distill_steps > 0
+    for bits in options.mixed_candidates:
         plan = dict.fromkeys(names, bits)
         if learned and bits <= LEARNED_UP_TO:
-            measured = _adapted(reference, config, plan, images)
+            measured = _adapted(reference, options, plan, images)
         else:
-            measured = one_layer_at_a_time(reference, config, plan)
+            measured = one_layer_at_a_time(reference, options, plan)
         for name, network in measured:
             got = _log_probabilities(network, probe)
             found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
@@ -67,13 +67,13 @@ def sensitivities(
 
 
 def _adapted(
-    reference: nn.Module, config: QuantConfig, plan: dict[str, float], images: Tensor
+    reference: nn.Module, options: QuantConfig, plan: dict[str, float], images: Tensor
 ) -> Iterator[tuple[str, nn.Module]]:
     rest = copy.deepcopy(reference)
-    round_weights(rest, config, dict.fromkeys(plan, EIGHT))
-    for name, network in one_layer_at_a_time(reference, config, plan, rest):
+    round_weights(rest, options, dict.fromkeys(plan, EIGHT))
+    for name, network in one_layer_at_a_time(reference, options, plan, rest):
         with torch.enable_grad():
-            distill(network, reference, images, replace(config.reconstruction, distill_steps=LEARNING_STEPS))
+            distill(network, reference, images, replace(options.reconstruction, distill_steps=LEARNING_STEPS))
         yield name, network
 
 
@@ -81,7 +81,7 @@ def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
 
 
-def allocate(found: Sensitivities, weights: dict[str, int], budget: float, config: QuantConfig) -> dict[str, float]:
+def allocate(found: Sensitivities, weights: dict[str, int], budget: float, options: QuantConfig) -> dict[str, float]:
     """The bit width of every layer with the smallest sum of sensitivities within `budget` bits for all weights.
 
     `weights` counts each layer's weights. An integer program, solved exactly: one binary variable for each layer
@@ -89,9 +89,9 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, confi
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    names, widths = list(found), list(config.mixed_candidates)
+    names, widths = list(found), list(options.mixed_candidates)
     cost = np.array([found[name][bits] for name in names for bits in widths])
-    size = np.array([weights[n] * stored_bits(b, config.sign_bit, config.grid) for n in names for b in widths], float)
+    size = np.array([weights[n] * stored_bits(b, options.sign_bit, options.grid) for n in names for b in widths], float)
     one_each = np.kron(np.eye(len(names)), np.ones(len(widths)))
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget)]
     # Sensitivities span six orders of magnitude: scaled, so that the solver's tolerance does not hide the small ones.
@@ -102,7 +102,7 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, confi
     )  # fmt: skip
     if solved.x is None:
         total = sum(weights.values())
-        smallest = sum(weights[n] * min(stored_bits(b, config.sign_bit, config.grid) for b in widths) for n in names)
+        smallest = sum(weights[n] * min(stored_bits(b, options.sign_bit, options.grid) for b in widths) for n in names)
         raise UserError(
             f"No plan has {budget / total:.2f} bits per weight: with quant.mixed_candidates={widths} the smallest has "
             f"{smallest / total:.2f}."
@@ -112,15 +112,15 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, confi
 
 
 def pareto(
-    found: Sensitivities, weights: dict[str, int], config: QuantConfig, points: int = 25
+    found: Sensitivities, weights: dict[str, int], options: QuantConfig, points: int = 25
 ) -> list[dict[str, float]]:
     """Mean bits and summed sensitivity of the best plans for budgets between the smallest and the largest plan."""
     total = sum(weights.values())
-    ends = [stored_bits(bits, config.sign_bit, config.grid) for bits in config.mixed_candidates]
+    ends = [stored_bits(bits, options.sign_bit, options.grid) for bits in options.mixed_candidates]
     curve = []
     for mean in np.linspace(min(ends), max(ends), points):
-        plan = allocate(found, weights, mean * total + 1e-6, config)
-        bits = sum(weights[n] * stored_bits(b, config.sign_bit, config.grid) for n, b in plan.items())
+        plan = allocate(found, weights, mean * total + 1e-6, options)
+        bits = sum(weights[n] * stored_bits(b, options.sign_bit, options.grid) for n, b in plan.items())
         curve.append({"bits_mean": bits / total, "sensitivity": sum(found[n][b] for n, b in plan.items())})
     return curve
 

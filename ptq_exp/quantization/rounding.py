@@ -21,17 +21,17 @@ def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d 
     return {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
 
 
-def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, float]:
+def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, float]:
     """The bit width of every layer that is quantized: a pattern overrules the policy for first and last layer.
 
     Raises `UserError` for a pattern in `quant.layer_bits` that no layer's name matches.
     """
-    names = list(target_layers(model, config.layers))
+    names = list(target_layers(model, options.layers))
     plan: dict[str, float] = dict.fromkeys(names, bits)
-    if config.first_and_last == "eight":
+    if options.first_and_last == "eight":
         plan |= {names[0]: EIGHT, names[-1]: EIGHT}
     chosen: set[str] = set()
-    for pattern, width in config.layer_bits.items():
+    for pattern, width in options.layer_bits.items():
         matched = fnmatch.filter(names, pattern)
         chosen |= set(matched)
         if not matched:
@@ -40,26 +40,26 @@ def plan_bits(model: nn.Module, config: QuantConfig, bits: int) -> dict[str, flo
                 f"Layers: {', '.join(names)}."
             )
         plan |= dict.fromkeys(matched, width)
-    if config.first_and_last == "float":
+    if options.first_and_last == "float":
         for name in {names[0], names[-1]} - chosen:
             del plan[name]
     return plan
 
 
-def round_weights(network: nn.Module, config: QuantConfig, plan: dict[str, float]) -> None:
+def round_weights(network: nn.Module, options: QuantConfig, plan: dict[str, float]) -> None:
     """Replace the layers of `plan` by quantized ones, rounded to nearest, in place."""
-    everything = target_layers(network, config.layers)
+    everything = target_layers(network, options.layers)
     layers = {name: everything[name] for name in plan}
     first_conv = next(iter(everything.values())).weight.detach()
-    grids = {name: weight_grid(bits, config.sign_bit, config.grid) for name, bits in plan.items()}
+    grids = {name: weight_grid(bits, options.sign_bit, options.grid) for name, bits in plan.items()}
     weights = {name: layer.weight.detach() for name, layer in layers.items()}
-    zeros = groups_with_zeros(weights, config.granularity)
-    numbers = (config.alpha_multiplier, config.percentile, config.lp_norm)
+    zeros = groups_with_zeros(weights, options.granularity)
+    numbers = (options.alpha_multiplier, options.percentile, options.lp_norm)
     contexts = {
-        name: RangeContext(first_conv, grid, config.grid, *numbers, zeros[name]) for name, grid in grids.items()
+        name: RangeContext(first_conv, grid, options.grid, *numbers, zeros[name]) for name, grid in grids.items()
     }
-    ranges = find_ranges(weights, contexts, config.alpha_rule, config.granularity)
+    ranges = find_ranges(weights, contexts, options.alpha_rule, options.granularity)
     for name, layer in layers.items():
-        scale, zero_point = parameters(grids[name], config.grid, *ranges[name], zeros[name])
+        scale, zero_point = parameters(grids[name], options.grid, *ranges[name], zeros[name])
         stay = zeros_of(weights[name], zeros[name])
         replace_module(network, name, QuantizedLayer(layer, grids[name], scale, zero_point, plan[name], stay))

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import prepare, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ptq_exp.quantization.apply import prepare, quantize
-from ptq_exp.quantization.corrections import correct_biases, output_means
-from ptq_exp.quantization.reconstruction import collect
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -22,6 +20,8 @@ from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks.graph import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
+from ptq_exp.quantization.steps.correct_biases import correct_biases, output_means
+from ptq_exp.quantization.steps.reconstruct import collect
 
 CHANNELS = 4
 FOLDED = QuantConfig(

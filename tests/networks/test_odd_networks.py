@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome, network
+from conftest import TINY, Outcome, network, quantize
 from PIL import Image
 from ptq_exp.quantization.apply import quantize
 from torch import Tensor, nn

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ptq_exp.quantization.apply import quantize
+from conftest import quantize
 
 from ptq_exp.networks import build_model
 from ptq_exp.quantization.diagnosis import (
@@ -22,7 +22,7 @@ from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.report import LayerReport, Report
 
 LAYER = LayerReport(
-    layer="layer1", shape="16x16x3x3", weights=2304, bits=5.0, alpha=1.0, weight_std=0.1, weight_max=1.0,
+    layer="layer1", shape="16x16x3x3", weights=2304, stored_bits=5.0, alpha=1.0, weight_std=0.1, weight_max=1.0,
     clipped_percent=0.0, sparsity_float_percent=0.0, sparsity_percent=0.0, levels_used=30, levels_available=31,
     sqnr_db=25.0, output_sqnr_db=24.0, act_bits=None, act_alpha=None,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import quantize
 from hypothesis import given
 from hypothesis import strategies as st
 from ptq_exp.quantization.apply import quantize
@@ -154,7 +155,7 @@ def test_the_report_counts_what_is_there() -> None:
     alpha = 3 * weight.std(correction=0).item()
     quantized = notebook(weight, alpha, 3)
     assert row.layer == "conv1"
-    assert (row.bits, row.levels_available, row.weights) == (4, 15, 432)
+    assert (row.stored_bits, row.levels_available, row.weights) == (4, 15, 432)
     assert row.levels_used == len({round(value, 4) for value in quantized.flatten().tolist()})
     assert row.alpha == pytest.approx(alpha, rel=1e-6)
     assert row.clipped_percent == pytest.approx(100 * (weight.abs() > alpha).float().mean().item())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ptq_exp.quantization.apply import prepare, quantize
+from conftest import prepare, quantize
 from torch import Tensor, nn
 from torch.nn.utils import prune
 

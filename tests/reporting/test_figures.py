@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, prepare, quantize
 from example_records import job, layer, result
 from PIL import Image
-from ptq_exp.quantization.apply import prepare, quantize
 
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation

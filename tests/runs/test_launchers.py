@@ -73,12 +73,12 @@ def test_submitit_runs_a_sweep_as_processes(process: Process, store: str) -> Non
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """torch says that there are two, of these names; nobody has claimed them."""
-    from ptq_exp.base import gpus
+    from ptq_exp.base import machine
 
     names = ["GPU-0", "GPU-1"]
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(gpus, "_claimed", {})
+    monkeypatch.setattr(machine, "_claimed", {})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(uuid=names[number]))
@@ -89,7 +89,7 @@ def test_jobs_of_one_machine_have_gpus_of_their_own(two_gpus: list[str]) -> None
     """Another process has the first; when it is killed, the next one takes it."""
     from ptq_exp.runs.device import pick_device
 
-    code = f"from ptq_exp.base.gpus import claim; print(claim({two_gpus}), flush=True); input()"
+    code = f"from ptq_exp.base.machine import claim; print(claim({two_gpus}), flush=True); input()"
 
     def other() -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
-from ptq_exp.quantization.apply import quantize
-from ptq_exp.quantization.memo import Memo
+from conftest import TINY, Outcome, quantize
 from torch import nn
 
 from bench import accuracy, evaluation, full_scale, harness, training
@@ -23,7 +21,9 @@ from ptq_exp.base import background
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate, for_inference
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize as quantize_with
 
 CPU = torch.device("cpu")
 
@@ -153,16 +153,16 @@ def test_what_another_form_of_the_recipe_measured_is_not_shown(tmp_path: Path) -
 
 
 def test_calibration_is_observed_once_for_all_bit_widths(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ptq_exp.quantization import activations
+    from ptq_exp.quantization.steps import calibrate_activations
 
     calls: list[int] = []
-    observe = activations.observe
-    monkeypatch.setattr(activations, "observe", lambda *given: calls.append(1) or observe(*given))
+    observe = calibrate_activations.observe
+    monkeypatch.setattr(calibrate_activations, "observe", lambda *given: calls.append(1) or observe(*given))
     torch.manual_seed(0)
     model, x = build_model("resnet", 10, depth=8).eval(), torch.randn(32, 3, 32, 32)
     config = QuantConfig(act_bits=4, layers="all", fold_batch_norm=True)
-    memo = Memo()
-    shared = [quantize(model, config, bits, x, memo=memo)[1] for bits in (3, 5)]
+    calibration = Calibration(x)
+    shared = [quantize_with(model, config, bits, calibration).report for bits in (3, 5)]
     assert len(calls) == 1
     alone = [quantize(model, config, bits, x)[1] for bits in (3, 5)]
     assert [report.layers for report in shared] == [report.layers for report in alone]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
-from ptq_exp.quantization.apply import quantize
+from conftest import TINY, Outcome, quantize
 
 from ptq_exp.base import console
 from ptq_exp.data.loader import Normalizer

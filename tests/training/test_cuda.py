@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from ptq_exp.quantization.apply import quantize
+from conftest import quantize
 from torch import nn
 
 from ptq_exp.config import Config
@@ -17,8 +17,9 @@ from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
 from ptq_exp.reporting.mlflow.options import TrackingOptions
-from ptq_exp.runs.device import pick_device, run
+from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
+from ptq_exp.runs.job import run
 from ptq_exp.training.step import TrainingStep
 
 pytestmark = [

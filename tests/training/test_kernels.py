@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.base.machine import tf32
+from ptq_exp.base.machine import tf32, triton_works
 from ptq_exp.networks import build_model
 from ptq_exp.networks.resnet import ResNet
 from ptq_exp.quantization.layers import ActivationQuantizer
-from ptq_exp.training.fused import fake_quantize, fuse, usable
+from ptq_exp.training.fused import fuse, usable
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs inside the test that starts the interpreter")
@@ -106,6 +106,8 @@ def test_interpreted_nan_survives() -> None:
 
 def check_fake_quantize(device: str) -> None:
     """The kernel, and the module through it, give the bits of PyTorch's own operations."""
+    from ptq_exp.quantization.activation_kernel import fake_quantize
+
     assert usable(torch.device(device))
     torch.manual_seed(0)
     for bits, signed, alpha in ((8, False, 3.7), (4, False, 1.0), (2, True, 0.9), (1, False, 2.0), (16, True, 5.0)):
@@ -142,14 +144,15 @@ def test_interpreted_no_compiler_means_plain_pytorch(monkeypatch: pytest.MonkeyP
     def fails(*_: Any) -> None:
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr("ptq_exp.training.fused.activation.fake_quantize", fails)
-    usable.cache_clear()
+    monkeypatch.setattr("ptq_exp.quantization.activation_kernel.fake_quantize", fails)
+    monkeypatch.setattr("ptq_exp.training.fused.weights.add_up_weights", {(1,): fails})
+    triton_works.cache_clear()
     try:
         assert fuse(network("conv"), "fp32") is None
         with torch.no_grad():
             assert ActivationQuantizer(4, 1.5)(torch.tensor([[0.11, 2.0]])).tolist() == [[pytest.approx(0.1), 1.5]]
     finally:
-        usable.cache_clear()
+        triton_works.cache_clear()
 
 
 @cuda

@@ -1,0 +1,61 @@
+"""Quantized activations: which get a quantizer, with how many bits, and what that costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import network, quantize
+from samples import LEARNED, error, images
+
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, quantized_layers
+from ptq_exp.quantization.options import QuantConfig
+
+
+def test_the_image_and_the_residuals_are_quantized_where_asked() -> None:
+    model, x = network(), images()
+    base = QuantConfig(**LEARNED, act_bits=4)
+    quantized, _ = quantize(model, base, 4, x)
+    layers = quantized_layers(quantized)
+    assert layers["conv1"].activation is None
+    assert not any(isinstance(m, QuantizedAddition) for m in quantized.modules())
+    assert all(layer.activation and not layer.activation.signed for n, layer in layers.items() if n != "conv1")
+    whole, _ = quantize(model, replace(base, act_input_image=True, act_residual=True), 4, x)
+    image = quantized_layers(whole)["conv1"].activation
+    assert image is not None
+    assert image.signed
+    additions = [m for m in whole.modules() if isinstance(m, QuantizedAddition)]
+    assert len(additions) == 3
+    assert all(addition.first.signed for addition in additions)
+
+
+def test_the_policy_for_the_ends_leaves_the_other_activations_alone() -> None:
+    """The image is spared where its own layer stays float, and additions keep the bits that were asked for."""
+    model, x = network(), images()
+    base = QuantConfig(**LEARNED, act_bits=4, act_residual=True)
+    spared, _ = quantize(model, replace(base, first_and_last="float"), 4, x)
+    assert all(layer.activation for layer in quantized_layers(spared).values())
+    assert "conv1" not in quantized_layers(spared)
+    eight, _ = quantize(model, replace(base, first_and_last="eight"), 4, x)
+    joints = [m for m in eight.modules() if isinstance(m, QuantizedAddition)]
+    assert {m.first.bits for m in joints} | {m.second.bits for m in joints} == {4}
+    assert quantized_layers(eight)["linear"].activation.bits == 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("setting", [(8, 8), (4, 8), (4, 4), (3, 3), (2, 4)])
+def test_more_activation_bits_lose_less(setting: tuple[int, int]) -> None:
+    model, x = network(), images()
+    bits, act_bits = setting
+    quantized, report = quantize(model, QuantConfig(**LEARNED, act_bits=act_bits), bits, x)
+    finer, _ = quantize(model, QuantConfig(**LEARNED, act_bits=act_bits + 4), bits + 4, x)
+    assert error(finer, model, x) < error(quantized, model, x) < 2
+    assert {row.act_bits for row in report.layers} == {None, act_bits}
+
+
+def test_qdrop_drops_the_configured_share() -> None:
+    quantizer = ActivationQuantizer(2, 1.0)
+    x = torch.rand(20_000, requires_grad=True)
+    quantizer.drop = 0.25
+    untouched = (quantizer(x) == x).float().mean().item()
+    assert untouched == pytest.approx(0.25, abs=0.02)
+    quantizer.drop = 0.0
+    assert (quantizer(x) == x).float().mean().item() < 0.01
