@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import TINY, Outcome, network, quantize
 from PIL import Image
-from ptq_exp.quantization.apply import quantize
 from torch import Tensor, nn
 
 from ptq_exp.quantization.augmentation import random_crop_and_flip

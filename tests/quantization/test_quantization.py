@@ -8,7 +8,6 @@ import torch
 from conftest import quantize
 from hypothesis import given
 from hypothesis import strategies as st
-from ptq_exp.quantization.apply import quantize
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.export.network_file import load_quantized, save_quantized
