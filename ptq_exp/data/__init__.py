@@ -1,7 +1,7 @@
-"""Data sets, each held in memory as uint8 tensors.
+"""Data sets, each held in memory as uint8 tensors, and the loader that augments and normalizes them on the device.
 
-A data set is one file here with a function `load(options: DataOptions, cache: Path) -> Dataset` and one YAML under
-`conf/data/` whose `name` names the file. This file imports no torch: the configuration needs `options` alone.
+A data set is one file here with a function `load(options, cache) -> Dataset` and one YAML file under `conf/data/`.
+Its `name` names the file. What a network makes of the images belongs to `evaluation`.
 """
 
 import importlib

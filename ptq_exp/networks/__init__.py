@@ -1,7 +1,7 @@
-"""Networks for 32x32 images.
+"""Float networks: how they are built, read from foreign files, stored, and what their graph proves.
 
-A model is one file here with a function `build(classes, **options) -> nn.Module` and one YAML under
-`conf/model/` whose `architecture` names the file and whose other keys are the options.
+A network is one file here with a function `build(classes, **options) -> nn.Module` and one YAML file under
+`conf/model/`. Its `architecture` names the file, its other keys are the options. Training belongs to `training`.
 """
 
 import importlib
