@@ -15,7 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
+from ptq_exp.base.console import set_quiet
 from ptq_exp.base.errors import without_password
+from ptq_exp.config import SWEPT_VARIABLE, before_the_job
+from ptq_exp.reporting import SweepStart
 
 # Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
@@ -24,7 +27,7 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 DECIDES_FILES = {"model", "data", "checkpoint", "device", "experiment"}
 MOST_CHECKED = 8  # composing a configuration takes a tenth of a second
 
-# sweep and what it needs import torch and plots: they are imported once a sweep starts, not for --help.
+# Sweep and the checks beforehand need torch: they are imported once a run starts, not for --help.
 
 
 class SweepCallback(Callback):
@@ -45,9 +48,6 @@ class SweepCallback(Callback):
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
         overrides = list(config.hydra.overrides.task)
         refuse_hopeless(lambda: job_configs(config_name, overrides))
-        from ptq_exp.base.console import set_quiet
-        from ptq_exp.config import SWEPT_VARIABLE, before_the_job
-        from ptq_exp.reporting import SweepStart
         from ptq_exp.runs.sweep import Sweep
 
         set_quiet(config.quiet is True)
@@ -73,8 +73,6 @@ class SweepCallback(Callback):
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
-        from ptq_exp.config import SWEPT_VARIABLE
-
         os.environ.pop(SWEPT_VARIABLE, None)
         try:
             self.sweep.finish()
@@ -133,7 +131,6 @@ def refuse_hopeless(configs: Callable[[], list[Any]]) -> None:
 
     Whatever is raised here must end it: Hydra turns other exceptions of a callback into warnings and goes on.
     """
-    from ptq_exp.config import before_the_job
     from ptq_exp.runs.preflight import check_all
 
     try:
