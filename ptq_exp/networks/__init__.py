@@ -21,19 +21,24 @@ def architectures() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_NETWORKS]
 
 
+def allowed_options(architecture: str) -> list[str]:
+    """The options of one of `architectures()`: the arguments of its `build` besides the classes."""
+    build = importlib.import_module(f"{__name__}.{architecture}").build
+    return [name for name in inspect.signature(build).parameters if name != "classes"]
+
+
 def build_model(architecture: str, classes: int, **options: Any) -> nn.Module:
     """Build `ptq_exp/networks/<architecture>.py` for `classes` classes.
 
     Raises `UserError` for an unknown architecture, an unknown option or an impossible value.
     """
     check_choice("model.architecture", architecture, architectures())
-    build = importlib.import_module(f"{__name__}.{architecture}").build
-    allowed = [name for name in inspect.signature(build).parameters if name != "classes"]
+    allowed = allowed_options(architecture)
     for option in options:
         if option not in allowed:
             raise UserError(
                 f"model.{option} is not an option of {architecture}.{did_you_mean(option, allowed)} "
                 f"Allowed: {', '.join(allowed)}."
             )
-    model: nn.Module = build(classes=classes, **options)
+    model: nn.Module = importlib.import_module(f"{__name__}.{architecture}").build(classes=classes, **options)
     return model

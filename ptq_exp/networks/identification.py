@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks import architectures, build_model
+from ptq_exp.networks import allowed_options, architectures, build_model
 
 Shapes = dict[str, tuple[int, ...]]
 SHORTCUT = re.compile(r"\.(shortcut|downsample|identity_conv)\.")
@@ -25,9 +25,19 @@ class Identity:
     options: dict[str, Any]
     classes: int
 
+    @classmethod
+    def stored(cls, metadata: dict[str, Any]) -> "Identity | None":
+        """The network that a file of our own says it holds; None where it does not say, or names none of ours."""
+        if metadata.get("architecture") not in architectures() or "classes" not in metadata:
+            return None
+        options = {name: metadata[name] for name in allowed_options(metadata["architecture"]) if name in metadata}
+        return cls(metadata["architecture"], options, len(metadata["classes"]))
+
     def __str__(self) -> str:
         """`ResNet-20 with pad shortcuts`."""
-        name = {"resnet": "ResNet", "vgg": "VGG"}.get(self.architecture, self.architecture)
+        name = {"resnet": "ResNet", "vgg": "VGG"}.get(self.architecture)
+        if name is None:
+            return self.architecture
         shortcut = f" with {self.options['shortcut']} shortcuts" if "shortcut" in self.options else ""
         return f"{name}-{self.options.get('depth', '')}{shortcut}"
 

@@ -24,7 +24,7 @@ from ptq_exp.base.errors import UserError, did_you_mean, without_password
 from ptq_exp.base.files import write_atomically
 from ptq_exp.base.sockets import socket_timeout
 from ptq_exp.base.tensors import load_checked
-from ptq_exp.networks.identification import COUNTERS, Shapes, differences, identify, shortened
+from ptq_exp.networks.identification import COUNTERS, Identity, Shapes, differences, identify, shortened
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, alone or nested
@@ -93,7 +93,8 @@ def _read(path: Path, location: str) -> Checkpoint:
     weights = _unwrap(content, path)
     _refuse_quantization_aware(weights, path)
     original, weights = weights, _rename(weights)
-    found = identify(_shapes(weights), path, _shapes(original))
+    stored = Identity.stored(metadata)
+    found = stored or identify(_shapes(weights), path, _shapes(original))
     weights = {key: _dense(key, value, path) for key, value in weights.items()}
     claim = _claim({**content, **metadata} if isinstance(content, dict) else metadata)
     return Checkpoint(path, sha256, weights, found.architecture, found.options, found.classes, metadata, claim)

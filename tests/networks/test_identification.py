@@ -1,17 +1,20 @@
 """What a checkpoint file is taken for: a known network that can hold it, or a description that helps."""
 
 import argparse
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
+from conftest import ROOT, TINY, Outcome
 from torch import nn
 
+from ptq_exp import networks
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import Checkpoint, read_checkpoint
@@ -112,3 +115,32 @@ def test_the_line_that_saves_a_refused_file_anew_works(tmp_path: Path, whole: bo
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     saved = read(tmp_path / "a-weights.pt")
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in saved.weights.items())
+
+
+TINY_NETWORK = """
+from torch import nn
+def build(classes, width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(width, classes))
+"""
+
+
+def test_a_network_of_ones_own_is_read_back_from_the_store(
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file and one YAML: it trains, is stored, and its stored file is read under another name."""
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks" / "tiny.py").write_text(TINY_NETWORK)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "tiny.yaml").write_text("name: tiny\narchitecture: tiny\nwidth: 6\n")
+    monkeypatch.setattr(networks, "__path__", [*networks.__path__, str(tmp_path / "networks")])
+    few = [word for word in TINY if not word.startswith("model.")]
+    given = [*few, f"hydra.searchpath=[file://{tmp_path}/own]", f"cache_dir={tmp_path / 'cache'}", "quant.bits=4"]
+    outcome = cli(*given, "model=tiny")
+    assert outcome.code == 0, outcome.err
+    (stored,) = (tmp_path / "cache").rglob("last.safetensors")
+    shutil.copy(stored, tmp_path / "mine.safetensors")
+    again = cli(*given, f"checkpoint={tmp_path / 'mine.safetensors'}")
+    assert again.code == 0, again.err
+    tables = [[line for line in out.splitlines() if line.startswith("│")] for out in (outcome.out, again.out)]
+    assert tables[0] == tables[1]
