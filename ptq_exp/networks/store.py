@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ptq_exp.base.console import log
 from ptq_exp.base.files import write_atomically
 from ptq_exp.base.tensors import save_checked
+from ptq_exp.base.text import read_text, write_text
 
 State = TypeVar("State")
 
@@ -43,7 +44,7 @@ class StoreEntry:
     def complete(self) -> bool:
         """Whether both checkpoints are there and as they were written."""
         try:
-            sums: dict[str, str] = json.loads((self.folder / "metadata.json").read_text())["sha256"]
+            sums: dict[str, str] = json.loads(read_text(self.folder / "metadata.json"))["sha256"]
             return all(_sha256(self.folder / name) == value for name, value in sums.items())
         except (OSError, ValueError, KeyError):
             return False
@@ -84,7 +85,7 @@ class StoreEntry:
             save_weights(self.folder / f"{name}.safetensors", weights, metadata | about)
         sums = {f"{name}.safetensors": _sha256(self.folder / f"{name}.safetensors") for name in networks}
         content = json.dumps({"identity": self.identity, **metadata, "history": history, "sha256": sums}, indent=1)
-        write_atomically(self.folder / "metadata.json", lambda path: path.write_text(content))
+        write_atomically(self.folder / "metadata.json", lambda path: write_text(path, content))
         (self.folder / "training-state.pt").unlink(missing_ok=True)
 
 
