@@ -50,7 +50,7 @@ class ActivationQuantizer(nn.Module):
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
 
 
-OPAQUE = (ActivationQuantizer,)  # whoever traces a network must not look into it: it asks a symbol too much
+OPAQUE = (ActivationQuantizer,)  # torch.fx must not trace into these: their forward pass depends on values
 
 
 def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:

@@ -18,7 +18,7 @@ def usable(device: torch.device) -> bool:
 def _try_kernel(device: torch.device) -> None:
     from ptq_exp.training.fused.weights import add_up_weights  # needs Triton, which not every machine has
 
-    table = torch.tensor([0, 1, 1, 0, 0], device=device)
+    table = torch.tensor([0, 1, 1, 0, 0], dtype=torch.int32, device=device)
     partial, total = torch.ones(1, device=device), torch.zeros(1, device=device)
     add_up_weights[(1,)](partial, total, table, BLOCK=16, CHUNK=1)
 
