@@ -189,7 +189,7 @@ def _about(float_model: Any, fingerprint: str, seed: int) -> dict[str, Any]:
 
 def table_of(lines: list[dict[str, Any]]) -> str:
     """Markdown: the float networks by recipe and precision, then top-1 by bit width."""
-    rows = ["| recipe, precision | JPEG test | lossless test | seeds | seconds a seed |", "|---|---|---|---|---|"]
+    rows = ["| recipe, precision | JPEG test | lossless test | seeds | seconds per seed |", "|---|---|---|---|---|"]
     kinds = sorted({tuple(line["task"][:3]) for line in lines}, key=str)
     for kind in kinds:
         found = [line for line in lines if tuple(line["task"][:3]) == kind]

@@ -95,7 +95,7 @@ def measure(file: str, config: Config, dataset: Dataset, device: torch.device) -
 def table_of(lines: list[dict[str, Any]]) -> str:
     """Markdown: one row a network."""
     rows = [
-        "| network | fits best | first batch norm | all, mean | top-1 % | next best | first batch norm | top-1 % |",
+        "| network | fits best | first batch norm | mean of all | top-1 % | second best | first batch norm | top-1 % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
