@@ -45,7 +45,7 @@ def _alpha(layer: QuantizedLayer) -> Tensor:
 
 
 def _level_density(values: Any, layer: QuantizedLayer) -> tuple[list[float], list[float]]:
-    """The levels that occur in `values` (in units of alpha), and each one's share divided by its distance to the next."""
+    """The levels in `values` (in units of alpha), and the share of each divided by its distance to the next."""
     places, counts = np.unique(values.round(4), return_counts=True)
     if len(places) > MOST_STEMS:
         counts, edges = np.histogram(values, MOST_STEMS, (-1, 1))

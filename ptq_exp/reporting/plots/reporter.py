@@ -6,7 +6,7 @@ from ptq_exp.results.records import JobRecord, SweepRecord
 
 
 class Plots(Reporter):
-    """Draws the figures over bit widths and jobs. The job itself draws those of one bit width: they need its network."""
+    """Draws the figures over bit widths and jobs. A job draws those of one bit width, which need its network."""
 
     def job(self, record: JobRecord) -> None:
         """Draw the figures over all bit widths of a job."""
