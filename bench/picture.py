@@ -18,7 +18,7 @@ IMAGES = 10_000
 SIGN = 1  # in why.json the sign is stored in addition to the bits
 METHODS = {
     "notebook: 3 std of the first convolution": ("the course notebook: one range for all layers", ORANGE),
-    "one for each channel (mse)": ("one range per output channel", GREEN),
+    "one range per channel (mse)": ("one range per output channel", GREEN),
 }
 OURS = ["W2 (4 levels)", "W3", "W4", "W8"]
 

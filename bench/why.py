@@ -26,9 +26,9 @@ from ptq_exp.runs.shared import Shared
 
 METHODS = {
     "notebook: 3 std of the first convolution": {},
-    "one range for the model (mse)": {"alpha_rule": "mse"},
-    "one for each tensor (mse)": {"alpha_rule": "mse", "granularity": "tensor"},
-    "one for each channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
+    "one range per model (mse)": {"alpha_rule": "mse"},
+    "one range per tensor (mse)": {"alpha_rule": "mse", "granularity": "tensor"},
+    "one range per channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
 }
 BITS = (2, 3, 4, 5, 6, 8)
 KEPT = ("bits", "bits_mean", "top1", "top1_ci_low", "top1_ci_high", "top1_float")

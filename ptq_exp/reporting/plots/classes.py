@@ -67,7 +67,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     axes.tick_params(length=0)
     axes.set(xlabel="predicted class", ylabel="true class")
     write_title(figure, title)
-    note = "change in % of the class's test images: more (orange) or fewer (blue)"
+    note = "change against float in % of the class's test images: more (orange) or fewer (blue)"
     figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
     save(figure, path)
 

@@ -35,7 +35,7 @@ def levels_used(rows: Sequence[LayerReport], title: str, path: Path) -> None:
     for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
         text = f"{row.levels_used} of {row.levels_available}, {_decibels(row.sqnr_db)} dB"
         axes.text(share + 1, position, text, va="center", fontsize=SMALL)
-    axes.set(xlim=(0, 150), xlabel="levels used (%); the labels add the SQNR of the weights")
+    axes.set(xlim=(0, 150), xlabel="levels used (%); labels: levels used and SQNR of the weights")
     axes.set_xticks([0, 25, 50, 75, 100])
     write_title(figure, title)
     save(figure, path)
