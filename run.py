@@ -17,8 +17,8 @@ from ptq_exp.config.reference import keys
 from ptq_exp.runs.callbacks import close_sweep
 
 CONF = Path(__file__).resolve().parent / "conf"
-# --help goes without the schema: Hydra would copy it for every group that it lists, which takes half a second. It gets
-# the keys as text instead. The groups whose keys are open come from their YAML alone.
+# --help does not use the schema: Hydra would copy it for every group in the list, which takes half a second. The help
+# text gets the keys as text instead. Groups that allow any key come from their YAML files alone.
 SCHEMA: Any = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
 ConfigStore.instance().store(name="schema", node=SCHEMA)
 OmegaConf.register_new_resolver("ptq_exp.keys", keys, replace=True)
@@ -26,21 +26,21 @@ OmegaConf.register_new_resolver("ptq_exp.keys", keys, replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: Any) -> dict[str, float]:
-    """Run one job. torch is imported here, so that --help and --cfg answer at once."""
+    """Run one job. torch is imported here, so that --help and --cfg respond at once."""
     from ptq_exp.runs.job import run
 
     return run(cfg)
 
 
 def command_line() -> int:
-    """Run `main`; a user's mistake becomes a message and exit code 1, a traceback only if asked for."""
+    """Run `main`. A user's mistake leads to a message and exit code 1, with a traceback only on request."""
     write_what_fits()
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    # argparse wants all overrides on one side of -m, and people append to a command what they want changed. Its own
-    # remedy, parse_intermixed_args, is out of reach: Hydra makes the parser and calls parse_args.
+    # argparse requires all overrides on one side of -m, but users often append overrides after -m. The remedy of
+    # argparse, parse_intermixed_args, is not available: Hydra creates the parser and calls parse_args.
     sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in {"-m", "--multirun"})
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     try:
         refuse_mixtures(arguments, CONF)
         main()
@@ -49,13 +49,13 @@ def command_line() -> int:
         close_sweep()
         print(background.INTERRUPTED, file=sys.stderr)
         sys.stdout.flush()
-        os._exit(130)  # tearing down the interpreter takes a second
+        os._exit(130)  # shutting down the interpreter takes a second
     except SystemExit as stop:
         if isinstance(stop.__cause__, Exception):  # a callback refused to start
             return tell(stop.__cause__, CONF, show_traceback)
         if stop.code != 2:
             raise
-        # argparse has said which argument it does not know.
+        # argparse has already named the unknown argument.
         print("Error: keys have no dashes: quant.bits=4, not --bits 4. --help lists the options.", file=sys.stderr)
         return 1
     except Exception as error:

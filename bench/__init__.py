@@ -1,1 +1,1 @@
-"""Claims of speed and accuracy as commands that anyone can run."""
+"""Commands that reproduce the claims of speed and accuracy."""

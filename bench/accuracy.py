@@ -1,9 +1,10 @@
 """The accuracy table of docs/results.md: `python -m bench.accuracy --checkpoint ... --lossless ... --jpeg ...`.
 
-Every row is the preset `best` at its bit widths (`mixed` chooses each layer's), on a checkpoint that was trained
-elsewhere. Calibration: 4,096 of the lossless training images, drawn by the seed, labels unused. Reported: top-1 on
-the lossless and on the JPEG test images, mean and standard deviation over the seeds. Results are appended to
-bench/results/accuracy.jsonl one by one; what is there is not computed again. Needs neither Hydra nor MLflow.
+Every row is the preset `best` at its bit widths (`mixed` chooses them per layer), on a checkpoint that was trained
+elsewhere. The calibration images are 4,096 of the lossless training images, drawn by the seed, without labels. The
+table reports top-1 on the lossless and on the JPEG test images, mean and standard deviation over the seeds. Results are
+appended to bench/results/accuracy.jsonl one by one; existing results are not computed again. Needs neither Hydra nor
+MLflow.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from ptq_exp.runs.float_model import FloatModel, load_or_train
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"
 CHECKPOINT = (
-    "12fca82f0bebc413"  # SHA-256 of resnet20-12fca82f.th, the checkpoint of docs/results.md, its first 16 digits
+    "12fca82f0bebc413"  # first 16 digits of the SHA-256 of resnet20-12fca82f.th, the checkpoint of docs/results.md
 )
 CALIBRATION_IMAGES = 4096
 
-# Row: bits, changes to the preset, and what is known of others (measured Nov 2026, docs/results.md says how).
+# Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).
 ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
     "W8": (8, {}, "91.5-92.1 / 81.0 (all)"),
     "W4": (4, {}, "AIMET AdaRound 92.04 / 80.50 s"),
@@ -54,16 +55,16 @@ ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
 
 
 def main() -> None:
-    """Measure what is missing, then write the table."""
+    """Measure the missing results, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
-    parser.add_argument("--cache", default=None, help="where decoded images are kept")
+    parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="names of rows; all by default")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="names of rows; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +76,13 @@ def main() -> None:
             config = on_images(archive, arguments.cache)
             load_dataset(config.data, config.cache, torch.device("cpu"))
         share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
-    # The page is about one checkpoint; the table of another is printed only.
+    # The page is about one checkpoint; for any other, the table is only printed.
     table = write_table(read(arguments.results, sha256), RESULTS_PAGE if sha256 == CHECKPOINT else None)
     print(table)
 
 
 def read(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """The measurements so far of this checkpoint with the preset as it is now."""
+    """The measurements so far of this checkpoint with the current preset."""
     configs = {row: preset("best", **changes) for row, (_, changes, _) in ROWS.items()}
     return [
         line
@@ -91,14 +92,14 @@ def read(path: Path, sha256: str) -> list[dict[str, Any]]:
 
 
 def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
-    """Whether `line` was measured with these options; those that the project did not have then do not count."""
+    """Whether `line` was measured with these options. Options that were added later do not count."""
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     then = line.get("quant")
     return then is not None and all(now.get(key) == value for key, value in then.items() if key != "name")
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str, Any]]:
-    """Load the images and the network; the function that measures one row with one seed."""
+    """Load the images and the network, and return the function that measures one row with one seed."""
     device = pick_device("auto")
     config = on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
     lossless = load_dataset(config.data, config.cache, device)
@@ -116,7 +117,7 @@ def measure(
     images: torch.Tensor,
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, Any]:
-    """One row with one calibration seed: top-1 on every test set, and the seconds that quantization took."""
+    """Measure one row with one calibration seed: top-1 on every test set, and the seconds of quantization."""
     bits, changes, _ = ROWS[row]
     config = preset("best", **changes)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -136,7 +137,7 @@ def measure(
 
 
 def write_table(lines: list[dict[str, Any]], path: Path | None) -> str:
-    """The Markdown table, also written between the markers in `path`."""
+    """The Markdown table. It is also written between the markers in `path`."""
     rows = [
         "| weights / activations | lossless | JPEG | seeds | seconds | best other (lossless / JPEG) |",
         "|---|---|---|---|---|---|",
@@ -154,7 +155,7 @@ def write_table(lines: list[dict[str, Any]], path: Path | None) -> str:
 
 
 def write_between(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers `name` and `end of name` in a Markdown file, where it has them."""
+    """Replace the text between the markers `name` and `end of name` in a Markdown file, if it has them."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = path.read_text().partition(begin)
     if found:
@@ -162,7 +163,7 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 
 def mean_and_std(values: list[float]) -> str:
-    """`91.45 ± 0.20`; the value alone where there is one."""
+    """`91.45 ± 0.20`, or only the value if there is just one."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
 

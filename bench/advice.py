@@ -1,9 +1,9 @@
-"""Is the diagnosis' advice any good? `python -m bench.advice --images ARCHIVE [--checkpoint FILE ...]`.
+"""Does the advice of the diagnosis help? `python -m bench.advice --images ARCHIVE [--checkpoint FILE ...]`.
 
-Networks: the one in checkpoints/, each `--checkpoint`, and two that are trained on the digits inside scikit-learn.
-Every situation in which the diagnosis gives advice is brought about on each of them; then each change in `CHANGES` that
-applies is made to it, at the same stored bits per weight, and top-1 on the test images is compared. Lines are appended
-to bench/results/advice.jsonl one by one; what is there is not measured again. The table goes into docs/methods.md.
+The networks are the one in checkpoints/, each `--checkpoint`, and two that are trained on the digits of scikit-learn.
+Every situation in which the diagnosis gives advice is provoked on each network. Then each applicable change in
+`CHANGES` is made, at the same stored bits per weight, and top-1 on the test images is compared. Lines are appended to
+bench/results/advice.jsonl one by one; existing ones are not measured again. The table is written to docs/methods.md.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from ptq_exp.runs.float_model import load_or_train
 RESULTS = PROJECT_ROOT / "bench" / "results" / "advice.jsonl"
 PAGE = PROJECT_ROOT / "docs" / "methods.md"
 SHIPPED = PROJECT_ROOT / "checkpoints" / "resnet20-cifar10.safetensors"
-DIGITS = {"digits, ResNet-20": 20, "digits, ResNet-8": 8}  # by name, the depth
+DIGITS = {"digits, ResNet-20": 20, "digits, ResNet-8": 8}  # name -> depth
 Task = tuple[str, str, str]  # network, situation, change
 HELPED = 0.5  # points of top-1: five images of a thousand
-LOST = 1.0  # points: where less was lost, there is nothing to help
+LOST = 1.0  # points: situations with a smaller loss do not count
 
 OF_TENSOR = {"alpha_rule": "std", "granularity": "tensor"}
-# Situation: the preset, the bits, and what is changed in the preset.
+# Situation: the preset, the bits, and the changes to the preset.
 SITUATIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "notebook, 3 bits": ("notebook", 3, {}),
     "notebook, 4 bits": ("notebook", 4, {}),
@@ -66,7 +66,7 @@ SITUATIONS: dict[str, tuple[str, int, dict[str, Any]]] = {
 LEARNING = "quant=best"
 BY_CHANNEL = "quant.granularity=channel"
 RULES = ("quant.alpha_rule=mse", "quant.alpha_rule=lp", "quant.alpha_rule=max")
-# What is tried besides the advice, where the diagnosis names a cause.
+# The changes that are tried in addition to the advice, by the cause that the diagnosis names.
 CHANGES: dict[str, tuple[str, ...]] = {
     ONE_RANGE: (*(f"{BY_CHANNEL} {rule}" for rule in RULES), "quant.alpha_rule=mse"),
     CLIPPING: (*RULES, BY_CHANNEL),
@@ -77,16 +77,18 @@ CHANGES: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    """Measure what is missing, then write the table."""
+    """Measure the missing results, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", required=True, help="an archive or folder of CIFAR-10's train/ and test/")
-    parser.add_argument("--checkpoint", action="append", default=[], help="a further CIFAR-10 network; may be repeated")
+    parser.add_argument("--checkpoint", action="append", default=[], help="another CIFAR-10 network; may be repeated")
     parser.add_argument("--test-images", type=int, default=2000)
-    parser.add_argument("--calibration", type=int, default=512, help="images")
-    parser.add_argument("--steps", type=int, default=100, help="of learned rounding (a unit), and of distillation")
-    parser.add_argument("--cache", default=None, help="where decoded images and trained networks are kept")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--calibration", type=int, default=512, help="number of calibration images")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="steps of learned rounding (per layer or block) and of distillation"
+    )
+    parser.add_argument("--cache", default=None, help="folder of decoded images and trained networks")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     networks = [*DIGITS, SHIPPED.name, *(Path(name).name for name in arguments.checkpoint)]
@@ -97,7 +99,7 @@ def main() -> None:
         for line in read_lines(arguments.results) if not line["change"]
         for change in dict.fromkeys([line["advice"], *CHANGES[line["cause"]]]) if applies(line["situation"], change)
     ]  # fmt: skip
-    measure_missing(sorted(tasks, key=lambda task: LEARNING in task[2]), arguments)  # what takes seconds first
+    measure_missing(sorted(tasks, key=lambda task: LEARNING in task[2]), arguments)  # fast changes first
     table = table_of(read_lines(arguments.results))
     print(table)
     if arguments.results == RESULTS:
@@ -105,23 +107,23 @@ def main() -> None:
 
 
 def measure_missing(tasks: list[Task], arguments: argparse.Namespace) -> None:
-    """Measure what the results do not hold yet."""
+    """Measure the tasks that the results do not contain yet."""
     done = {(line["network"], line["situation"], line["change"]) for line in read_lines(arguments.results)}
     if missing := [task for task in tasks if task not in done]:
         share_out(missing, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
 
 
 def applies(situation: str, change: str) -> bool:
-    """Whether the change, which may be none, changes something."""
+    """Whether the change, which may be empty, has an effect."""
     name, _, changes = SITUATIONS[situation]
     before = changed(preset(name, **changes), "", 1)
     return changed(before, change, 1) != before
 
 
 def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
-    """The configuration after the change; what learns takes `steps`."""
+    """The configuration after the change; all learning takes `steps` steps."""
     values = dict(part.split("=", 1) for part in change.split())
-    values.pop("quant.bits", None)  # given apart
+    values.pop("quant.bits", None)  # passed separately
     base = preset(values.pop("quant"), act_bits=config.act_bits) if "quant" in values else config
     how = {"steps": steps} | ({"distill_steps": steps} if base.reconstruction.distill_steps else {})
     found = {key.removeprefix("quant."): parse(value) for key, value in values.items()}
@@ -129,7 +131,7 @@ def changed(config: QuantConfig, change: str, steps: int) -> QuantConfig:
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
-    """The function that measures one change in one situation of one network."""
+    """Return the function that measures one change in one situation of one network."""
     device, kept = pick_device("auto"), {}
 
     def network(name: str) -> Any:
@@ -150,7 +152,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         preset_name, bits, changes = SITUATIONS[situation]
         before = changed(preset(preset_name, **changes), "", arguments.steps)
         config = changed(before, change, arguments.steps)
-        # The same stored bits: another grid may use the one that the sign takes.
+        # Keep the stored bits equal: a grid without a separate sign bit gets one more bit.
         more = sign_on_top(before) - sign_on_top(config)
         quantized = quantize(model, config, bits + more, Calibration(calibration))
         report = quantized.report
@@ -162,7 +164,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
 
 
 def sign_on_top(config: QuantConfig) -> int:
-    """The bits that are stored besides `quant.bits`."""
+    """The bits that are stored in addition to `quant.bits`."""
     return int(stored_bits(1, config.sign_bit, config.grid)) - 1
 
 
@@ -181,9 +183,9 @@ def _config(arguments: argparse.Namespace, name: str) -> Config:
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """For every cause, what each change did to top-1: how often it helped and harmed, and the median in points.
+    """For every cause, the effect of each change on top-1: how often it helped and harmed, and the median in points.
 
-    Counted are the situations in which more than `LOST` points were lost.
+    The table counts the situations in which more than `LOST` points were lost.
     """
     starts = {
         (line["network"], line["situation"]): line
@@ -205,7 +207,7 @@ def table_of(lines: list[dict[str, Any]]) -> str:
 
 
 def row_of(cause: str, change: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    """The row of one change; `pairs` are the lines before and after it. Nothing without any."""
+    """The row of one change; `pairs` are the lines before and after it. Empty if there are no pairs."""
     gains = [after["top1"] - start["top1"] for start, after in pairs]
     if not gains:
         return ""

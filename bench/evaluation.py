@@ -1,7 +1,7 @@
 """Evaluation of one bit width: `python -m bench.evaluation [--checkpoint FILE]`.
 
-The notebook's validation loop, a plain eager loop over a tensor in memory, and ours, on the same quantized network and
-images, with the predictions compared. The images are smoothed random noise of CIFAR's shape.
+Times the notebook's validation loop, a plain eager loop over a tensor in memory, and ours on the same quantized network
+and images, and compares the predictions. The images are smoothed random noise in the shape of CIFAR images.
 """
 
 import argparse
@@ -26,13 +26,13 @@ BATCH = 160
 
 
 def main() -> None:
-    """Time one evaluation of every kind in turn."""
+    """Time the evaluations, alternating between the kinds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--checkpoint", default=None, help="a ResNet-20; one with random weights without it")
+    parser.add_argument("--checkpoint", default=None, help="a ResNet-20; default: random weights")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    # Not pick_device: it also sets the memory allocator, which would speed up the loops that ours is compared to.
+    # Not pick_device: it also sets the memory allocator, which would speed up the loops that ours is compared with.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.allow_tf32 = False
     model = _network(arguments.checkpoint).to(device)
@@ -71,12 +71,14 @@ def main() -> None:
     floor = floor_seconds(resnet20_cost(arguments.images), machine_rates(device))
     both_seconds = time["ours, activations quantized, too"]
     notes = [
-        f"Ours takes {ours / time[baseline]:.3f} of the notebook's time and {ours / time[plain]:.3f} of the plain "
-        f"loop's; {different} of {arguments.images:,} predictions differ from the notebook loop's.",
-        f"Quantized activations cost {both_seconds / ours:.2f} times the weights-only evaluation.",
-        f"Floor at this machine's float32 rates: {floor:.3f} s; ours takes {ours / floor:.1f} times that.",
+        f"Ours takes {ours / time[baseline]:.3f} times as long as the notebook's loop and "
+        f"{ours / time[plain]:.3f} times as long as the plain loop; "
+        f"{different} of {arguments.images:,} predictions differ from those of the notebook's loop.",
+        f"With quantized activations, evaluation takes {both_seconds / ours:.2f} times as long as with quantized "
+        "weights only.",
+        f"Lower bound at this machine's float32 rates: {floor:.3f} s; ours takes {ours / floor:.1f} times that.",
     ]
-    content = {"unit": f"seconds for {arguments.images:,} images", "ratio_of": "of the notebook's time"}
+    content = {"unit": f"seconds for {arguments.images:,} images", "ratio_of": "relative to the notebook"}
     save("evaluation", device, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
 
 

@@ -1,9 +1,9 @@
-"""Training at full scale, then every bit width: `python -m bench.full_scale --jpeg ... --lossless ...`.
+"""Full-scale training, then quantization at all bit widths: `python -m bench.full_scale --jpeg ... --lossless ...`.
 
-ResNet-20 by the notebook's recipe (or `--recipe fast`) on all 50,000 training images as JPEG files, with several seeds;
-each network quantized at 2 to 8 bits by the presets notebook and best. Lines are appended to
-bench/results/full_scale.jsonl, float weights are kept under `--weights`; what is there is not computed again. Then the
-tables of docs/results.md are written. Needs neither Hydra nor MLflow.
+Trains ResNet-20 with the notebook's recipe (or `--recipe fast`) on all 50,000 training images as JPEG files, with
+several seeds. Each network is quantized to 2 to 8 bits with the presets notebook and best. Lines are appended to
+bench/results/full_scale.jsonl and float weights are kept under `--weights`; existing results are not computed again.
+Then the tables of docs/results.md are written. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -39,21 +39,23 @@ Task = tuple[str, str, str | int, int]
 
 
 def main() -> None:
-    """Measure what is missing, then write the tables."""
+    """Measure the missing results, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
-    parser.add_argument("--cache", default=None, help="where decoded images are kept")
+    parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--weights", type=Path, default=PROJECT_ROOT / "cache" / "full_scale")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipe", default="notebook", choices=["notebook", "fast"])
-    parser.add_argument("--epochs", type=int, default=None, help="another number than the recipe's, to compare")
-    parser.add_argument("--batch-size", type=int, default=None, help="likewise")
-    parser.add_argument("--precision", default=None, help="of the training; the recipe's own by default")
-    parser.add_argument("--fused", action="store_true", help="train through this project's own kernels (CUDA)")
+    parser.add_argument("--epochs", type=int, default=None, help="epochs instead of the recipe's, for comparison")
+    parser.add_argument(
+        "--batch-size", type=int, default=None, help="batch size instead of the recipe's, for comparison"
+    )
+    parser.add_argument("--precision", default=None, help="precision of the training; default: the recipe's")
+    parser.add_argument("--fused", action="store_true", help="train with this project's own kernels (CUDA)")
     parser.add_argument("--no-quantization", action="store_true", help="train and evaluate the float networks only")
-    parser.add_argument("--workers", type=int, default=1, help="processes at once")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after so many")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The measurements so far, with the recipes and presets as they are now."""
+    """The measurements so far with the current recipes and presets."""
     lines, configs = read_lines(path), {name: preset(name) for name in PRESETS}
     trained = {line["task"][1] for line in lines if line["task"][0] == "float"}
     recipes = {name: _without_empty(described(recipe(name))) for name in trained}
@@ -98,28 +100,28 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """What a line holds of a training, so that one by another form of the recipe isn't taken for it: all but the
-    precision and the kernels, which the line names by themselves."""
+    """The part of a training that a line stores to distinguish versions of the recipe: everything but the precision and
+    the kernels, which have their own fields."""
     trainer = dataclasses.asdict(config.trainer)
     kept = {key: value for key, value in trainer.items() if key not in ("precision", "fused")}
     return {"trainer": kept, "optimizer": config.optimizer, "scheduler": config.scheduler}
 
 
 def _without_empty(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without the values that are null or false: later versions have more such keys."""
+    """A recipe without null and false values, because later versions have more such keys."""
     return {group: {key: value for key, value in values.items() if value} for group, values in recipe.items()}
 
 
 def recipe(name: str) -> Config:
-    """The configuration of the notebook or of a file of conf/trainer; `name` may go on with keys of the trainer and
-    their values, as in "fast, epochs 60"."""
+    """The configuration of the notebook or of a file in conf/trainer. Trainer keys and values may follow the name,
+    as in "fast, epochs 60"."""
     name, *changes = name.split(", ")
     trainer = "default" if name == "notebook" else name
     return compose(f"trainer={trainer}", *(f"trainer.{change.replace(' ', '=')}" for change in changes))
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
-    """Load the images; the function that measures one task."""
+    """Load the images, and return the function that measures one task."""
     device = pick_device("auto")
     images = on_images(arguments.jpeg, arguments.cache)
     jpeg = load_dataset(images.data, images.cache, device)
@@ -131,11 +133,11 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
     }
 
     def network(name: str, precision: str, seed: int) -> Any:
-        """The float network of one seed: from its file, else trained."""
+        """The float network of one seed, from its file if there is one, else trained."""
         file = weights_file(arguments.weights, name, precision, seed)
         config = dataclasses.replace(
             recipe(name), seed=seed, cache_dir=arguments.cache, data=on_images("", None).data,
-            checkpoint=str(file) if file.exists() else "train",  # "auto" gives the shipped one, whatever its precision
+            checkpoint=str(file) if file.exists() else "train",  # "auto" might use the shipped network
         )  # fmt: skip
         config.trainer.precision, config.trainer.fused = precision, arguments.fused
         found = load_or_train(config, jpeg, device)
@@ -174,7 +176,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
 
 
 def weights_file(folder: Path, name: str, precision: str, seed: int) -> Path:
-    """Where the float weights of one training are kept."""
+    """The file of the float weights of one training."""
     return folder / f"resnet20-{name.replace(', ', '-').replace(' ', '-')}-{precision}-seed{seed}.safetensors"
 
 
@@ -188,8 +190,8 @@ def _about(float_model: Any, fingerprint: str, seed: int) -> dict[str, Any]:
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """Markdown: the float networks by recipe and precision, then top-1 by bit width."""
-    rows = ["| recipe, precision | JPEG test | lossless test | seeds | seconds a seed |", "|---|---|---|---|---|"]
+    """Two Markdown tables: the float networks by recipe and precision, and top-1 by bit width."""
+    rows = ["| recipe, precision | JPEG test | lossless test | seeds | seconds per seed |", "|---|---|---|---|---|"]
     kinds = sorted({tuple(line["task"][:3]) for line in lines}, key=str)
     for kind in kinds:
         found = [line for line in lines if tuple(line["task"][:3]) == kind]

@@ -1,6 +1,6 @@
-"""Fair timing: cases take turns in one process, medians and ratios are reported, and results become one page.
+"""Fair timing: the cases alternate in one process, medians and ratios are reported, and the results form one page.
 
-Absolute times of a shared machine mean little, so every benchmark runs what it is compared to beside it.
+Absolute times on a shared machine mean little, so every benchmark also runs the case that it is compared with.
 """
 
 import dataclasses
@@ -29,35 +29,35 @@ REMARKS = {
     "training": [
         "",
         "On CUDA, `ours` trains through the project's own kernels (`trainer.fused=true`). The notebook's loop waits "
-        "for the CPU: what it takes depends on the machine around the card.",
+        "for the CPU, so its time also depends on the rest of the machine.",
     ],
     "sweep": [
         "",
-        "The percentage is the median, over the jobs, of what each took beyond its own evaluation; the rows are the "
-        "medians of both, which differ by more where the machine's speed changes from job to job.",
+        "The percentage is the median over the jobs of the time beyond the job's own evaluation. The rows are the "
+        "medians of both times; they differ by more if the speed of the machine changes between jobs.",
     ],
 }
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
 
 def preset(name: str, **changes: Any) -> QuantConfig:
-    """The method of a file of conf/quant with some keys changed."""
+    """The method of a file in conf/quant, with some keys changed."""
     config = dataclasses.replace(compose(f"quant={name}").quant, **changes)
     check_method(config)
     return config
 
 
 def on_images(root: str, cache: str | None, checkpoint: str = "auto") -> Config:
-    """The configuration that reads the images of an archive or a folder."""
+    """A configuration that reads the images of an archive or a folder."""
     config = compose("data=image_folder")
     config.data.root, config.cache_dir, config.checkpoint = root, cache, checkpoint
     return config
 
 
 def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every case in each of `rounds` rounds, after one round that does not count.
+    """The seconds of every case in each of `rounds` rounds, after one warm-up round.
 
-    Every second round goes backwards, so that no case always follows the same one.
+    Every second round runs backwards, so that no case always follows the same one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
@@ -72,7 +72,7 @@ def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, device: torch.d
 
 
 def rows_of(seconds: dict[str, list[float]], baseline: str, per: float = 1.0) -> list[dict[str, Any]]:
-    """One row a case: median, lowest and highest (seconds / `per`) and the time relative to `baseline`'s median."""
+    """One row per case: median, lowest, highest (seconds / `per`), and the time relative to the baseline's median."""
     reference = statistics.median(seconds[baseline])
     return [
         {
@@ -87,7 +87,7 @@ def rows_of(seconds: dict[str, list[float]], baseline: str, per: float = 1.0) ->
 
 
 def machine_rates(device: torch.device) -> dict[str, float]:
-    """What this very machine does in float32: FLOP/s, the better of a large matrix product and a wide convolution, and
+    """The float32 rates of this machine: FLOP/s, the higher of a large matrix product and a wide convolution, and the
     bytes/s of a large copy."""
     cuda = device.type == "cuda"
     size, batch = (8192, 4096) if cuda else (2048, 64)
@@ -110,19 +110,19 @@ def machine_rates(device: torch.device) -> dict[str, float]:
 def resnet20_cost(images: int) -> dict[str, float]:
     """FLOPs of one forward pass of ResNet-20 over `images` images, and the bytes of its activations, float32.
 
-    40.8 million multiply-adds an image; 188,000 convolution outputs, each written and read once where no cache holds
-    them.
+    An image takes 40.8 million multiply-adds. Its 188,000 convolution outputs are each written and read once if no
+    cache holds them.
     """
     return {"flops": 2 * 40.8e6 * images, "bytes": 2 * 4 * 188e3 * images}
 
 
 def floor_seconds(cost: dict[str, float], rates: dict[str, float]) -> float:
-    """No implementation can be quicker: the longer of computing and of moving, at this machine's own rates."""
+    """A lower bound for any implementation: the larger of compute and memory time at the rates of this machine."""
     return max(cost["flops"] / rates["flops_per_second"], cost["bytes"] / rates["bytes_per_second"])
 
 
 def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
-    """Write bench/results/<name>-<hardware>.json, print its table, and rebuild docs/performance.md."""
+    """Write bench/results/<name>-<hardware>.json, print its table and rebuild docs/performance.md."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     about = {
         "benchmark": name,
@@ -139,7 +139,7 @@ def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
 
 
 def section(result: dict[str, Any]) -> str:
-    """The part of docs/performance.md that one result file gives."""
+    """The part of docs/performance.md from one result file."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"`{result['command']}`, {result['date']}, {result['hardware']}, {versions}.",
@@ -155,20 +155,20 @@ def section(result: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    """docs/performance.md, from every result file there is: a section a benchmark, a part a machine."""
+    """Write docs/performance.md from all result files: one section per benchmark, one part per machine."""
     titles = {
         "training": "Training",
         "evaluation": "Evaluation",
-        "sweep": "A sweep",
+        "sweep": "Sweeps",
         "reconstruction": "Learned rounding",
-        "startup": "Start-up",
+        "startup": "Startup",
         "scaling": "Several workers",
     }
     page = [
         "# Performance",
         "",
-        "Written by the benchmarks from `bench/results/*.json`. All cases of a table took turns in one run: compare "
-        "them with each other, not with another machine's.",
+        "The benchmarks write this page from `bench/results/*.json`. All cases of a table alternated in one run: "
+        "compare them with each other, not with those of another machine.",
     ]
     for name, title in titles.items():
         files = sorted(RESULTS.glob(f"{name}-*.json"))

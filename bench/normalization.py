@@ -1,8 +1,8 @@
-"""Whose constants? `python -m bench.normalization --data-root ARCHIVE [--train] [FILE ...]`.
+"""Which normalization constants fit? `python -m bench.normalization --data-root ARCHIVE [--train] [FILE ...]`.
 
-For every checkpoint file, the known normalization constants by how well they fit the network's batch norms on the
-training images, and top-1 on the test images under the best two. With --train also for ResNet-20s trained here
-(trainer=fast), one for each of the known constants. Writes bench/results/normalization.jsonl and the table in
+For every checkpoint file, ranks the known normalization constants by their fit to the network's batch norms on the
+training images, and measures top-1 on the test images with the best two. With --train, it does the same for ResNet-20s
+trained here (trainer=fast), one per known constants. Writes bench/results/normalization.jsonl and the table in
 docs/results.md.
 """
 
@@ -38,11 +38,11 @@ RESULTS = PROJECT_ROOT / "bench" / "results" / "normalization.jsonl"
 def main() -> None:
     """Check every network, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("files", nargs="*", help="checkpoints of ResNets and VGGs of ten classes")
+    parser.add_argument("files", nargs="*", help="checkpoints of ResNets and VGGs with ten classes")
     parser.add_argument("--data-root", required=True, help="folder or archive of the CIFAR-10 images")
-    parser.add_argument("--cache", default=None, help="where decoded images are kept")
+    parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--weights", type=Path, default=PROJECT_ROOT / "cache" / "normalization")
-    parser.add_argument("--train", action="store_true", help="train a ResNet-20 with each of the known constants")
+    parser.add_argument("--train", action="store_true", help="also train a ResNet-20 with each of the known constants")
     arguments = parser.parse_args()
     device = pick_device("auto")
     config = on_images(arguments.data_root, arguments.cache)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def trained(constants: Constants, config: Config, dataset: Dataset, folder: Path, device: torch.device) -> Path:
-    """The file of a ResNet-20 trained on images normalized by `constants`; its name says so, its content does not."""
+    """The file of a ResNet-20 trained on images normalized by `constants`. Only the file name tells the constants."""
     file = folder / f"ResNet-20 trained here with {constants.name.replace(' ', '_')}.safetensors"
     if not file.exists():
         data = replace(config.data, mean=list(constants.mean), std=list(constants.std))
@@ -71,7 +71,7 @@ def trained(constants: Constants, config: Config, dataset: Dataset, folder: Path
 
 
 def measure(file: str, config: Config, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    """The two constants that fit the network of `file` best, and what it answers under both."""
+    """The two constants that fit the network of `file` best, and its top-1 with both."""
     checkpoint = read_checkpoint(file, config.cache, config.data.timeout)
     model = build_model(checkpoint.architecture, checkpoint.classes, **checkpoint.options)
     load_weights(model, checkpoint)
@@ -93,9 +93,9 @@ def measure(file: str, config: Config, dataset: Dataset, device: torch.device) -
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """Markdown: one row a network."""
+    """The Markdown table, with one row per network."""
     rows = [
-        "| network | fits best | first batch norm | all, mean | top-1 % | next best | first batch norm | top-1 % |",
+        "| network | fits best | first batch norm | mean of all | top-1 % | second best | first batch norm | top-1 % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:

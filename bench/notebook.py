@@ -1,7 +1,7 @@
-"""The notebook's own loops, as the baseline of the benchmarks: images reach the network the way they did there.
+"""The notebook's loops as the baseline of the benchmarks, with the notebook's data loading.
 
-Images decoded to PIL, augmented and normalized one by one in two loader processes; batches of 160; every step waits
-for the device, since it reads the loss and the number of correct predictions.
+Two loader processes convert, augment and normalize PIL images one by one. The batch size is 160. Every step waits for
+the device, because it reads the loss and the number of correct predictions.
 """
 
 import torch
@@ -15,7 +15,7 @@ BATCH, WORKERS = 160, 2
 
 
 class PilImages(Dataset):
-    """What torchvision's CIFAR10 is: PIL images made from an array, then transformed. `images` uint8 (N, 3, H, W)."""
+    """Like torchvision's CIFAR10: makes PIL images from an array and transforms them. `images`: uint8 (N, 3, H, W)."""
 
     def __init__(self, images: Tensor, labels: Tensor, augment: bool):
         self.images, self.labels = images.cpu(), labels.tolist()
@@ -51,7 +51,7 @@ def train_epoch(model: nn.Module, batches: DataLoader, optimizer: torch.optim.Op
 
 @torch.no_grad()
 def validate(model: nn.Module, batches: DataLoader, device: torch.device) -> Tensor:
-    """The notebook's validation loop; returns the predictions (N,)."""
+    """The notebook's validation loop. Returns the predictions (N,)."""
     model.eval()
     criterion, running, predictions = nn.CrossEntropyLoss(), 0.0, []
     for images, labels in batches:

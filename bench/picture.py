@@ -1,8 +1,8 @@
-"""The README's picture, from measurements that are there: `python -m bench.picture`.
+"""The figure of the README, from existing measurements: `python -m bench.picture`.
 
-Top-1 on the 10,000 JPEG test images against the stored bits per weight, including the sign: the notebook's
-method and plain rounding with a range for each output channel (bench/results/why.json), and `quant=best`
-(bench/results/accuracy.jsonl, mean of its seeds).
+It shows top-1 on the 10,000 JPEG test images against the stored bits per weight, including the sign: for the notebook's
+method and rounding to nearest with one range per output channel (bench/results/why.json), and for `quant=best`
+(bench/results/accuracy.jsonl, mean over the seeds).
 """
 
 import json
@@ -15,10 +15,10 @@ from ptq_exp.reporting.plots.style import BLACK, BLUE, GREEN, GREY, MARKERS, ORA
 
 PICTURE = PROJECT_ROOT / "docs" / "figures" / "accuracy.png"
 IMAGES = 10_000
-SIGN = 1  # in why.json the sign comes on top of the bits
+SIGN = 1  # in why.json the sign is stored in addition to the bits
 METHODS = {
     "notebook: 3 std of the first convolution": ("the course notebook: one range for all layers", ORANGE),
-    "one for each channel (mse)": ("a range for each output channel", GREEN),
+    "one range per channel (mse)": ("one range per output channel", GREEN),
 }
 OURS = ["W2 (4 levels)", "W3", "W4", "W8"]
 
@@ -26,7 +26,7 @@ Points = list[tuple[float, float]]  # bits, top-1 in percent
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the figure."""
     measured = json.loads((PROJECT_ROOT / "bench" / "results" / "why.json").read_text())["jpeg"]
     lines = read(RESULTS, CHECKPOINT)
     best: Points = []
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def draw(series: dict[str, tuple[Points, str]], level: float) -> None:
-    """One line a method with the test images' 95 % interval, and the float network's."""
+    """Draw one line per method with the 95 % CI on the test images, and a line for the float network."""
     figure, axes = canvas(4.2)
     for marker, (label, (points, colour)) in zip(MARKERS, series.items(), strict=False):
         bits, top1 = zip(*points, strict=True)

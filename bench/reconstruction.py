@@ -1,8 +1,8 @@
-"""Learned rounding, our AdaRound against AIMET's at equal steps: `python -m bench.reconstruction --checkpoint FILE`.
+"""Learned rounding, our AdaRound against AIMET's in equal steps: `python -m bench.reconstruction --checkpoint FILE`.
 
-Both start from the same folded float network, quantize every convolution and the linear layer to the same bits (sign
-included, a range a channel), see the same calibration images, 32 at a time, and are measured on the same test images.
-Needs the extra `bench`; without AIMET only ours is timed, and the table says so. Needs neither Hydra nor MLflow.
+Both start from the same folded float network and quantize every convolution and the linear layer to the same bits (sign
+included, one range per channel). Both use the same calibration images, 32 per step, and the same test images. Needs the
+extra `bench`; without AIMET only ours is timed, and the page says so. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -32,13 +32,13 @@ AIMET = importlib.util.find_spec("aimet_torch") is not None
 
 
 def main() -> None:
-    """Quantize in turn, then compare accuracy."""
+    """Quantize with each tool in turn, then compare the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--images", default="../shared/data/cifar10-lossless-6k.zip", help="an archive of images")
     parser.add_argument("--bits", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=500, help="a layer")
-    parser.add_argument("--calibration", type=int, default=1024, help="images")
+    parser.add_argument("--steps", type=int, default=500, help="optimizer steps per layer")
+    parser.add_argument("--calibration", type=int, default=1024, help="number of calibration images")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     device = pick_device("auto")
@@ -66,27 +66,31 @@ def main() -> None:
             top1[name] = result.top1
     rows = rows_of(seconds, list(makers)[-1], per=layers)
     accuracy = ", ".join(f"{name} {value:.2f} %" for name, value in top1.items())
-    notes = [f"Top-1 on {len(dataset.test_labels):,} test images afterwards: {accuracy}."]
-    found = f"AIMET's time is {1 / rows[0]['ratio']:.1f} times ours." if AIMET else "AIMET is missing: not measured."
+    notes = [f"Top-1 after rounding, on {len(dataset.test_labels):,} test images: {accuracy}."]
+    found = (
+        f"AIMET takes {1 / rows[0]['ratio']:.1f} times as long as ours."
+        if AIMET
+        else "AIMET is not installed: not measured."
+    )
     notes.append(found)
-    unit = f"seconds a layer of {layers}, {arguments.steps} steps, {arguments.bits} bits"
-    content: dict[str, Any] = {"unit": unit, "ratio_of": "of the last row's time", "rows": rows, "notes": notes}
+    unit = f"seconds per layer ({layers} layers), {arguments.steps} steps, {arguments.bits} bits"
+    content: dict[str, Any] = {"unit": unit, "ratio_of": "relative to the last row", "rows": rows, "notes": notes}
     save("reconstruction", device, content)
 
 
 def aimet(model: nn.Module, images: Tensor, bits: int, steps: int) -> nn.Module:
-    """A copy of the folded float `model` whose weights AIMET's AdaRound rounded."""
+    """A copy of the folded float `model` with weights rounded by AIMET's AdaRound."""
     from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
     from aimet_torch.common.defs import QuantScheme
     from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
     from aimet_torch.nn import QuantizationMixin
 
     for kind in {type(module) for module in model.modules() if not list(module.children())}:
-        if not kind.__module__.startswith("torch."):  # additions and shortcuts of ours, which have no weights
+        if not kind.__module__.startswith("torch."):  # our additions and shortcuts, which have no weights
             QuantizationMixin.ignore(kind)
 
     class Loader(list):
-        """What AIMET asks of a loader: batches of inputs, and their number."""
+        """The interface that AIMET expects of a loader: batches of inputs, and their number."""
 
         batch_size = BATCH
 

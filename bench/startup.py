@@ -1,4 +1,4 @@
-"""Start-up: `python -m bench.startup`. How long until --help, --cfg job and the first line of a job."""
+"""Startup: `python -m bench.startup`. Measures the time to --help, --cfg job and the first line of a job."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ JOB = ["run.py", "experiment=debug", "tracking=none", f"hydra.run.dir={tempfile.
 
 
 def main() -> None:
-    """Run every command in turn, a few times."""
+    """Run every command in turn, several times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
@@ -40,15 +40,15 @@ def main() -> None:
     processor = ", ".join(f"{name} {statistics.median(times):.2f} s" for name, times in cpu.items())
     job = statistics.median(wall["the first line of a job"])
     notes = [
-        f"Processor time, all threads: {processor}.",
-        f"The first line of a job comes {job - torch_seconds:.2f} s after the time that importing torch takes.",
+        f"Processor time of all threads: {processor}.",
+        f"Time to the first line of a job minus the time to import torch: {job - torch_seconds:.2f} s.",
     ]
-    content = {"unit": "seconds", "ratio_of": "of importing torch", "rows": rows, "notes": notes}
+    content = {"unit": "seconds", "ratio_of": "relative to importing torch", "rows": rows, "notes": notes}
     save("startup", pick_device("auto"), content)
 
 
 def whole(command: list[str]) -> tuple[float, float]:
-    """Wall and processor seconds of a Python command."""
+    """The wall and processor seconds of a Python command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=PROJECT_ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -58,7 +58,7 @@ def whole(command: list[str]) -> tuple[float, float]:
 
 
 def first_line(command: list[str]) -> tuple[float, float]:
-    """Wall seconds until the command's first line, and processor seconds until then; the rest is cut off."""
+    """The wall and processor seconds until the first line of a command, which is then killed."""
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

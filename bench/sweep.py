@@ -1,9 +1,10 @@
-"""What one more job of a sweep costs: `python -m bench.sweep --checkpoint FILE --images ARCHIVE`.
+"""The cost of one more job in a sweep: `python -m bench.sweep --checkpoint FILE --images ARCHIVE`.
 
-Real multiruns of `run.py` of several lengths, logged to an MLflow store of their own. The cost of a job that evaluates
-all images is the time from its start to the next one's, and what it adds before the first (Hydra composes all jobs
-there), compared to the time that the job itself spent evaluating. Of quick jobs it is the slope over whole sweeps:
-their figures are still being drawn when the last of them has ended. Memory is the process's own while it runs.
+Runs real multiruns of `run.py` of several lengths, logged to a separate MLflow store. The cost of a job that evaluates
+all images is the time from its start to the start of the next job, plus the time that it adds before the first job
+(Hydra composes all jobs there). It is compared with the time that the job spends in evaluation. The cost of quick jobs
+is the slope over whole sweeps, because their figures are still being drawn after the last job has ended. Memory is that
+of the process while it runs.
 """
 
 import argparse
@@ -28,14 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--images", default="../shared/data/cifar10-jpeg.tar.gz", help="an archive of train/ and test/")
-    parser.add_argument("--jobs", type=int, default=12, help="of the longer sweep over all test images")
-    parser.add_argument("--many", type=int, default=100, help="quick jobs, on 500 test images")
+    parser.add_argument("--jobs", type=int, default=12, help="jobs of the longer sweep, on all test images")
+    parser.add_argument("--many", type=int, default=100, help="number of quick jobs, on 500 test images")
     arguments = parser.parse_args()
     data = [
         f"checkpoint={Path(arguments.checkpoint).absolute()}", "data=image_folder", "data.resize=32",
         f"data.root={Path(arguments.images).absolute()}",
     ]  # fmt: skip
-    sweep([*data, "quant.alpha_multiplier=3.0"])  # images decoded, file caches warm
+    sweep([*data, "quant.alpha_multiplier=3.0"])  # decodes the images and warms the file caches
     short, long = (sweep([*data, _multipliers(count)]) for count in (2, arguments.jobs))
     before = (long["starts"][0] - short["starts"][0]) / (arguments.jobs - 2)
     evaluations = long["evaluate_seconds"][2:-1]
@@ -54,17 +55,18 @@ def main() -> None:
     }
     rows = [row for cases in (all_images, few_images) for row in rows_of(cases, next(iter(cases)))]
     notes = [
-        f"One more job costs {100 * extra / evaluation:.0f} % more than its evaluation, {extra:.2f} s.",
-        f"{arguments.many} jobs cost {later / marginal:.2f} times as much a job as the first {tenth}; memory grew from "
-        f"{many['memory'][0]:.0f} MB after a tenth of them to {many['memory'][1]:.0f} MB after nine tenths.",
+        f"One more job takes {100 * extra / evaluation:.0f} % ({extra:.2f} s) longer than its evaluation.",
+        f"In a sweep of {arguments.many} jobs, each job after the first {tenth} takes {later / marginal:.2f} times as "
+        f"long as one of the first {tenth}. Memory grew from {many['memory'][0]:.0f} MB after a tenth of the sweep to "
+        f"{many['memory'][1]:.0f} MB after nine tenths.",
     ]
-    content = {"unit": "seconds", "ratio_of": "of the row it is compared to", "rows": rows, "notes": notes}
+    content = {"unit": "seconds", "ratio_of": "relative to the row it is compared with", "rows": rows, "notes": notes}
     save("sweep", pick_device("auto"), content)
 
 
 def sweep(overrides: list[str]) -> dict[str, Any]:
-    """Run one multirun: its seconds, start-up counted, when its jobs began, what they report, and its memory in MB,
-    early and late."""
+    """Run one multirun. Returns its seconds including startup, the start times and evaluation times of its jobs, and
+    its early and late memory in MB."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "run.py", "-m", *overrides, f"tracking.uri=sqlite:///{folder}/mlflow.db",
@@ -84,7 +86,7 @@ def sweep(overrides: list[str]) -> dict[str, Any]:
             raise SystemExit(f"failed: {' '.join(command)}")
         jobs = sorted(Path(folder).glob("sweep/[0-9]*"), key=lambda job: int(job.name))
         rows = [json.loads((job / "results.json").read_text())["results"][0] for job in jobs]
-        running = memory[len(memory) // 10 :] or [0.0]  # without the start
+        running = memory[len(memory) // 10 :] or [0.0]  # without the startup
         some = max(1, len(running) // 10)
         return {
             "seconds": seconds,

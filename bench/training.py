@@ -1,6 +1,7 @@
 """Training: the notebook's loop against ours, on the same model and images: `python -m bench.training`.
 
-Images per second over whole epochs. The images are CIFAR-10's shape; their content does not change the time.
+Measures images per second over whole epochs. The images have the shape of CIFAR-10; their content does not affect the
+time.
 """
 
 import argparse
@@ -23,9 +24,11 @@ SGD = {"lr": 0.022, "momentum": 0.9, "weight_decay": 9e-5}
 
 
 def main() -> None:
-    """Time one epoch of every loop in turn."""
+    """Time one epoch of each loop in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--images", type=int, default=None, help="in an epoch; 50,000 on CUDA, 1,600 on a CPU")
+    parser.add_argument(
+        "--images", type=int, default=None, help="images per epoch; default: 50,000 on CUDA, 1,600 on a CPU"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     device = pick_device("auto")
@@ -43,21 +46,24 @@ def main() -> None:
     rows = rows_of(seconds, baseline)
     for row in rows:
         row["images_per_second"] = count / row["seconds"]
-    cost = {key: 3 * value for key, value in resnet20_cost(count).items()}  # backward costs twice the forward pass
+    cost = {
+        key: 3 * value for key, value in resnet20_cost(count).items()
+    }  # the backward pass costs twice the forward pass
     floor = floor_seconds(cost, machine_rates(device))
     speeds = ", ".join(f"{row['case']} {row['images_per_second']:,.0f}" for row in rows)
     quickest = min(row["seconds"] for row in rows)
     minutes = [180 * 50_000 / row["images_per_second"] / 60 for row in rows]
     notes = [
         f"Images per second: {speeds}.",
-        f"Ours is {rows[0]['seconds'] / rows[2]['seconds']:.1f} times the notebook's loop (fp32), "
-        f"{rows[0]['seconds'] / quickest:.1f} times at its quickest.",
+        f"Ours is {rows[0]['seconds'] / rows[2]['seconds']:.1f} times as fast as the notebook's loop in fp32, and "
+        f"{rows[0]['seconds'] / quickest:.1f} times in the fastest precision.",
         "The notebook's loop lets cuDNN use TF32, as PyTorch does by default. 180 epochs of 50,000 images would take "
-        f"{minutes[0]:.1f} minutes there, {minutes[2]:.1f} here in fp32, {min(minutes):.1f} at the quickest.",
-        f"Floor of an epoch at this machine's float32 rates: {floor:.3f} s; "
+        f"{minutes[0]:.1f} minutes with it, {minutes[2]:.1f} with ours in fp32, and {min(minutes):.1f} in the "
+        "fastest precision.",
+        f"Lower bound of an epoch at this machine's float32 rates: {floor:.3f} s; "
         f"fp32 takes {rows[2]['seconds'] / floor:.1f} times that.",
     ]
-    content = {"unit": f"seconds an epoch of {count:,} images", "ratio_of": "of the notebook's time"}
+    content = {"unit": f"seconds per epoch of {count:,} images", "ratio_of": "relative to the notebook"}
     save("training", device, content | {"rows": rows, "floor_seconds": floor, "notes": notes})
 
 

@@ -1,7 +1,7 @@
 """The numbers and figures of docs/why-4-bits-drop.md: `python -m bench.why --checkpoint ... --lossless ... --jpeg ...`.
 
-The notebook's quantizer against the same grid with a range for the model, for each tensor and for each channel, at 2
-to 8 bits. Needs neither Hydra nor MLflow.
+Compares the notebook's quantizer with the same grid and one range per model, per tensor and per channel, at 2 to 8
+bits. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from ptq_exp.runs.shared import Shared
 
 METHODS = {
     "notebook: 3 std of the first convolution": {},
-    "one range for the model (mse)": {"alpha_rule": "mse"},
-    "one for each tensor (mse)": {"alpha_rule": "mse", "granularity": "tensor"},
-    "one for each channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
+    "one range per model (mse)": {"alpha_rule": "mse"},
+    "one range per tensor (mse)": {"alpha_rule": "mse", "granularity": "tensor"},
+    "one range per channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
 }
 BITS = (2, 3, 4, 5, 6, 8)
 KEPT = ("bits", "bits_mean", "top1", "top1_ci_low", "top1_ci_high", "top1_float")
 
 
 def main() -> None:
-    """Measure, write bench/results/why.json and the figures, print the tables."""
+    """Measure, write bench/results/why.json and the figures, and print the tables."""
     parser = argparse.ArgumentParser(description="The numbers and figures of docs/why-4-bits-drop.md")
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
@@ -61,7 +61,7 @@ def main() -> None:
                 evaluation = evaluate(quantized.network, *images)
                 result = make_result(bits, own, shared, quantized.report, evaluation, quantize_seconds=0.0)
                 series.setdefault(method, []).append(result)
-        # The layers do not depend on the test images: kept once, at 4 bits.
+        # The layers do not depend on the test images, so they are stored once, at 4 bits.
         found[test] = {
             method: [_stored(result, test == "lossless" and result.bits == 4) for result in results]
             for method, results in series.items()
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _stored(result: BitWidthResult, with_layers: bool) -> dict[str, Any]:
-    """What the results file keeps of a bit width."""
+    """The content of the results file for one bit width."""
     row = {key: getattr(result, key) for key in KEPT}
     return row | ({"layers": [dataclasses.asdict(layer) for layer in result.layers]} if with_layers else {})
 

@@ -1,4 +1,4 @@
-"""Measurements that do not depend on each other, shared out to processes, each line kept as soon as it is there."""
+"""Independent measurements, distributed over processes. Each result is stored as soon as it is available."""
 
 import json
 import multiprocessing
@@ -13,14 +13,14 @@ import torch
 
 from ptq_exp.runs.device import hardware, pick_device
 
-# (set-up arguments) -> a function that measures one task and returns its line
+# (setup arguments) -> a function that measures one task and returns its line
 Setup = Callable[[Any], Callable[[Any], dict[str, Any]]]
 
 
 def share_out(tasks: list[Any], workers: int, setup: Setup, arguments: Any, results: Path, minutes: float) -> None:
     """Measure every task in one of `workers` processes, each of which calls `setup(arguments)` once.
 
-    A line (JSON) a task is appended to `results`; no new task is begun after so many minutes.
+    One line (JSON) per task is appended to `results`. No new task is started after `minutes` minutes.
     """
     deadline = time.time() + 60 * minutes
     context = multiprocessing.get_context("spawn")
@@ -36,7 +36,7 @@ def share_out(tasks: list[Any], workers: int, setup: Setup, arguments: Any, resu
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise SystemExit("A worker failed; what the others measured is kept.")
+        raise SystemExit("A worker failed. The measurements of the others are kept.")
 
 
 def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: float) -> None:
@@ -64,5 +64,5 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What was measured so far."""
+    """The measurements so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

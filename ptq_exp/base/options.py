@@ -1,6 +1,6 @@
-"""The options of a package: dataclass fields that say what they mean and what they allow, and one check for them all.
+"""The options of a package: dataclass fields with a description and the allowed values, and one check for all of them.
 
-OmegaConf knows no `typing.Literal`, so what a field allows lies in its metadata.
+OmegaConf does not support `typing.Literal`, so the allowed values of a field are in its metadata.
 """
 
 import copy
@@ -12,18 +12,18 @@ from ptq_exp.base.errors import UserError, check_choice
 
 
 class Allowed(TypedDict, total=False):
-    """What a field allows besides its type. Bounds hold for every value of a list, and null is allowed by the type."""
+    """The allowed values of a field, besides its type. Bounds apply to every value of a list; the type allows null."""
 
     choices: Sequence[str]
     at_least: float
     above: float
     at_most: float
     below: float
-    kind: str  # the type in words, where OmegaConf has no name for it
+    kind: str  # the type in words, if OmegaConf has no name for it
 
 
 def option(default: Any, says: str, **allowed: Unpack[Allowed]) -> Any:
-    """A dataclass field with its default, its meaning and what it allows."""
+    """A dataclass field with its default, its description and its allowed values."""
     metadata = {"says": says, **allowed}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -33,9 +33,9 @@ def option(default: Any, says: str, **allowed: Unpack[Allowed]) -> Any:
 
 
 def check_options(node: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first value of an options object, or of one inside it, that its field does not allow.
+    """Raise `UserError` for the first value in an options object, including nested ones, that its field does not allow.
 
-    `prefix` is what stands before the field's name on the command line, `quant.` for example.
+    `prefix` precedes the field's name on the command line, for example `quant.`.
     """
     for field in dataclasses.fields(node):
         key, value = f"{prefix}{field.name}", getattr(node, field.name)
@@ -79,7 +79,7 @@ def _check(key: str, value: Any, field: "dataclasses.Field[Any]") -> None:
 
 
 def _within(number: float, allowed: Any) -> bool:
-    """Whether a number keeps to the bounds. NaN keeps to none."""
+    """Whether a number is within the bounds. NaN never is."""
     return (
         ("at_least" not in allowed or number >= allowed["at_least"])
         and ("above" not in allowed or number > allowed["above"])

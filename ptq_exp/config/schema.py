@@ -1,4 +1,4 @@
-"""The configuration of one job: every group's options, and the keys that belong to no group."""
+"""The configuration of one job: the options of every group, and the keys that belong to no group."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from ptq_exp.training.options import TrainerOptions, TrainingOptions
 
 @dataclass
 class Config:
-    """The configuration of one job. `model`, `optimizer` and `scheduler` take any key; their values lie in YAML."""
+    """The configuration of one job. `model`, `optimizer` and `scheduler` take any key; their values are in YAML."""
 
     model: dict[str, Any] = field(default_factory=lambda: default_option("model"))
     data: DataOptions = field(default_factory=DataOptions)
@@ -26,7 +26,7 @@ class Config:
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     checkpoint: str = option(
         "auto",
-        "auto: the stored model of this training configuration, else train and store it; train: train afresh; "
+        "auto: the stored model of this training configuration, else train and store it; train: train again; "
         "or the path or URL of a checkpoint file",
     )
     device: str = option("auto", "auto: an unclaimed CUDA GPU if there is one, else the CPU; cuda, cuda:N, cpu")
@@ -45,18 +45,18 @@ class Config:
         None, "folder of decoded images and trained float models; null: <project root>/cache"
     )
     output_dir: str = option(
-        "outputs/run", "folder of this run's files, which hold everything that is logged to MLflow"
+        "outputs/run", "folder of this run's files, which contain everything that is logged to MLflow"
     )
     method: str = option(
-        "notebook", "file of conf/quant that `quant` came from; with the changes to it, the method's name"
+        "notebook", "file in conf/quant that `quant` came from; together with the changes to it, the name of the method"
     )
-    searchpath: list[str] = option([], "further folders for files of conf/")
-    overrides: str = option("", "command line without quant.bits: names the run and its series")
-    command: list[str] = option([], "whole command line as typed: the report says how to repeat a run")
+    searchpath: list[str] = option([], "further folders with configuration files, searched like conf/")
+    overrides: str = option("", "command line without quant.bits; names the run and its series")
+    command: list[str] = option([], "whole command line as typed; the report shows it to repeat a run")
 
     @property
     def calibration_seed(self) -> int:
-        """What decides the draw of the calibration images and of learned rounding."""
+        """The seed of the draw of the calibration images and of learned rounding."""
         return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
 
     @property
@@ -66,5 +66,5 @@ class Config:
 
     @property
     def training(self) -> TrainingOptions:
-        """What decides the training of the float model."""
+        """Everything that determines the training of the float model, apart from the network and the images."""
         return TrainingOptions(self.trainer, self.optimizer, self.scheduler, self.seed)

@@ -1,4 +1,4 @@
-"""Which images, and how they reach the network: the configuration group `data`. Imports no torch."""
+"""The images and their preprocessing: the configuration group `data`. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,13 @@ from ptq_exp.base.paths import PROJECT_ROOT
 
 @dataclass
 class DataOptions:
-    """Group `data`. The files of `conf/data` name only what they change."""
+    """Group `data`. The files in `conf/data` contain only what they change."""
 
     name: str = option("auto", "the file of ptq_exp/data that loads the images")
     root: str | None = option(
         None,
-        "CIFAR: the folder that holds the archive or its folder, null: <project root>/datasets; "
-        "image_folder: the folder or archive of the images, must be given",
+        "CIFAR: the folder that contains the archive or the extracted folder, null: <project root>/datasets; "
+        "image_folder: the folder or archive of the images, required",
     )
     mean: list[float] | None = option(
         None, "mean of red, green and blue; null: the checkpoint's if it is known, else the data set's"
@@ -24,7 +24,7 @@ class DataOptions:
     std: list[float] | None = option(None, "standard deviation of red, green and blue; null: as for mean", above=0)
     resize: int | None = option(
         None,
-        "image_folder: side in pixels that images are scaled to; null: none, all images must be of one size",
+        "image_folder: side in pixels that images are scaled to; null: no scaling, all images must have the same size",
         at_least=1,
     )
     skip_broken: bool = option(
@@ -34,17 +34,17 @@ class DataOptions:
         None,
         "image_folder: the class folders in the order of the network's outputs; null: as in classes.txt, else by name",
     )
-    download: bool = option(True, "CIFAR: fetch and verify the archive where it is missing")
-    timeout: float = option(15.0, "seconds without an answer or a byte after which a download is aborted", above=0)
+    download: bool = option(True, "CIFAR: download and verify the archive if it is missing")
+    timeout: float = option(15.0, "seconds without a response or data after which a download is aborted", above=0)
     validation_images: int = option(
-        0, "training images set aside to choose the epoch on (trainer.select=best_validation)", at_least=0
+        0, "training images set aside to select the epoch (trainer.select=best_validation)", at_least=0
     )
     train_limit: int | None = option(None, "use only this many training images", at_least=1)
     test_limit: int | None = option(None, "use only this many test images", at_least=1)
 
     @property
     def folder(self) -> Path:
-        """Where CIFAR-10 and CIFAR-100 are looked for and downloaded to, unless `root` says otherwise."""
+        """The folder in which CIFAR-10 and CIFAR-100 are looked for and to which they are downloaded."""
         return Path(self.root).expanduser() if self.root else PROJECT_ROOT / "datasets"
 
     def check(self) -> None:

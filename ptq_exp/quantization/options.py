@@ -1,4 +1,4 @@
-"""What to quantize and how: the configuration group `quant`. Imports no torch, so that `--help` is quick."""
+"""What to quantize and how: the configuration group `quant`. Imports no torch, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from ptq_exp.base.options import option
 
 BITS_RANGE = range(1, 17)
-TERNARY = 1.6  # bits of a weight with three levels: five of them share a byte, 3^5 = 243
+TERNARY = 1.6  # bits per weight with three levels: five weights share a byte, 3^5 = 243
 
 
 @dataclass
 class ReconstructionConfig:
-    """How rounding is learned where `quant.rounding` asks for it."""
+    """How rounding is learned if `quant.rounding` is adaround or block."""
 
     up_to_bits: int = option(
-        6, "learn the rounding only if some weights have at most this many bits: with more, nothing is left to gain"
+        6, "learn the rounding only if some weights have at most this many bits; with more there is nothing to gain"
     )
     act_up_to_bits: int = option(8, "or if activations are quantized to at most this many bits")
     steps: int = option(1000, "optimizer steps per layer or block", above=0)
@@ -25,7 +25,7 @@ class ReconstructionConfig:
         "learning rate of the logarithm of the activations' clipping values; 0 keeps the calibrated ones",
         at_least=0,
     )
-    penalty: float = option(0.001, "weight of the term that makes every weight decide between up and down", at_least=0)
+    penalty: float = option(0.001, "weight of the penalty that makes every weight round either up or down", at_least=0)
     drop: float = option(
         0.5, "share of activations left unquantized at random while learning (QDrop)", at_least=0, below=1
     )
@@ -34,18 +34,18 @@ class ReconstructionConfig:
         "distillation steps on the whole network after reconstruction, towards the float predictions; 0: none",
         at_least=0,
     )
-    distill_batch_size: int = option(64, "images per step of the distillation", above=0)
+    distill_batch_size: int = option(64, "images per distillation step", above=0)
     distill_lr: float = option(
         0.005,
-        "learning rate of the weights in units of their scale, of biases, and of the logarithm of scales",
+        "learning rate of the weights in units of their scale, of the biases, and of the logarithm of the scales",
         above=0,
     )
-    distill_mixup: float = option(0.0, "share of the images that are blended with another one", at_least=0, at_most=1)
+    distill_mixup: float = option(0.0, "share of the images that are blended with another image", at_least=0, at_most=1)
 
 
 @dataclass
 class QuantConfig:
-    """One quantization method. The YAML files under `conf/quant/` name only what they change."""
+    """One quantization method. The YAML files in `conf/quant/` contain only what they change."""
 
     name: str = "notebook"
     bits: Any = option(  # OmegaConf has no union of int and list
@@ -54,12 +54,12 @@ class QuantConfig:
     sign_bit: str = option(
         "extra",
         "extra: b bits of magnitude plus a sign, b+1 stored, 2(2^b-1)+1 levels (the notebook); "
-        "included: b bits in all, 2(2^(b-1)-1)+1 levels",
+        "included: b bits in total, 2(2^(b-1)-1)+1 levels",
         choices=["extra", "included"],
     )
     grid: str = option(
         "symmetric",
-        "symmetric, asymmetric (2^b levels, a zero-point), float_zero_point (zero need not be a level), "
+        "symmetric, asymmetric (2^b levels, integer zero-point), float_zero_point (zero need not be a level), "
         "power_of_two (scales), apot (levels)",
         choices=["symmetric", "asymmetric", "float_zero_point", "power_of_two", "apot"],
     )
@@ -73,10 +73,12 @@ class QuantConfig:
     lp_norm: float = option(2.4, "alpha_rule=lp: the norm of the rounding error that is minimized", above=0)
     granularity: str = option(
         "model",
-        "weights that share an alpha: those of the model, a tensor, or an output channel",
+        "weights that share an alpha: those of the model, of a tensor, or of an output channel",
         choices=["model", "tensor", "channel"],
     )
-    layers: str = option("conv", "layers to quantize: conv, or all (with the linear layer)", choices=["conv", "all"])
+    layers: str = option(
+        "conv", "layers to quantize: conv, or all (including the linear layer)", choices=["conv", "all"]
+    )
     first_and_last: str = option(
         "same",
         "bits of the first and the last layer: same as the others, eight, or float",
@@ -84,20 +86,23 @@ class QuantConfig:
     )
     layer_bits: dict[str, Any] = option(
         {},
-        "bits by name pattern, {\"layer3.*\": 3, linear: 8}; typed: '+quant.layer_bits={layer3.*:3,linear:8}'",
+        'bits by name pattern, {"layer3.*": 3, linear: 8}; on the command line '
+        "'+quant.layer_bits={layer3.*:3,linear:8}'",
         kind="dict[str, int or 1.6]",
     )
-    mixed: bool = option(False, "true: choose every layer's bits so that they are quant.bits on average")
+    mixed: bool = option(False, "true: choose the bits of each layer so that they are quant.bits on average")
     mixed_candidates: list[Any] = option(
         [1, 2, 3, 4, 5, 6, 8],
-        "bits to choose from; 1.6: three levels, five weights in a byte (grids with a zero-point)",
+        "bits to choose from; 1.6: three levels, five weights per byte (grids with a zero-point)",
         kind="list[int or 1.6]",
     )
     mean_bits: float | None = option(
-        None, "mixed: average to meet instead of quant.bits (stored bits, including the sign)", above=0
+        None, "mixed: budget instead of quant.bits: mean stored bits per weight (including sign)", above=0
     )
-    size_budget: int | None = option(None, "mixed: size of the whole network to meet instead, in bytes", above=0)
-    act_bits: int | None = option(None, "bits of the input of every quantized layer; null: activations stay float")
+    size_budget: int | None = option(
+        None, "mixed: budget instead of quant.bits: size of the whole network in bytes", above=0
+    )
+    act_bits: int | None = option(None, "bits of the inputs of quantized layers; null: activations stay float")
     act_alpha: float | None = option(
         None, "clipping value of the activations; null: calibrated for each layer", above=0
     )
@@ -109,28 +114,34 @@ class QuantConfig:
     act_percentile: float = option(
         99.99, "act_rule=percentile: percent of the values within the clipping value", above=0, at_most=100
     )
-    act_input_image: bool = option(False, "true: quantize the image that enters the first layer, too")
-    act_residual: bool = option(False, "true: quantize the two operands of every residual addition, too")
+    act_input_image: bool = option(False, "true: also quantize the image that enters the first layer")
+    act_residual: bool = option(False, "true: also quantize the two operands of every residual addition")
     calibration_images: int = option(
-        1024, "calibration images, drawn from the training images by the seed; their labels are not used", at_least=1
+        1024,
+        "number of calibration images, drawn from the training images by the seed; their labels are not used",
+        at_least=1,
     )
-    calibration_seed: int | None = option(None, "seed of that draw and of learned rounding; null: seed")
+    calibration_seed: int | None = option(
+        None, "seed of the draw of calibration images and of learned rounding; null: seed"
+    )
     fold_batch_norm: bool = option(False, "true: fold batch norms into the convolutions before quantization")
     equalize: bool = option(False, "true: cross-layer equalization of weight ranges (needs fold_batch_norm)")
-    bias_correction: bool = option(False, "true: restore the float network's mean output of every channel")
+    bias_correction: bool = option(
+        False, "true: correct the biases so that the mean output of every channel matches the float network's"
+    )
     batch_norm_reestimation: bool = option(
-        False, "true: re-estimate running statistics on calibration images; can do harm"
+        False, "true: re-estimate running statistics on calibration images; can reduce accuracy"
     )
     rounding: str = option(
         "nearest",
-        "how weights are rounded: nearest, adaround (learned for each layer), block (learned for each residual block)",
+        "how weights are rounded: nearest, adaround (learned per layer), block (learned per residual block)",
         choices=["nearest", "adaround", "block"],
     )
     reconstruction: ReconstructionConfig = option(ReconstructionConfig, "how rounding is learned")
     sensitivity: bool = option(False, "true: also evaluate the network with one layer quantized at a time")
 
     def bit_widths(self) -> list[int]:
-        """The bit widths of this job, in the order given; one plan where mixed precision has a budget of its own."""
+        """The bit widths of this job, in the given order; a single one if mixed precision has its own budget."""
         if self.mean_bits is not None:
             return [max(1, round(self.mean_bits))]
         if self.size_budget is not None and isinstance(self.bits, list | tuple):

@@ -8,14 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import FEW, ROOT, Outcome
 from PIL import Image
 
+from ptq_exp.base.errors import UserError
 from ptq_exp.config import reference
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.context import Calibration, Context
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.ranges import ALPHA_RULES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -113,10 +119,35 @@ def test_documented_code_runs(
 ) -> None:
     if "quantization/rules/" in code:
         pytest.skip("runs in the commands below it")
+    if "quantization/steps/" in code:
+        pytest.skip("test_the_documented_step_runs runs it")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "code.py").write_text(code)
     runpy.run_path("code.py")
     assert capsys.readouterr().out
+
+
+def test_the_documented_step_runs() -> None:
+    (source,) = (block for _, block in CODE if "quantization/steps/" in block)
+    names: dict[str, Any] = {"__name__": "scale_biases"}
+    exec(compile(source, "scale_biases.py", "exec"), names)
+    step = names["ScaleBiases"]()
+    options = QuantConfig(fold_batch_norm=True)
+    options.bias_factor = 2.0  # type: ignore[attr-defined]  # the field that the page adds
+    calibration = Calibration(torch.randn(2, 3, 32, 32))
+    quantized = quantize(build_model("resnet", 2, depth=8).eval(), options, 4, calibration)
+    context = Context(options, 4, calibration, quantized.reference)
+    context.network = quantized.network
+    layers = quantized_layers(context.network).values()
+    before = [layer.bias.clone() for layer in layers if layer.bias is not None]
+    step.check(options)
+    step.run(context)
+    assert before
+    for bias, layer in zip(before, layers, strict=True):
+        assert torch.equal(layer.bias, 2 * bias)
+    options.fold_batch_norm = False
+    with pytest.raises(UserError, match="without folding there are no biases"):
+        step.check(options)
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:

@@ -100,7 +100,7 @@ def test_a_sweep_has_a_report_that_mlflow_alone_gives_again(
     assert " data=digits data.train_limit=64 " in logged.text
     assert "quant.bits=3,6,99" in logged.text
     assert " -m" in logged.text
-    settings = next(table for table in logged.tables if table[0] == ["key", "default", "here"])
+    settings = next(table for table in logged.tables if table[0] == ["key", "default", "value"])
     assert ["quant.bits", "[4, 8]", "3, 6"] in settings
     assert ["data.name", "auto", "digits"] in settings
     assert not [line for line in settings if line[0] in ("seed", "optimizer.nesterov", "output_dir")]

@@ -1,4 +1,4 @@
-"""What a report says, from the records of finished jobs."""
+"""The content of a report, from the records of finished jobs."""
 
 import base64
 import functools
@@ -15,30 +15,30 @@ from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
 from ptq_exp.results.series import Series, answers, as_series, labels, seed_groups, width, with_labels
 
-MOST_JOBS = 12  # whose own figures a report shows; those of the others are in their runs
-# What says nothing about the results, or is shown elsewhere.
+MOST_JOBS = 12  # jobs whose figures a report shows; the figures of the others are in their runs
+# Keys that do not affect the results or are shown elsewhere.
 NOT_SETTINGS = (
     "output_dir", "overrides", "command", "quant.name", "cache_dir", "resume", "fail_fast", "quiet", "tracking.",
     "data.used", "model.used",
 )  # fmt: skip
 CAPTIONS = {
     "accuracy_against_bits": "Accuracy against bit width",
-    "accuracy_against_size": "Accuracy against size; the line joins what no smaller network beats",
-    "layers": "Signal to quantization noise, and levels that occur, layer by layer",
-    "weights": "Float weights and the levels they are rounded to",
-    "activations": "Inputs of the layers on the calibration images, and where they are clipped",
-    "confusion": "Which classes win and lose predictions",
-    "levels": "Levels that occur, and signal to quantization noise",
+    "accuracy_against_size": "Accuracy against size; the line is the Pareto front",
+    "layers": "Signal-to-quantization-noise ratio (SQNR) and levels used, by layer",
+    "weights": "Float weights and quantization levels",
+    "activations": "Layer inputs on the calibration images, with clipping values",
+    "confusion": "Change of predictions by class",
+    "levels": "Levels used and signal-to-quantization-noise ratio (SQNR), by layer",
     "one_layer": "Sensitivity: one layer quantized at a time",
-    "pareto": "Mixed precision: what is lost at how many bits",
-    "first_conv_density": "First convolution: weights, standard deviation, clipping value",
+    "pareto": "Mixed precision: sensitivity against mean bits per weight",
+    "first_conv_density": "First convolution: weight distribution, standard deviation and clipping value",
     "training": "Training of the float network",
 }
 
 
 @dataclass(frozen=True)
 class Results:
-    """A finished sweep, or a single job: then there is one record, and no figures above its own."""
+    """A finished sweep or a single job. A single job has one record and no figures over several jobs."""
 
     title: str
     jobs: tuple[JobRecord, ...]
@@ -53,7 +53,7 @@ class Results:
 
     @property
     def series(self) -> Series:
-        """The results, by what sets their jobs apart."""
+        """The results, grouped by the settings in which the jobs differ."""
         return as_series(self.jobs)
 
 
@@ -68,13 +68,13 @@ def images(folder: Path) -> dict[str, bytes]:
 
 
 def _place(path: Path) -> tuple[int, str]:
-    """In the order of `CAPTIONS`."""
+    """A sort key: the order of `CAPTIONS`, then the file name."""
     return next((n for n, start in enumerate(CAPTIONS) if path.name.startswith(start)), len(CAPTIONS)), path.name
 
 
 @functools.cache
 def _templates() -> Any:
-    """Everything that a template is given is escaped."""
+    """The environment of the templates. It escapes every value."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("ptq_exp.reporting.html"), autoescape=True)
@@ -83,7 +83,7 @@ def _templates() -> Any:
 
 
 def report(results: Results, drawn: dict[str, bytes]) -> str:
-    """The page of a sweep or job; `drawn` are the figures over all jobs."""
+    """The page of a sweep or job. `drawn` contains the figures over all jobs."""
     names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
     page: str = (
         _templates()
@@ -97,7 +97,7 @@ def report(results: Results, drawn: dict[str, bytes]) -> str:
             failures=results.failures,
             figures=captioned(drawn),
             diagnoses=_diagnoses(results, names),
-            own_title="Job by job" if results.sweep else "Layers and classes",
+            own_title="By job" if results.sweep else "Layers and classes",
             own_figures=_own_figures(results, names),
             others=max(0, len(results.jobs) - MOST_JOBS),
             changed=_changed(results),
@@ -129,7 +129,7 @@ def _diagnoses(results: Results, names: list[str]) -> Cells | None:
 
 
 def _own_figures(results: Results, names: list[str]) -> dict[str, dict[str, bytes]]:
-    """The figures of the first jobs, by captions, under the name of each."""
+    """The figures of the first jobs, by caption, under the name of each job."""
     found = {}
     for name, job in list(zip(names, results.jobs, strict=True))[:MOST_JOBS]:
         if pictures := captioned(images(job.artifacts)):
@@ -139,7 +139,7 @@ def _own_figures(results: Results, names: list[str]) -> dict[str, dict[str, byte
 
 
 def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
-    """Figures by caption instead of file name; what tells several of a kind apart is kept."""
+    """Figures by caption instead of file name. Captions of several figures of one kind keep what distinguishes them."""
     shown = {}
     for name, png in pictures.items():
         stem = name.removesuffix(".png")
@@ -151,7 +151,7 @@ def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _changed(results: Results) -> list[list[str]]:
-    """The settings of which some job has another value than the default."""
+    """The settings in which some job differs from the default."""
     defaults = {key: value for job in results.jobs for key, value in job.defaults.items()}
     return [
         [key, _text(defaults[key]), ", ".join(values)]
@@ -177,7 +177,7 @@ def _data(about: DatasetSummary) -> str:
 
 
 def repeat_command(results: Results) -> str:
-    """What to type for the same results: with the data set that `data=auto` found, quoted for a shell."""
+    """The command that repeats the results, quoted for a shell, with the data set that `data=auto` found."""
     words = [word for word in results.command if word != "data=auto"]
     if results.jobs and results.jobs[0].params.get("data.name") == "auto":
         words.append(f"data={results.jobs[0].params['data.used']}")
@@ -185,7 +185,7 @@ def repeat_command(results: Results) -> str:
 
 
 def settings(jobs: Sequence[JobRecord]) -> dict[str, list[str]]:
-    """The values that every key has in some job, as text."""
+    """The values of every key in the jobs, as text."""
     keys = dict.fromkeys(key for job in jobs for key in job.params if not key.startswith(NOT_SETTINGS))
     return {key: _distinct(_text(job.params.get(key)) for job in jobs) for key in keys}
 
@@ -223,7 +223,7 @@ def comparison(first: Results, second: Results) -> str:
         for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)
     ]  # fmt: skip
     data = [{job.tags.get("data_fingerprint") for job in results.jobs} for results in (first, second)]
-    warning = "These were measured on different images: compare what each loses, not the accuracies themselves."
+    warning = "These sweeps were measured on different images: compare the drops, not the accuracies."
     page: str = (
         _templates()
         .get_template("comparison.html.j2")
@@ -240,7 +240,7 @@ def comparison(first: Results, second: Results) -> str:
 
 
 def draw(series: Series) -> dict[str, bytes]:
-    """Accuracy against bits and against size."""
+    """The figures of accuracy against bits and against size."""
     with tempfile.TemporaryDirectory() as folder:
         plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.png")
         plots.accuracy_against_size(series, Path(folder) / "accuracy_against_size.png")

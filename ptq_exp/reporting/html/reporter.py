@@ -1,4 +1,4 @@
-"""The report among a job's artifacts, or in a sweep's folder."""
+"""Writes the report to a job's artifacts or a sweep's folder."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TABLE_FILE = "table.md"
 
 
 class HtmlReport(Reporter):
-    """Writes `report.html`. The jobs of a sweep leave it to the sweep."""
+    """Writes `report.html`. A job in a sweep has no report of its own; the sweep writes one."""
 
     alone = True
     file: Path | None = None
@@ -22,13 +22,13 @@ class HtmlReport(Reporter):
         self.alone = start.alone
 
     def job(self, record: JobRecord) -> None:
-        """The report of a single job, among its artifacts."""
+        """Write the report of a single job to its artifacts."""
         if self.alone:
             self.file = record.artifacts / REPORT_FILE
             write_text(self.file, report(Results.of_job(record), {}))
 
     def sweep(self, record: SweepRecord) -> None:
-        """The report of a sweep and its table in Markdown, beside the figures over all jobs."""
+        """Write the report of a sweep and its table in Markdown to the folder of the figures over all jobs."""
         record.figures.mkdir(exist_ok=True)
         write_text(record.figures / TABLE_FILE, sweep_note(record))
         self.file = record.figures / REPORT_FILE

@@ -8,7 +8,7 @@ from ptq_exp.base.options import option
 
 @dataclass
 class TrackingOptions:
-    """Group `tracking`. The files of `conf/tracking` name only what they change."""
+    """Group `tracking`. The files in `conf/tracking` contain only what they change."""
 
     enabled: bool = option(True, "false: results go to the terminal and the run's folder only")
     uri: str | None = option(
@@ -17,7 +17,7 @@ class TrackingOptions:
     )
     experiment: str = option("ptq_exp", "the experiment's name in MLflow")
     register: str | None = option(
-        None, "name of a model in MLflow's registry: every quantized network becomes a version of it; null: none"
+        None, "model name in the MLflow registry; every quantized network becomes a version of this model; null: none"
     )
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: stored bits, and bytes."""
+"""Accuracy against stored bits and against size in bytes."""
 
 import statistics
 from pathlib import Path
@@ -25,16 +25,16 @@ Results = list[BitWidthResult]
 STORED = "bits per weight (including sign)"
 LABEL_LETTERS = 72
 MOST_TICKS = 24
-CLOSE = 6.0  # points: where much more is lost somewhere, what is this close to the float network is drawn again
+CLOSE = 6.0  # points below the float network that the enlarged panel shows
 
 
 def accuracy_against_bits(series: Series, path: Path, title: str = "Accuracy against bits per weight") -> None:
-    """Top-1 against the stored bits per weight: one line a series, and the float network's as a dashed line.
+    """Top-1 against the stored bits per weight: one line per series, and a dashed line for the float network.
 
-    Every row needs `bits`, `bits_mean` (stored, sign included), `top1`, `top1_ci_low`, `top1_ci_high` and `top1_float`,
-    the last four in percent. A series with one row for each bit width is drawn with its 95 % intervals, one with
-    several (of different seeds) as their mean, with a band of one standard deviation. Where a width loses a lot, a
-    second panel shows the others close up.
+    Every result needs `bits`, `bits_mean` (stored, including sign), `top1`, `top1_ci_low`, `top1_ci_high` and
+    `top1_float`, the last four in percent. A series with one result per bit width is drawn with 95 % CIs. A series with
+    several results per bit width (from different seeds) is drawn as their mean, with a band of one standard deviation.
+    If the loss at some bit width is large, a second panel enlarges the region near the float network.
     """
     rows = [row for found in series.values() for row in found]
     level = _mean(rows, "top1_float")
@@ -49,7 +49,7 @@ def accuracy_against_bits(series: Series, path: Path, title: str = "Accuracy aga
         below = add_axes(figure, 0.8, 0.6, WIDTH - 1.0, 1.85)
         _draw_series(below, series)
         _float_lines(below, series)
-        below.set(xlabel="the same, close to the float network", ylabel="top-1 (%)")
+        below.set(xlabel=f"{STORED}; enlarged near the float network", ylabel="top-1 (%)")
         below.set_ylim(level - CLOSE, level + CLOSE / 3)
     for part in figure.axes:
         part.set_xticks(*_ticks([_mean(group, "bits_mean") for found in series.values() for group in _by_bits(found)]))
@@ -62,7 +62,9 @@ def _draw_series(axes: Any, series: Series) -> None:
     for position, (label, rows) in enumerate(series.items()):
         look = _look(position)
         groups = _by_bits(rows)
-        shift = (position - (len(series) - 1) / 2) * min(0.07, 0.4 / len(series))  # so that intervals do not hide
+        shift = (position - (len(series) - 1) / 2) * min(
+            0.07, 0.4 / len(series)
+        )  # so that the intervals do not overlap
         bits, means = ([_mean(group, key) for group in groups] for key in ("bits_mean", "top1"))
         bits = [width + shift for width in bits]
         seeds = max(map(len, groups))
@@ -82,9 +84,10 @@ def _draw_series(axes: Any, series: Series) -> None:
 
 
 def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy against size") -> None:
-    """Top-1 (percent) against the packed size (kB): a point a bit width, those that no other beats joined by a line.
+    """Top-1 (percent) against the packed size (kB): one point per bit width, and the Pareto front as a line.
 
-    Every row needs `size_bytes` besides what `accuracy_against_bits` needs. Several seeds are one point, their mean.
+    Every result needs `size_bytes` in addition to what `accuracy_against_bits` needs. Several seeds are drawn as one
+    point, their mean.
     """
     figure, axes = canvas()
     points = []
@@ -112,7 +115,7 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
 
 
 def pareto_front(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """Of (size, accuracy, bits), ascending, those that no smaller or equally large network reaches in accuracy."""
+    """The points (size, accuracy, bits) whose accuracy no network of the same or a smaller size reaches, sorted."""
     front: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or point[1] > front[-1][1]:
@@ -121,13 +124,13 @@ def pareto_front(points: list[tuple[float, float, float]]) -> list[tuple[float, 
 
 
 def _look(position: int) -> dict[str, Any]:
-    """Colour and marker of a series; markers go on where the colours begin again."""
+    """Colour and marker of a series. When the colours repeat, the markers shift, so that combinations stay distinct."""
     marker = MARKERS[(position + position // len(SERIES)) % len(MARKERS)]
     return {"color": SERIES[position % len(SERIES)], "marker": marker, "linewidth": 2, "markersize": 6}
 
 
 def _by_bits(rows: Results) -> list[Results]:
-    """The rows of each bit width, the fewest stored bits first: of several seeds if there are several."""
+    """The results of each bit width, fewest stored bits first. A group has one result per seed."""
     groups: dict[int, Results] = {}
     for row in sorted(rows, key=lambda row: (row.bits_mean, row.bits)):
         groups.setdefault(row.bits, []).append(row)
@@ -135,14 +138,14 @@ def _by_bits(rows: Results) -> list[Results]:
 
 
 def _name(label: str, groups: list[Results]) -> str:
-    """What a legend calls a series: with `quant.bits` where the stored bits are others, the sign on top of them say."""
+    """The name of a series in the legend, with `quant.bits` if the stored bits differ, for example by the sign."""
     rows = [group[0] for group in groups]
     nominal = ",".join(str(row.bits) for row in rows) if any(map(nominal_width, rows)) else ""
     return (label or "quantized") + (f" (quant.bits={nominal})" if nominal else "")
 
 
 def _ticks(places: list[float]) -> tuple[list[float], list[str]]:
-    """Ticks at the widths drawn, none so close to another that their labels would overlap."""
+    """Ticks at the widths drawn, far enough apart that their labels do not overlap."""
     room = (max(places) - min(places)) / MOST_TICKS
     kept: list[float] = []
     for place in sorted(set(places)):
@@ -160,12 +163,12 @@ def _std(rows: Results) -> float:
 
 
 def _float_lines(axes: Any, series: Series, with_size: bool = False) -> None:
-    """The float networks: one black line, or one in each series' colour where they differ."""
+    """The float networks: one black line, or one line in the colour of each series if they differ."""
     floats = [round(_mean(rows, "top1_float"), 2) for rows in series.values()]
     several = len(set(floats)) > 1
     size = f", {next(iter(series.values()))[0].size_bytes_float / 1000:.0f} kB" if with_size else ""
     for position, value in enumerate(floats if several else floats[:1]):
         colour = SERIES[position % len(SERIES)] if several else BLACK
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, zorder=1)
-    text = "float network of the series" if several else f"float ({floats[0]:.2f} %{size})"
+    text = "float network of each series" if several else f"float ({floats[0]:.2f} %{size})"
     axes.plot([], [], color=GREY if several else BLACK, linestyle="--", linewidth=1.5, label=text)

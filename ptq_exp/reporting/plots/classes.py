@@ -1,4 +1,4 @@
-"""Which classes quantization confuses."""
+"""How quantization changes the predictions by class."""
 
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ from ptq_exp.reporting.plots.style import (
     write_title,
 )
 
-FAINT = 10.0  # points: the strongest colours are for this much at least, so that chance stays pale
-FEW = 20  # classes that fit a matrix
-SHOWN = 20  # of many classes
+FAINT = 10.0  # points: lower limit of the colour scale, so that random changes stay pale
+FEW = 20  # the most classes that are drawn as a matrix
+SHOWN = 20  # bars, if there are more classes
 
 
 def confusion_change(
     classes: list[str], before: list[list[int]], after: list[list[int]], title: str, path: Path
 ) -> None:
-    """How predictions moved between classes, in percent of the true class's test images.
+    """The change of predictions between classes, in percent of the test images of the true class.
 
-    `before` and `after` count images by true class (rows) and predicted class (columns), of the float and the
-    quantized network. Many classes are bars instead: those that lost the most of their images.
+    `before` and `after` count the images by true class (rows) and predicted class (columns), for the float and the
+    quantized network. With many classes, bars show the classes that lost the most accuracy.
     """
     sizes = [max(1, sum(line)) for line in before]
     change = [
@@ -67,7 +67,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     axes.tick_params(length=0)
     axes.set(xlabel="predicted class", ylabel="true class")
     write_title(figure, title)
-    note = "points more (orange) or fewer (blue) of a class's test images, against the float network"
+    note = "change against float in % of the class's test images: more (orange) or fewer (blue)"
     figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
     save(figure, path)
 
@@ -81,10 +81,10 @@ def _bars(names: list[str], recall: list[float], title: str, path: Path) -> None
     axes.set_yticks(range(len(order)), labels, fontsize=SMALL)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.axvline(0, color=BLACK, linewidth=0.8)
-    axes.set(xlabel="change of the class's accuracy (points)")
+    axes.set(xlabel="change of class accuracy (points)")
     axes.grid(axis="x", alpha=0.3)
     write_title(figure, title)
     lost = sum(value < 0 for value in recall)
-    note = f"{lost} of {len(names)} classes lost accuracy; the {len(order)} that lost the most"
+    note = f"{lost} of {len(names)} classes lost accuracy; the {len(order)} classes with the largest loss are shown"
     figure.text(0.12 / WIDTH, 1 - 0.4 / figure.get_size_inches()[1], note, fontsize=SMALL, va="top")
     save(figure, path)

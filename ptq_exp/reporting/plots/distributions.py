@@ -1,4 +1,4 @@
-"""How weights and activations are distributed, and where they are clipped."""
+"""Distributions of weights and activations, with their clipping values."""
 
 import math
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from ptq_exp.reporting.plots.style import (
     write_title,
 )  # fmt: skip
 
-COLUMNS, PANEL, HEADING, GAP = 4, 0.8, 0.46, 0.22  # of small multiples: how many, and inches
+COLUMNS, PANEL, HEADING, GAP = 4, 0.8, 0.46, 0.22  # of small multiples: columns per line, and sizes in inches
 MARGIN = 0.15
 
 
 def weight_density(weights: Any, alpha: float | None, title: str, path: Path) -> None:
-    """Density of `weights` (array) with their standard deviation and, if there is one, the clipping value drawn in."""
+    """Density of `weights` (array), with lines at their standard deviation and, if given, at the clipping value."""
     import numpy as np
 
     values = np.asarray(weights, dtype=float).ravel()
@@ -43,7 +43,7 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
             axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
     write_title(figure, title)
-    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # the legend's room, above all but the vertical lines
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend above the curves
     axes.legend(
         loc="upper center", ncols=4, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
     )
@@ -51,10 +51,10 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
 
 
 def density_estimate(values: Any, places: Any) -> Any:
-    """The density of `values` (n,) at `places` (m,), by Gaussian kernels of the bandwidth std * n^(-1/5).
+    """The density of `values` (n,) at `places` (m,), with Gaussian kernels of bandwidth std * n^(-1/5).
 
-    The rule of thumb of Scott 1992, Multivariate Density Estimation. The same as scipy.stats.gaussian_kde, whose import
-    takes longer than all the figures of a job.
+    The bandwidth is the rule of thumb of Scott 1992, Multivariate Density Estimation. The result equals that of
+    scipy.stats.gaussian_kde, whose import takes longer than drawing all figures of a job.
     """
     import numpy as np
 
@@ -64,14 +64,14 @@ def density_estimate(values: Any, places: Any) -> Any:
 
 
 def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Every layer's float weights as a histogram, and the levels that they are rounded to as stems.
+    """The float weights of every layer as a histogram, and their quantization levels as stems.
 
-    All in units of the clipping value alpha, which is drawn in. Both heights are densities: a level's is its share of
-    the weights over its distance to the next. Every entry needs `layer`, `edges`, `density` (one fewer), `levels`,
-    `level_density`, `alpha`, `clipped_percent`, `levels_used`, `levels_available`.
+    The unit is the clipping value alpha, which is drawn as a line. Both heights are densities: the density of a level
+    is its share of the weights divided by its distance to the next level. Every entry needs `layer`, `edges`, `density`
+    (one value fewer), `levels`, `level_density`, `alpha`, `clipped_percent`, `levels_used`, `levels_available`.
     """
     limit = max(1.15, *(max(map(abs, layer["edges"])) for layer in layers))
-    figure, panels = _panels(len(layers), "weight / alpha (heights: densities, each panel to its own scale)")
+    figure, panels = _panels(len(layers), "weight / alpha (heights: densities, scaled per panel)")
     for layer, panel in zip(layers, panels, strict=True):
         top = 1.05 * max([*layer["density"], *layer["level_density"], 1e-12])
         x = [panel.x(edge / limit) for edge in layer["edges"]]
@@ -83,16 +83,16 @@ def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> No
         about = f"clips {layer['clipped_percent']:.1f} %" if layer["clipped_percent"] >= 0.05 else used
         panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, {about}")
         panel.ticks({panel.x(value / limit): f"{value}" for value in (-1, 0, 1)})
-    key = [(BLUE, "float weights"), (BLACK, "quantized levels"), (RED, "alpha (α), where it is clipped")]
+    key = [(BLUE, "float weights"), (BLACK, "quantized levels"), (RED, "clipping value alpha (α)")]
     _finish(figure, panels, title, key, path)
 
 
 def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Magnitudes of every layer's calibrated input, on a logarithmic scale of shares, and where they are clipped.
+    """The magnitudes of every layer's input on the calibration images, on a logarithmic scale, with the clipping value.
 
-    Every entry needs `layer`, `shares` (of equal bins from 0 to `limit`), `limit`, `alpha` and `bits`.
+    Every entry needs `layer`, `shares` (in equal bins from 0 to `limit`), `limit` and `alpha`.
     """
-    figure, panels = _panels(len(layers), "|activation| / largest (heights: shares, 1 to 1e-6 on a logarithmic scale)")
+    figure, panels = _panels(len(layers), "|activation| / maximum (heights: share of values, log scale from 1e-6 to 1)")
     floor = -6.0  # one activation in a million
     for layer, panel in zip(layers, panels, strict=True):
         count = len(layer["shares"])
@@ -100,14 +100,14 @@ def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) 
         panel.steps([panel.x(2 * edge / count - 1) for edge in range(count + 1)], heights, BLUE)
         place = min(layer["alpha"] / layer["limit"], 1.0)
         panel.lines([panel.x(2 * place - 1)], RED)
-        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, largest {layer['limit']:.3g}")
+        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, maximum {layer['limit']:.3g}")
         panel.ticks({panel.x(-1): "0", panel.x(0): "0.5", panel.x(1): "1"})
-    key = [(BLUE, "calibration images"), (RED, "alpha (α), where it is clipped")]
+    key = [(BLUE, "calibration images"), (RED, "clipping value alpha (α)")]
     _finish(figure, panels, title, key, path)
 
 
 class _Panel:
-    """One of many small axes, drawn as shapes on the one that they share: twenty real axes take ten times as long."""
+    """A small panel, drawn as shapes on shared axes: twenty separate axes would take ten times as long."""
 
     def __init__(self, axes: Any, left: float, bottom: float, width: float, lowest: bool):
         self.axes, self.left, self.bottom, self.width, self.lowest = axes, left, bottom, width, lowest
@@ -116,33 +116,33 @@ class _Panel:
         self.strokes.append(([(left, bottom), (left + width, bottom)], GREY, 0.8))
 
     def x(self, share: float) -> float:
-        """The place of a value between -1 and 1."""
+        """The x coordinate of a value between -1 and 1."""
         return self.left + (share + 1) / 2 * self.width
 
     def steps(self, edges: list[float], heights: list[float], colour: str) -> None:
-        """A histogram, filled; heights from 0 to 1."""
+        """Draw a filled histogram; heights are from 0 to 1."""
         corners = [(edges[0], self.bottom)]
         for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
             corners += [(left, self._y(height)), (right, self._y(height))]
         self.shapes.append(([*corners, (edges[-1], self.bottom)], colour))
 
     def stems(self, points: list[tuple[float, float]], colour: str) -> None:
-        """Vertical strokes from the base, thinner where there are many."""
+        """Draw vertical strokes from the base; many strokes are thinner."""
         width = min(2.0, max(0.4, 40 / max(1, len(points))))
         self.strokes += [([(x, self.bottom), (x, self._y(height))], colour, width) for x, height in points]
 
     def lines(self, places: list[float], colour: str) -> None:
-        """Vertical lines from base to top."""
+        """Draw vertical lines from base to top."""
         self.strokes += [([(x, self.bottom), (x, self.bottom + PANEL)], colour, 1.3) for x in places]
 
     def heading(self, name: str, about: str) -> None:
-        """Two lines of text above."""
+        """Write two lines of text above the panel."""
         top = self.bottom + PANEL
         self.axes.text(self.left, top + 0.24, name, fontsize=SMALL, fontweight="bold", va="bottom")
         self.axes.text(self.left, top + 0.06, about, fontsize=9, color="#333333", va="bottom")
 
     def ticks(self, labels: dict[float, str]) -> None:
-        """Labels below, in the lowest panel of a column."""
+        """Draw ticks, with labels below the lowest panel of each column."""
         self.strokes += [([(x, self.bottom), (x, self.bottom - 0.04)], GREY, 0.8) for x in labels]
         for x, text in labels.items() if self.lowest else ():
             self.axes.text(x, self.bottom - 0.07, text, fontsize=SMALL, ha="center", va="top")
@@ -152,7 +152,7 @@ class _Panel:
 
 
 def _panels(count: int, label: str) -> tuple[Any, list[_Panel]]:
-    """A figure with room for `count` panels; its axes are measured in inches."""
+    """A figure with `count` panels; its axes have the unit inch."""
     lines = math.ceil(count / COLUMNS)
     height = 0.85 + lines * (PANEL + HEADING + GAP) + 0.4
     figure, axes = canvas(height, left=0, right=0, top=0, bottom=0)

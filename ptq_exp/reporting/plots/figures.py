@@ -1,4 +1,4 @@
-"""Which figures a bit width, a job and a sweep get. They are drawn when nothing waits for them."""
+"""The figures of a bit width, of a job and of a sweep. They are drawn in the background."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ MOST_HEAT_MAPS = 6  # of a sweep
 
 @dataclass(frozen=True)
 class BitWidthFigures:
-    """What the figures of one bit width are drawn from."""
+    """The data for the figures of one bit width."""
 
     result: BitWidthResult
     options: QuantConfig
@@ -37,10 +37,10 @@ class BitWidthFigures:
     evaluation: Evaluation
 
     def draw(self, folder: Path) -> None:
-        """Draw all. The figures of the weights take longest: they are drawn for the job's first bit width."""
+        """Draw all figures. Those of the weights take longest and are drawn only for the job's first bit width."""
         suffix, widths = f"w{self.result.bits}", self.options.bit_widths()
         title = f"{width(self.result)}, {self.options.name}, {self.model}"
-        if len(widths) == 1:  # several share a heat map
+        if len(widths) == 1:  # several bit widths share a heat map
             draw(plots.levels_used, self.result.layers, title, folder / f"levels_{suffix}.png")
         before, after = (confusion(self.dataset, answers) for answers in (self.baseline, self.evaluation))
         classes = list(self.dataset.classes)
@@ -65,7 +65,7 @@ class BitWidthFigures:
 
 
 def draw_job(record: JobRecord) -> None:
-    """The figures over all bit widths of a job, and of its training if it trained."""
+    """Draw the figures over all bit widths of a job, and of its training if there was one."""
     folder, name = record.artifacts, " ".join(record.method)
     if len(record.results) > 1:
         series = {name: list(record.results)}
@@ -78,14 +78,14 @@ def draw_job(record: JobRecord) -> None:
 
 
 def draw_sweep(record: SweepRecord) -> None:
-    """The figures over all jobs of a sweep."""
+    """Draw the figures over all jobs of a sweep."""
     if not record.jobs:
         return
     folder, method = record.figures, " ".join(record.jobs[0].method)
     series = {label or method: results for label, results in seed_groups(as_series(record.jobs)).items()}
     plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
     plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
-    # A job with several bit widths draws this itself.
+    # A job with several bit widths draws this figure itself.
     if all(len(job.results) == 1 for job in record.jobs):
         tables = {label: found for label, found in layer_tables(record).items() if len(found) > 1}
         for number, (label, found) in enumerate(list(tables.items())[:MOST_HEAT_MAPS]):
@@ -94,11 +94,11 @@ def draw_sweep(record: SweepRecord) -> None:
 
 
 def layer_tables(record: SweepRecord) -> dict[str, dict[int, list[LayerReport]]]:
-    """Of every series the per-layer table of each bit width; of several seeds the mean."""
+    """The per-layer table of each bit width, by series. Tables of several seeds are averaged."""
     found: dict[str, dict[int, list[tuple[LayerReport, ...]]]] = {}
     for job, label in zip(record.jobs, labels(record.jobs), strict=True):
         for result in job.results:
-            if result.layers:  # the first edition's records have none
+            if result.layers:  # records of the first edition have no layers
                 found.setdefault(without_seed(label), {}).setdefault(result.bits, []).append(result.layers)
     return {
         label: {bits: [_mean(lines) for lines in zip(*several, strict=True)] for bits, several in tables.items()}
@@ -122,7 +122,7 @@ def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:
 
 
 def _density_figure(path: Path, name: str, layer: nn.Module, model: str, report: Report) -> None:
-    """The first convolution as it is quantized: after folding and equalization, where these are asked for."""
+    """Draw the weights of the first convolution as they are quantized: after folding and equalization, if requested."""
     weights = layer.get_parameter("weight").detach().cpu().numpy()
     alpha = next((found.alpha for found in report.layers if found.layer == name), None)
     title = f"{model}, first convolution ({name}): {weights.size} weights"
@@ -138,6 +138,6 @@ _drawn: dict[str, bytes] = {}  # the last density figure, by what it shows
 
 
 def draw_sensitivities(path: Path, bits: int, drops: dict[str, float], float_top1: float) -> None:
-    """The drop of top-1 in points with one layer quantized at a time, by the layers' names."""
-    title = f"One layer at a time at {bits} bits (float {float_top1:.2f} %)"
+    """Draw the top-1 drop in points with one layer quantized at a time; `drops` is by layer name."""
+    title = f"One layer quantized at a time to {bits} bits (float {float_top1:.2f} %)"
     draw(plots.sensitivity_bars, list(drops), list(drops.values()), title, path)

@@ -1,4 +1,4 @@
-"""One line a layer: levels and noise, sensitivities, bits chosen."""
+"""Figures with one line per layer: levels and noise, sensitivities, chosen bits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,26 +23,26 @@ from ptq_exp.reporting.plots.style import (
 )  # fmt: skip
 from ptq_exp.results.series import number
 
-ROW = 0.24  # inches a layer
-BELOW = 0.95  # inches for the two lines of ticks and of the axis title
+ROW = 0.24  # inches per layer
+BELOW = 0.95  # inches for two lines of tick labels and the axis title
 
 
 def levels_used(rows: Sequence[LayerReport], title: str, path: Path) -> None:
-    """For every layer the share of its levels that occur, and the SQNR of its weights."""
+    """For every layer, the share of its levels that are used, and the SQNR of its weights."""
     figure, axes = _bars([row.layer for row in rows])
     shares = [100 * row.levels_used / row.levels_available for row in rows]
     axes.barh(range(len(rows)), shares, color=[BLUE if share >= 50 else ORANGE for share in shares])
     for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
         text = f"{row.levels_used} of {row.levels_available}, {_decibels(row.sqnr_db)} dB"
         axes.text(share + 1, position, text, va="center", fontsize=SMALL)
-    axes.set(xlim=(0, 150), xlabel="levels used (%); beside the bars the SQNR of the weights")
+    axes.set(xlim=(0, 150), xlabel="levels used (%); labels: levels used and SQNR of the weights")
     axes.set_xticks([0, 25, 50, 75, 100])
     write_title(figure, title)
     save(figure, path)
 
 
 def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Path) -> None:
-    """Top-1 drop in points (one bar a layer) when only this layer is quantized."""
+    """Top-1 drop in points when only one layer is quantized, one bar per layer."""
     figure, axes = _bars(layers)
     axes.barh(range(len(layers)), drops, color=[RED if drop > 0 else GREEN for drop in drops])
     axes.axvline(0, color=BLACK, linewidth=0.8)
@@ -53,9 +53,9 @@ def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Pa
 
 
 def layer_heat_map(layers: Mapping[int, Sequence[LayerReport]], title: str, path: Path) -> None:
-    """Layer x bits: the SQNR of the weights (dB) beside the share of levels that occur (percent).
+    """Two heat maps, layer x bits: the SQNR of the weights (dB) and the share of levels used (percent).
 
-    `layers` holds one per-layer table for each `quant.bits`.
+    `layers` holds one per-layer table for each value of `quant.bits`.
     """
     from matplotlib.figure import Figure
 
@@ -88,14 +88,14 @@ def layer_heat_map(layers: Mapping[int, Sequence[LayerReport]], title: str, path
 
 
 def _stored(rows: Sequence[LayerReport], bits: int) -> str:
-    """The mean of the layers' stored bits, with `quant.bits` below where that is another number."""
+    """The mean stored bits of the layers, with `quant.bits` below if it differs."""
     counts = [row.weights for row in rows]
     mean = number(sum(row.stored_bits * count for row, count in zip(rows, counts, strict=True)) / sum(counts))
     return mean if mean == str(bits) else f"{mean}\n({bits})"
 
 
 def _heat(axes: Any, values: list[list[float]], top: float) -> None:
-    """Cells from dark (0, little is left) to light (`top`), with their numbers."""
+    """Draw cells from dark (0, strongly degraded) to light (`top`), with their numbers."""
     shown = [[min(value, top) for value in line] for line in values]
     axes.imshow(shown, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     axes.spines[:].set_visible(False)
@@ -107,23 +107,23 @@ def _heat(axes: Any, values: list[list[float]], top: float) -> None:
 
 
 def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dict[str, int], path: Path) -> None:
-    """The best plans of mixed precision, their summed sensitivity against their mean bits, and the chosen plan."""
+    """The best plans of mixed precision: summed sensitivity against mean bits, with the chosen plan."""
     figure, axes = canvas(left=0.9)
     bits, cost = [point["bits_mean"] for point in curve], [max(point["sensitivity"], 1e-9) for point in curve]
-    axes.semilogy(bits, cost, marker="o", color=BLUE, linewidth=2, label="best plan for each budget")
+    axes.semilogy(bits, cost, marker="o", color=BLUE, linewidth=2, label="best plan per budget")
     axes.axvline(bits_mean, color=RED, linestyle="--", linewidth=2, label=f"this run: {bits_mean:.2f} bits per weight")
     counts = {width: list(chosen.values()).count(width) for width in sorted(set(chosen.values()))}
     text = "\n".join(f"{width} bits: {count} layers" for width, count in counts.items())
     axes.text(0.98, 0.76, text, transform=axes.transAxes, ha="right", va="top", fontsize=SMALL)
-    axes.set(xlabel="mean bits per weight (including sign)", ylabel="summed divergence (nats)")
+    axes.set(xlabel="mean bits per weight (including sign)", ylabel="summed KL divergence (nats)")
     axes.grid(alpha=0.3)
-    write_title(figure, "Mixed precision: what is lost, and for how many bits")
+    write_title(figure, "Mixed precision: sensitivity against mean bits per weight")
     legend(axes)
     save(figure, path)
 
 
 def _bars(layers: list[str]) -> Any:
-    """A figure with one horizontal bar a layer, the first on top."""
+    """A figure for one horizontal bar per layer, with the first layer on top."""
     figure, axes = canvas(1.2 + ROW * len(layers), left=margin_for(layers))
     axes.set_yticks(range(len(layers)), layers, fontsize=SMALL)
     axes.set_ylim(len(layers) - 0.4, -0.6)

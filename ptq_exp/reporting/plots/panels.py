@@ -1,4 +1,4 @@
-"""What the figures of weights and activations show, taken from networks as small plain data."""
+"""The data for the figures of weights and activations: extracted from networks, small and plain."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.report import Report
 
-BINS = 48  # of a layer's weights
-ACTIVATION_BINS = 64  # of its input; must divide the bins of the calibration
-MOST_STEMS = 64  # levels that can be told apart; more become bins
-FURTHEST = 2.0  # times alpha; weights beyond are counted among the clipped, not drawn
+BINS = 48  # of the histogram of a layer's weights
+ACTIVATION_BINS = 64  # of the histogram of its input; must divide the number of calibration bins
+MOST_STEMS = 64  # levels that can be distinguished in the figure; more are merged into bins
+FURTHEST = 2.0  # times alpha; weights beyond it are counted as clipped but not drawn
 
 
 def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Report) -> list[dict[str, Any]]:
-    """What `plots.weight_densities` needs: of every layer the float weights (of `reference`) and their levels, in units
-    of alpha, which may differ from channel to channel."""
+    """The entries of `plots.weight_densities`: the float weights of every layer (of `reference`) and their levels, in
+    units of alpha, which may differ between channels."""
     layers = quantized_layers(quantized)
     panels = []
     for about in report.layers:
@@ -39,13 +39,13 @@ def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Repor
 
 
 def _alpha(layer: QuantizedLayer) -> Tensor:
-    """The larger end of the grid, shaped to broadcast against the weights."""
+    """The larger end of the grid, in a shape that broadcasts against the weights."""
     low, high = layer.ends()
     return torch.maximum(high, -low)
 
 
 def _level_density(values: Any, layer: QuantizedLayer) -> tuple[list[float], list[float]]:
-    """The levels that occur in `values` (in units of alpha), and the share of each over its distance to the next."""
+    """The levels in `values` (in units of alpha), and the share of each divided by its distance to the next."""
     places, counts = np.unique(values.round(4), return_counts=True)
     if len(places) > MOST_STEMS:
         counts, edges = np.histogram(values, MOST_STEMS, (-1, 1))
@@ -60,7 +60,7 @@ def _level_density(values: Any, layer: QuantizedLayer) -> tuple[list[float], lis
 
 
 def activation_panels(report: Report) -> list[dict[str, Any]]:
-    """What `plots.activation_histograms` needs, from the histograms that the calibration made."""
+    """The entries of `plots.activation_histograms`, from the histograms of the calibration."""
     found = {layer.layer: layer for layer in report.layers}
     return [
         {"layer": name, "shares": _shares(seen), "limit": seen.limit, "alpha": found[name].act_alpha}

@@ -1,4 +1,4 @@
-"""How all figures look. matplotlib is imported inside, and never through pyplot: no global state, no display."""
+"""The style of all figures. Functions import matplotlib, never pyplot: no global state, no display."""
 
 import textwrap
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008: eight colours that stay apart under every common colour blindness.
+# Okabe & Ito 2008: eight colours that are distinguishable under every common colour blindness.
 BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
 SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", BLACK]
 MARKERS = "osD^v"
 GREY = "#666666"
-WIDTH = 7.0  # inches; 150 dots each, so that text of 10 points has 10 pixels at half the size
+WIDTH = 7.0  # inches, at 150 dots per inch, so that 10-point text has 10 pixels at half size
 DPI = 150
 TEXT, SMALL = 11, 10  # points
-LETTER = 0.092  # inches that a letter of SMALL takes, generously
+LETTER = 0.092  # inches per letter at size SMALL, an upper estimate
 
 
 def canvas(
@@ -23,7 +23,7 @@ def canvas(
 ) -> Any:
     """A figure of `WIDTH` x `height` inches and its axes, with margins in inches.
 
-    The margins are given, since letting matplotlib find them takes longer than all the drawing.
+    The margins are given, because computing them in matplotlib takes longer than all the drawing.
     """
     from matplotlib.figure import Figure
 
@@ -32,7 +32,7 @@ def canvas(
 
 
 def add_axes(figure: "Figure", left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place given in inches."""
+    """Axes at a position given in inches."""
     across, up = figure.get_size_inches()
     axes: Any = figure.add_axes((left / across, bottom / up, width / across, height / up))
     axes.spines[["top", "right"]].set_visible(False)
@@ -43,20 +43,20 @@ def add_axes(figure: "Figure", left: float, bottom: float, width: float, height:
 
 
 def write_title(figure: "Figure", title: str) -> None:
-    """The title, from the left edge of the figure."""
+    """Write the title at the left edge of the figure."""
     height = figure.get_size_inches()[1]
     figure.text(0.12 / WIDTH, 1 - 0.1 / height, shorten(title, 68), ha="left", va="top", fontsize=13)
 
 
 def shorten(text: str, letters: int) -> str:
-    """The text, its end left out where it is longer than so many letters."""
+    """The text, truncated if it has more than `letters` letters."""
     return text if len(text) <= letters else textwrap.shorten(text, letters, placeholder=" ...") or text[:letters]
 
 
 def legend(axes: Any) -> None:
-    """A legend inside the axes, where it covers the least.
+    """Draw a legend inside the axes, where it covers the least.
 
-    What is long or has many entries goes below them, in a figure made taller for it.
+    A legend with long or many entries goes below the axes, and the figure becomes taller.
     """
     names = axes.get_legend_handles_labels()[1]
     longest = max(map(len, names))
@@ -68,7 +68,7 @@ def legend(axes: Any) -> None:
     (across, up), extra = figure.get_size_inches(), 0.3 + 0.22 * -(-len(names) // columns)
     box = axes.get_position()
     for other in figure.axes:
-        if other is not axes:  # what is below keeps its place
+        if other is not axes:  # axes below keep their position
             left, bottom, width, height = other.get_position().bounds
             other.set_position((left, bottom * up / (up + extra), width, height * up / (up + extra)))
     for text in figure.texts:
@@ -82,11 +82,13 @@ def legend(axes: Any) -> None:
 
 
 def margin_for(labels: list[str]) -> float:
-    """Inches that horizontal labels beside an axis take."""
+    """The width in inches of horizontal labels beside an axis."""
     return 0.2 + LETTER * max((len(label) for label in labels), default=0)
 
 
 def save(figure: "Figure", path: Path) -> None:
     """Write the PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 1})  # the best compression takes as long as drawing
+    figure.savefig(
+        path, dpi=DPI, pil_kwargs={"compress_level": 1}
+    )  # the best compression would take as long as drawing

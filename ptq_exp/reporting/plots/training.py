@@ -1,4 +1,4 @@
-"""The training of the float network."""
+"""The figure of the training of the float network."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from ptq_exp.reporting.plots.style import BLUE, ORANGE, SMALL, WIDTH, add_axes, 
 
 
 def training_curves(history: list[dict[str, float]], title: str, path: Path) -> None:
-    """Loss and top-1 by epoch; every entry of `history` is an epoch with `train_loss`, `train_top1` and one more top-1,
+    """Loss and top-1 by epoch. Every entry of `history` is an epoch with `train_loss`, `train_top1` and one more top-1,
     of the test or validation images."""
     from matplotlib.figure import Figure
 
