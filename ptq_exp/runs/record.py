@@ -38,7 +38,7 @@ def make_record(
         start.folder / "artifacts" / "config.yaml", yaml.safe_dump(dataclasses.asdict(resolved), sort_keys=False)
     )
     params = parameters(resolved, shared)
-    defaults = flatten(Config())
+    defaults = flatten(Config()) | {"quant.layer_bits": json.dumps({})}  # as in `parameters`
     # The job that trained the float network reports the training, once.
     history, float_model.history = tuple(float_model.history), []
     return JobRecord(

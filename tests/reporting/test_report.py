@@ -104,6 +104,7 @@ def test_a_sweep_has_a_report_that_mlflow_alone_gives_again(
     assert ["quant.bits", "[4, 8]", "3, 6"] in settings
     assert ["data.name", "auto", "digits"] in settings
     assert not [line for line in settings if line[0] in ("seed", "optimizer.nesterov", "output_dir")]
+    assert not [line for line in settings if line[1] == line[2]]
     assert "torch" in logged.text
     assert "SHA-256" in logged.text
 

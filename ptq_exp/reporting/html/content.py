@@ -110,7 +110,8 @@ def report(results: Results, drawn: dict[str, bytes]) -> str:
 
 def _summary(results: Results) -> str:
     used = sorted({f"{job.params.get('model.used', '')} on {job.params.get('data.used', '')}" for job in results.jobs})
-    count = f"{len(results.jobs)} jobs finished, {len(results.failures)} failed. " if results.sweep else ""
+    finished = "1 job" if len(results.jobs) == 1 else f"{len(results.jobs)} jobs"
+    count = f"{finished} finished, {len(results.failures)} failed. " if results.sweep else ""
     methods = _distinct(" ".join(job.method) for job in results.jobs)
     return f"{count}{'; '.join(used)}. Method: {', '.join(methods)}."
 
