@@ -31,7 +31,8 @@ class Identity:
         if metadata.get("architecture") not in architectures() or "classes" not in metadata:
             return None
         options = {name: metadata[name] for name in allowed_options(metadata["architecture"]) if name in metadata}
-        return cls(metadata["architecture"], options, len(metadata["classes"]))
+        classes = metadata["classes"]  # their names, or how many in the shipped files
+        return cls(metadata["architecture"], options, classes if isinstance(classes, int) else len(classes))
 
     def __str__(self) -> str:
         """`ResNet-20 with pad shortcuts`."""

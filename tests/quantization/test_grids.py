@@ -19,6 +19,7 @@ from ptq_exp.quantization.grids import (
 )  # fmt: skip
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.steps import check_method
 
 
 def test_the_asymmetric_grid_has_all_levels_and_a_zero() -> None:
@@ -45,7 +46,7 @@ def test_a_float_zero_point_puts_the_levels_anywhere() -> None:
 def test_three_levels_take_one_point_six_bits(kind: str) -> None:
     model, x = network(), images(4)
     config = QuantConfig(**LEARNED | {"grid": kind}, layer_bits={"layer3.*": 1.6})
-    config.validate()
+    check_method(config)
     quantized, report = quantize(model, config, 2, x)
     rows = {row.layer: row for row in report.layers}
     assert (rows["layer3.0.conv1"].stored_bits, rows["layer3.0.conv1"].levels_available) == (1.6, 3)
@@ -55,7 +56,7 @@ def test_three_levels_take_one_point_six_bits(kind: str) -> None:
     assert report.bits_mean == pytest.approx((1.6 * ternary + 2 * (weights - ternary)) / weights)
     for wrong in ({"grid": "symmetric"}, {"layer_bits": {"linear": 1.5}}):
         with pytest.raises(UserError, match="is not a bit width"):
-            replace(config, **wrong).validate()
+            check_method(replace(config, **wrong))
 
 
 def test_power_of_two_scales() -> None:

@@ -102,7 +102,7 @@ def _log_curves(parent: Run, series: Series) -> None:
             run.end()
 
 
-def upload_folder(folder: Path, uri: str | None) -> str:
+def upload_folder(folder: Path, uri: str | None = None) -> str:
     """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns what was done, in words.
 
     `uri` replaces the store that the jobs were meant for. Raises `UserError` where there is nothing to log or the store
