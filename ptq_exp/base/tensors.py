@@ -21,7 +21,7 @@ def save_checked(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, A
 
 
 def load_checked(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Tensors and metadata. Raises `ValueError` where they are not what was written, `SafetensorError` or `OSError`
+    """Tensors and metadata. Raises `ValueError` if they are not what was written, `SafetensorError` or `OSError`
     where there is nothing to read."""
     from safetensors import safe_open
 

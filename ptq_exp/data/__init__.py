@@ -23,7 +23,7 @@ _NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "norm
 def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "Dataset":
     """Load the data set that the options name onto `device`; decoded images are kept below `cache`.
 
-    Raises `UserError` where the data is missing, broken or too small for what was asked.
+    Raises `UserError` if the data is missing, broken or too small for what was asked.
     """
     names = {module.name for module in pkgutil.iter_modules(__path__)} - _NOT_DATA_SETS
     check_choice("data.name", options.name, names)

@@ -27,7 +27,7 @@ Read = Callable[[str], bytes]
 def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[str], Read]]:
     """The names of the wanted files below `root`, and the function that reads one of them.
 
-    Raises `UserError` where `root` is no folder or archive, is broken, or holds what no set of images holds: names that
+    Raises `UserError` if `root` is no folder or archive, is broken, or holds what no set of images holds: names that
     lead out of it, links, more entries or bytes than are sensible.
     """
     if root.is_dir():

@@ -44,7 +44,7 @@ def load_cifar(
 ) -> Dataset:
     """Read one of the CIFAR data sets from `data.root`, downloading it first where that is allowed.
 
-    Raises `DataUnavailable` where it is not on disk and cannot be had within `data.timeout`.
+    Raises `DataUnavailable` if it is not on disk and cannot be had within `data.timeout`.
     """
     root = options.folder
     try:

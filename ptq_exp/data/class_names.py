@@ -40,7 +40,7 @@ def ordered(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> t
     """The class folders `found` in the order of the network's outputs, and whose order that is ("" for the alphabet's).
 
     A list `wanted`, which stands `where`, decides. Without one the names of a known data set, in any case and with
-    common synonyms, have its order, and numbers that of numbers. Raises `UserError` where the list is not that of the
+    common synonyms, have its order, and numbers that of numbers. Raises `UserError` if the list is not that of the
     folders.
     """
     alphabetical = sorted(found)

@@ -47,7 +47,7 @@ Member = tuple[str, str, str]
 def load(options: DataOptions, cache: Path) -> Dataset:
     """The images of `data.root`, decoded or from the cache.
 
-    Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
+    Raises `UserError` if the root is missing, holds no classes, or an image cannot be read.
     """
     root = existing_root(options)
     folder = cache / "images" / f"{source_digest(root)[:16]}-{_variant(options)}"
@@ -66,7 +66,7 @@ def load(options: DataOptions, cache: Path) -> Dataset:
 
 
 def existing_root(options: DataOptions) -> Path:
-    """The folder or archive of the images. Raises `UserError` where it is missing, or CIFAR-10's own archive."""
+    """The folder or archive of the images. Raises `UserError` if it is missing, or CIFAR-10's own archive."""
     if options.root is None:
         raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
     root = Path(options.root).expanduser()

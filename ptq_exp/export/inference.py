@@ -44,7 +44,7 @@ def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
 
     It takes uint8 images (N, 3, H, W) as they are, and float ones normalized by `about["mean"]` and `about["std"]`.
 
-    Raises `UserError` where the file is missing, damaged or no quantized network.
+    Raises `UserError` if the file is missing, damaged or no quantized network.
     """
     try:
         about = load_checked(Path(path))[1]

@@ -57,7 +57,7 @@ def _grid(described: dict[str, Any]) -> Grid:
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """Turn `float_model`, a network of the same architecture, into the quantized network of `path`, in place.
 
-    Its logits are bit for bit those of the network that was saved. Raises `UserError` where the file is broken or
+    Its logits are bit for bit those of the network that was saved. Raises `UserError` if the file is broken or
     another network's.
     """
     try:

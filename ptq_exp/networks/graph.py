@@ -37,7 +37,7 @@ class _Tracer(fx.Tracer):
 class Graph:
     """The calls of a network's modules in their order, and how often each module and weight is used.
 
-    Raises `UserError` where the network cannot be traced.
+    Raises `UserError` if the network cannot be traced.
     """
 
     def __init__(self, model: nn.Module, opaque: Classes = ()):

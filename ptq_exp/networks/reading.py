@@ -67,7 +67,7 @@ class Checkpoint:
 def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
     """Read the checkpoint file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
 
-    Raises `UserError` where there is no such file, it is damaged, it would need more than tensors, it was
+    Raises `UserError` if there is no such file, it is damaged, it would need more than tensors, it was
     trained quantization-aware, or no network that is known here can hold it.
     """
     if "://" not in location:
@@ -202,7 +202,7 @@ def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dense(key: str, value: Tensor, path: Path) -> Tensor:
-    """The tensor with all its values. Raises `UserError` where they are no finite floats (a counter may be whole)."""
+    """The tensor with all its values. Raises `UserError` if they are no finite floats (a counter may be whole)."""
     problem = ""
     if value.is_meta:
         problem = "has a shape and no values (it was saved from the meta device)"

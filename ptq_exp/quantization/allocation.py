@@ -85,7 +85,7 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, optio
     """The bit width of every layer with the smallest sum of sensitivities within `budget` bits for all weights.
 
     `weights` counts each layer's weights. An integer program, solved exactly: one binary variable for each layer
-    and width. Raises `UserError` where even the smallest widths exceed the budget.
+    and width. Raises `UserError` if even the smallest widths exceed the budget.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 

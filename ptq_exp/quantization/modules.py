@@ -99,5 +99,5 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_unique_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `unique_state` gave. Raises `RuntimeError` where it is not all of it, or of another network."""
+    """Load what `unique_state` gave. Raises `RuntimeError` if it is not all of it, or of another network."""
     model.load_state_dict(tensors | {k: tensors[first] for k, first in first_names(model).items() if first in tensors})

@@ -35,7 +35,7 @@ def quantize(
     """Quantize a copy of the float `model` to `bits` bits; `model` is left as it is.
 
     Quantizations that are given the same `calibration` share what does not depend on the bits. A folder `store` keeps
-    every reconstructed unit, so that an interrupted reconstruction goes on there. Raises `UserError` where there is
+    every reconstructed unit, so that an interrupted reconstruction goes on there. Raises `UserError` if there is
     nothing to quantize.
     """
     if not target_layers(model, options.layers):

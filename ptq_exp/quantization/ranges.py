@@ -45,7 +45,7 @@ def find_ranges(
     """The clipping range of every layer: two tensors of shape (1,), or (C,) for each output channel.
 
     `granularity` says which weights share a range: those of the `model`, of a `tensor` or of an output
-    `channel`. Raises `UserError` where a range is not a number.
+    `channel`. Raises `UserError` if a range is not a number.
     """
     find = ALPHA_RULES[rule]
     if granularity == "model":

@@ -78,7 +78,7 @@ MISTAKES = [
     (["data.mean=[0.5,0.5]"], ["data.mean", "three numbers"]),
     (["data.std=[0,1,1]"], ["data.std", "positive"]),
     (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
-    (["device=gpu"], ["device=gpu is not there", "CUDA devices"]),
+    (["device=gpu"], ["device=gpu does not exist", "CUDA devices"]),
     (["device=graphics"], ["device=graphics", "cuda"]),
     (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
     (["data=image_folder"], ["data.root is needed"]),

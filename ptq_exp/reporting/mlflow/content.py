@@ -23,7 +23,7 @@ def log_job(record: JobRecord, run: Run, place: Place, uri: str | None = None, p
     """Log a job, end its run as FINISHED, and note in its folder that it is done.
 
     Doing it again adds what is missing. `run` is the job's run where it is open, else the one of `place` is taken up;
-    `uri` and `parent` replace the store and the sweep that it was meant for. Raises `UserError` where the store cannot
+    `uri` and `parent` replace the store and the sweep that it was meant for. Raises `UserError` if the store cannot
     be used.
     """
     if run.client is None:
@@ -105,7 +105,7 @@ def _log_curves(parent: Run, series: Series) -> None:
 def upload_folder(folder: Path, uri: str | None) -> str:
     """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns what was done, in words.
 
-    `uri` replaces the store that the jobs were meant for. Raises `UserError` where there is nothing to log or the store
+    `uri` replaces the store that the jobs were meant for. Raises `UserError` if there is nothing to log or the store
     cannot be used.
     """
     jobs = sorted(path.parent for path in folder.rglob(RESULTS_FILE) if path.parent.name != "artifacts")

@@ -48,7 +48,7 @@ class Place:
         write_atomically(folder / FILE, lambda path: write_text(path, content))
 
     def options(self, uri: str | None = None) -> TrackingOptions:
-        """The options that lead there; `uri` replaces the store. Raises `UserError` where a password is missing."""
+        """The options that lead there; `uri` replaces the store. Raises `UserError` if a password is missing."""
         where = uri or self.uri
         if ":***@" in where:
             raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")

@@ -20,7 +20,7 @@ SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
 
 
 def find_job(options: TrackingOptions, key: str, folder: Path) -> tuple[JobRecord, str] | None:
-    """The newest finished job with this key, fetched into `folder`, and its run's id; None where there is none."""
+    """The newest finished job with this key, fetched into `folder`, and its run's id or None if there is none."""
     client, experiment_id = open_store(options.uri or default_uri(), options.experiment)
     wanted = f"tags.{JOB_TAG} = '{key}' and attributes.status = 'FINISHED'"
     for found in client.search_runs([experiment_id], wanted, max_results=1):
@@ -86,7 +86,7 @@ def failed_children(parent: Run) -> list[Failure]:
 
 
 def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Path:
-    """Fetch one artifact of a run into `folder`. Raises `UserError` where there is none."""
+    """Fetch one artifact of a run into `folder`. Raises `UserError` if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -108,7 +108,7 @@ def figures(client: "MlflowClient", run_id: str, folder: Path) -> None:
 
 
 def existing_run(uri: str, run_id: str) -> tuple[Run, str]:
-    """A run that is in the store already, to read from, and its name. Raises `UserError` where it is not."""
+    """A run that is in the store already, to read from, and its name. Raises `UserError` if it is not."""
     from mlflow.exceptions import MlflowException
 
     client = open_existing(uri)

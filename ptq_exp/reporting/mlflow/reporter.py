@@ -88,7 +88,7 @@ class Mlflow(Reporter):
     def sweep_begins(self, start: SweepStart) -> None:
         """Start the parent run; with `resume` that of the same sweep before, where there was one.
 
-        Raises `UserError` where the store cannot be used.
+        Raises `UserError` if the store cannot be used.
         """
         place = Place.of(self.tracking, start.name)
         if place is None:
@@ -124,7 +124,7 @@ class Mlflow(Reporter):
     def sweep(self, record: SweepRecord) -> None:
         """Log the jobs that could not be logged when they ran, then table, report, figures and curves on the parent.
 
-        Raises `UserError` where something could not be logged.
+        Raises `UserError` if something could not be logged.
         """
         if not self.tracking.enabled:
             return

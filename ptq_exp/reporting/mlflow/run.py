@@ -173,7 +173,7 @@ def start_run(
 
     `job` is the key of the job that the run is of, `started` (milliseconds) the time when it began, else now. The run
     with the id `old` is taken up again if it is still there.
-    Raises `UserError` where the store cannot be used.
+    Raises `UserError` if the store cannot be used.
     """
     if not config.enabled:
         return Run(None)

@@ -34,7 +34,7 @@ def default_uri() -> str:
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
-    """A client and the experiment's id, both created if needed. Raises `UserError` where the store cannot be used."""
+    """A client and the experiment's id, both created if needed. Raises `UserError` if the store cannot be used."""
     from_mlflow = _errors_of_mlflow()
     try:
         _check_reachable(uri)
@@ -47,7 +47,7 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
 
 
 def open_existing(uri: str) -> "MlflowClient":
-    """A client of a store that is there already. Raises `UserError` where it is not."""
+    """A client of a store that is there already. Raises `UserError` if it is not."""
     from_mlflow = _errors_of_mlflow()
     from mlflow import MlflowClient
 
