@@ -20,7 +20,7 @@ def copy_network(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with the same function as `model`. Its weights are plain parameters without gradient."""
+    """A copy in evaluation mode with the function of `model`. Its weights are plain parameters without gradient."""
     network = copy_network(model).eval()
     materialize(network)
     for parameter in network.parameters():

@@ -136,7 +136,7 @@ MISTAKES = [
     (["quant.bits=range(4", "-m"], ["quant.bits=range(4 cannot be read"]),
     (["~quant.nothing"], ["quant.nothing"]),
     (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
-    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "no checkpoint"]),
+    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "not a checkpoint"]),
     ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
     ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could run code"]),
     ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
