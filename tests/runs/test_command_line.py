@@ -51,7 +51,7 @@ MISTAKES = [
     (["experiment=notbook"], ["experiment=notbook", "Did you mean 'notebook'?"]),
     (["quant=4"], ["quant", "notebook"]),
     (["quant.bits=4,8"], ["quant.bits=4,8", "-m", "quant.bits=[4,8]"]),
-    (["quant=best,mse"], ["quant=best,mse holds several values. Add -m to run one job for each of them.\n"]),
+    (["quant=best,mse"], ["quant=best,mse has several values. Add -m to run one job for each of them.\n"]),
     (["quant=[best,mse]"], ["quant=[best,mse]: quant takes one option", "quant=best,mse -m"]),
     (["quant=[best,mse]", "quant.bits=3,4", "-m"], ["quant=[best,mse]: quant takes one option"]),
     (["model=[resnet20,vgg16]"], ["model takes one option", "model=resnet20,vgg16 -m"]),
@@ -213,7 +213,7 @@ def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path)
     broken.write_text("name: mine\nbits: [2, 3\nlayers: all\n")
     with pytest.raises(Exception, match="mine") as caught:
         OmegaConf.load(broken)
-    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is no valid YAML")
+    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is not valid YAML")
     assert "trainer.trainer" not in known_keys(conf)
     unknown = RuntimeError("Could not override 'quant.bit'.")
     assert "Did you mean 'quant.bits'?" in (explain(unknown, conf) or "")
