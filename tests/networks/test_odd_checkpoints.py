@@ -85,7 +85,7 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda value: value.to(torch.int8), "linear.bias holds int8 values"),
+        (lambda value: value.to(torch.int8), "linear.bias has int8 values"),
         (lambda value: torch.empty_like(value, device="meta"), "linear.bias has a shape but no values"),
     ],
 )

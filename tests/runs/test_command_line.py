@@ -138,7 +138,7 @@ MISTAKES = [
     (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
     ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "not a checkpoint"]),
     ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
-    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could run code"]),
+    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could execute hidden code"]),
     ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
     ([*TINY, "checkpoint=ftp://127.0.0.1/a.pth"], ["ftp://127.0.0.1/a.pth"]),
     (["data=image_folder", "data.root=notes.txt"], ["data.root=notes.txt", "neither a folder nor"]),
