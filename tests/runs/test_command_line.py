@@ -137,7 +137,7 @@ MISTAKES = [
     (["~quant.nothing"], ["quant.nothing"]),
     (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
     ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "not a checkpoint"]),
-    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
+    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "damaged"]),
     ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could execute hidden code"]),
     ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
     ([*TINY, "checkpoint=ftp://127.0.0.1/a.pth"], ["ftp://127.0.0.1/a.pth"]),
