@@ -1,4 +1,4 @@
-"""What every other package may use: user errors, console, text and files, background work, the machine.
+"""Shared by all other packages: user errors, console, text and files, background work, the machine.
 
-Nothing here imports torch or hydra when it is imported, so that `--help` stays quick, and nothing here knows a network.
+Importing this package does not import torch or hydra, so that `--help` stays fast. It contains nothing about networks.
 """

@@ -1,4 +1,4 @@
-"""Work that the next job of a sweep does not wait for: reports on a thread, in order; figures in other processes."""
+"""Background work of a sweep, so that jobs need not wait: reports run in order on a thread, figures in processes."""
 
 import contextlib
 import multiprocessing
@@ -12,9 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 SECONDS_TO_END = 1.6
-CORES_PER_PLOT_WORKER = 4  # with a GPU, one process does not draw as fast as the networks are evaluated
+CORES_PER_PLOT_WORKER = 4  # with a GPU, one plotting process is slower than the evaluation of networks
 MOST_PLOT_WORKERS = 4
-INTERRUPTED = "Interrupted. What was finished is kept; the same command with resume=true goes on."
+INTERRUPTED = "Interrupted. Finished work is kept. To continue, run the same command with resume=true."
 
 _worker: ThreadPoolExecutor | None = None
 _plot_workers: ProcessPoolExecutor | None = None
@@ -23,24 +23,24 @@ _interrupted = threading.Event()
 
 
 def start() -> None:
-    """From now on, `later` hands its work over. Called by a sweep, in the process that its jobs run in."""
+    """Let `later` run its work in the background from now on. A sweep calls this in the process of its jobs."""
     global _worker, _plot_workers
     if _worker is None:
         _worker = ThreadPoolExecutor(1, thread_name_prefix="background")
-        # Drawing is all Python, which on a thread would hold up the jobs' own.
+        # Plotting is pure Python, so on a thread it would block the jobs.
         count = min(MOST_PLOT_WORKERS, max(1, _cores() // CORES_PER_PLOT_WORKER))
         _plot_workers = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _lower_priority)
 
 
 def _cores() -> int:
-    """The number of cores that this process may use: on a cluster, fewer than the machine has."""
+    """The number of cores that this process may use. On a cluster, it is smaller than that of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def later(work: Callable[..., None], *arguments: Any) -> None:
-    """Call `work` after everything that was handed over before: at once where no sweep has called `start`.
+    """Call `work` after all earlier work, or immediately if no sweep has called `start`.
 
-    Raises what earlier work raised: a sweep whose results cannot be kept stops at its next job.
+    Raises the exceptions of earlier work, so that a sweep that cannot keep its results stops at its next job.
     """
     if _worker is None or threading.current_thread().name.startswith("background"):
         work(*arguments)
@@ -53,8 +53,8 @@ def later(work: Callable[..., None], *arguments: Any) -> None:
 def draw(figure: Callable[..., None], *arguments: Any) -> None:
     """Call `figure`, a function of `ptq_exp.reporting.plots`, on plain `arguments`.
 
-    After a sweep has called `start`, it runs in a process of low priority. Work that is handed to `later` afterwards
-    finds the figure drawn.
+    After a sweep has called `start`, it runs in a process of low priority. The figure is finished before any work that
+    is passed to `later` afterwards.
     """
     drawing = None
     if _plot_workers is not None:
@@ -73,9 +73,9 @@ def _drawn(drawing: Future[None] | None, figure: Callable[..., None], *arguments
 
 
 def heed_interrupts() -> None:
-    """Let Ctrl-C, and SIGTERM, which a cluster sends before it kills, end this process within `SECONDS_TO_END`.
+    """End this process within `SECONDS_TO_END` after Ctrl-C or SIGTERM, which a cluster sends before it kills.
 
-    Whatever still keeps it then, for example a server that does not answer, is left to the next start.
+    Work that takes longer, for example because a server does not respond, is left to the next start.
     """
 
     def begin_to_end(*_: object) -> None:
@@ -85,7 +85,7 @@ def heed_interrupts() -> None:
         raise KeyboardInterrupt
 
     def once_more(unraisable: "sys.UnraisableHookArgs") -> None:
-        if unraisable.exc_type is KeyboardInterrupt:  # it struck in a destructor or the like, where Python drops it
+        if unraisable.exc_type is KeyboardInterrupt:  # raised in a destructor or the like, where Python drops it
             threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:
             sys.__unraisablehook__(unraisable)
@@ -101,7 +101,7 @@ def _end() -> None:
 
 
 def interrupt() -> None:
-    """Drop the work that has not begun; `finish` then returns as soon as the rest is over. Called after Ctrl-C."""
+    """Drop the work that has not started, so that `finish` returns once the rest has ended. Called after Ctrl-C."""
     _interrupted.set()
     if _worker is not None and _plot_workers is not None:
         _worker.shutdown(wait=False, cancel_futures=True)
@@ -115,7 +115,7 @@ def interrupted() -> bool:
 
 
 def finish() -> list[str]:
-    """Wait until everything is done; `later` works at once again. Returns the errors of the work, in words."""
+    """Wait until all work is done. `later` then runs work immediately again. Returns the error messages."""
     global _worker, _plot_workers
     if _worker is None or _plot_workers is None:
         return []
@@ -135,13 +135,13 @@ def _problem(future: Future[None]) -> str:
 
 
 def _lower_priority() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C and ends this process
     os.nice(10)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when the sweep is gone: a sweep that was killed cannot tell it to."""
+    """End this process when the sweep has ended, since a killed sweep cannot end it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -14,23 +14,23 @@ from rich.text import Text
 
 from ptq_exp.base.text import in_lines, write_what_fits
 
-LOG_WIDTH = 140  # without a terminal: a log file has no width, and tables keep their columns
+LOG_WIDTH = 140  # without a terminal, since a log file has no width and tables need one
 BAR_WIDTH = 24
-BAR_NUMBERS = 26  # columns that percentage, time and time left take beside the bar
+BAR_NUMBERS = 26  # characters for percentage, elapsed time and time left beside the bar
 
 
 class Terminal(Console):
-    """A console that breaks lines between words, never within one, which rich would do."""
+    """A console that breaks lines only between words; rich would also break within words."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """`rich.console.Console.print`, with lines that fit."""
+        """Print like `rich.console.Console.print`, with lines that fit."""
         texts = [in_lines(found, self.width) if isinstance(found, str) else found for found in objects]
         defaults: dict[str, Any] = {"overflow": "ignore", "crop": False}
         super().print(*texts, **defaults | options)
 
 
 def _make_console() -> Console:
-    # No markup: brackets in a user's overrides and paths are brackets.
+    # No markup, since overrides and paths may contain brackets.
     terminal = Terminal(highlight=False, markup=False)
     if terminal.is_terminal:
         return terminal
@@ -40,12 +40,12 @@ def _make_console() -> Console:
 write_what_fits()
 console = _make_console()
 log = logging.getLogger("ptq_exp")
-FIRST_LINE_SECONDS = 10.0  # without a terminal: when progress is first told, and then ever more rarely
+FIRST_LINE_SECONDS = 10.0  # without a terminal: time of the first progress line; the intervals then increase
 _quiet = threading.Event()
 
 
 def set_quiet(on: bool) -> None:
-    """With `quiet` only warnings, errors and final tables are shown; the log file keeps everything."""
+    """With `quiet`, only warnings, errors and final tables are shown. The log file contains everything."""
     _quiet.set() if on else _quiet.clear()
 
 
@@ -55,7 +55,7 @@ def is_quiet() -> bool:
 
 
 class Handler(logging.Handler):
-    """Log records on the shared console, above a progress bar that may be running."""
+    """Prints log records on the shared console, above any active progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if is_quiet() and record.levelno < logging.WARNING:
@@ -65,10 +65,10 @@ class Handler(logging.Handler):
 
 
 class _Bars(Progress):
-    """Progress bars with their texts: beside the bar where the terminal is wide enough, else above it, wrapped."""
+    """Progress bars with their texts, beside the bar if the terminal is wide enough, else wrapped above it."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """One bar a task."""
+        """One bar per task."""
         for task in self.tasks:
             bar = self.make_tasks_table([task])
             texts = [task.description, "  ".join(task.fields.values())]
@@ -83,10 +83,10 @@ class _Bars(Progress):
 
 @contextmanager
 def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
-    """A progress bar with time left; `fields` are short texts shown beside it.
+    """A progress bar with the time left; `fields` are short texts beside it.
 
-    Yields `advance(steps=1, **fields)`, which any thread may call. Where the output is not a terminal, a line now and
-    then says how far it is.
+    Yields `advance(steps=1, **fields)`, which any thread may call. If the output is not a terminal, occasional lines
+    show the progress.
     """
     if not console.is_terminal:
         yield _Lines(description, total).advance
@@ -99,17 +99,17 @@ def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
 
 
 class _Lines:
-    """Progress as plain lines, each after half as much time again as the one before."""
+    """Progress as plain lines. The time of each line is 1.5 times that of the line before."""
 
     def __init__(self, description: str, total: int):
         self.description, self.total, self.done, self.lock = description, total, 0, threading.Lock()
         self.skipped, self.started, self.next = 0, time.monotonic(), FIRST_LINE_SECONDS
 
     def advance(self, steps: int = 1, **_: str) -> None:
-        """So many steps are done."""
+        """Count `steps` as done."""
         with self.lock:
             seconds = time.monotonic() - self.started
-            if seconds < 0.1:  # what was done before and is only counted: a training taken up again
+            if seconds < 0.1:  # steps of an earlier run, counted when a training is resumed
                 self.skipped += steps
             self.done += steps
             now = self.done - self.skipped
@@ -121,14 +121,14 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to two digits or so."""
+    """A duration as text, to about two digits."""
     if seconds > 2 * 3600:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} s"
 
 
 def track(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-    """Pass `items` on, showing how many of `total` went by."""
+    """Yield `items` and show the progress towards `total`."""
     if not console.is_terminal:
         log.info("%s: %d", description, total)
     with progress(description, total) as advance:

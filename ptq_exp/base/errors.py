@@ -1,7 +1,7 @@
-"""Mistakes that a user can mend.
+"""Errors that the user can fix.
 
-A mistake is raised as `UserError`. Its message says what is wrong, where, what is allowed and, for a
-misspelt word, the nearest valid spelling. `run.py` prints it without a traceback and exits with code 1.
+They are raised as `UserError`. The message states the problem, its place, the allowed values and, for a misspelt word,
+the nearest valid spelling. `run.py` prints it without a traceback and exits with code 1.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 def without_password(text: str) -> str:
-    """The text as it may be shown and logged: who logs in where, in an address, and a token, are starred."""
+    """The text with passwords and tokens in addresses replaced by stars, for display and logging."""
 
     def starred(found: re.Match[str]) -> str:
         user, colon, _ = found[1].partition(":")
@@ -20,14 +20,14 @@ def without_password(text: str) -> str:
 
 
 class UserError(Exception):
-    """Something in the configuration, the files or the machine that the user can put right."""
+    """A problem with the configuration, the files or the machine that the user can fix."""
 
     def __init__(self, message: str):
         super().__init__(without_password(message))
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """A sentence naming the nearest candidate, or an empty string when none is near."""
+    """A sentence with the nearest candidate, or an empty string if none is near."""
     near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
 

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and digests of files and of values."""
+"""Atomic writing of files, and digests of files and values."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is never half-written."""
+    """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is never incomplete."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
     try:
@@ -24,13 +24,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `parts`: equal for equal configurations, on every machine."""
+    """SHA-256 (hex) of the canonical JSON of `parts`. It is the same for equal values on every machine."""
     plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file, computed once in a process: every job of a sweep asks, for files that may have gigabytes."""
+    """SHA-256 of a file, computed once per process, because every job of a sweep needs it and files may be large."""
     status = path.stat()
     return _digest_of(path.absolute(), status.st_size, status.st_mtime_ns)
 

@@ -1,6 +1,7 @@
-"""The machine that a job runs on: its arithmetic, its GPUs, its compilers, what is installed.
+"""The machine that a job runs on: arithmetic, GPUs, compilers, installed packages.
 
-Functions that need torch import it themselves: `--help` and others that import this module must not wait for it.
+Functions that need torch import it themselves, so that `--help` and other importers of this module need not wait for
+it.
 """
 
 import contextlib
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     import torch
 
 
-# mallopt's parameters (malloc.h): from how many bytes on a block has pages of its own, which are given back at once;
-# and how much free memory at the end of the heap is given back.
+# mallopt's parameters (malloc.h): the size in bytes from which a block has its own pages, which are returned to the
+# system immediately when it is freed; and the free memory at the end of the heap from which it is returned.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 LARGEST_BLOCK, KEEP = 32 * 2**20, 2**31 - 1
 
 
 @contextlib.contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
-    """Allow TF32 inside, leave the settings as they were."""
+    """Enable or disable TF32 within the block, then restore the settings."""
     import torch
 
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
@@ -40,10 +41,10 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next layer; without effect elsewhere.
+    """Let glibc keep freed memory for the next layer. This has no effect with other C libraries.
 
-    It gives blocks of a few megabytes back to the system, and every activation of a layer is such a block: fresh
-    pages for each cost more than the layer's arithmetic.
+    By default, glibc returns blocks of a few megabytes to the system. Every activation of a layer is such a block, and
+    new pages for each cost more than the layer's arithmetic.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -53,8 +54,8 @@ def keep_freed_memory() -> None:
 
 @cache
 def triton_works(device: "torch.device", probe: "Callable[[torch.device], None]") -> bool:
-    """Whether Triton kernels run on `device`: Triton is installed, finds the C compiler it needs, and knows the device
-    (or interprets its kernels, as tests do). `probe` launches a small kernel there."""
+    """Whether Triton kernels run on `device`: Triton is installed, finds its C compiler, and supports the device (or
+    interprets its kernels, as in tests). `probe` launches a small kernel there."""
     import torch
 
     if importlib.util.find_spec("triton") is None:
@@ -64,19 +65,19 @@ def triton_works(device: "torch.device", probe: "Callable[[torch.device], None]"
         return False
     try:
         probe(device)
-    except Exception:  # Triton's, the compiler's or the driver's: there are many
+    except Exception:  # Triton, the compiler and the driver raise many types
         return False
     return True
 
 
-_claimed: dict[int, FileLock | None] = {}  # by number: this process's GPU, and the lock that says so
+_claimed: dict[int, FileLock | None] = {}  # the number of this process's GPU, and its lock
 
 
 def claim(cards: list[str]) -> int:
-    """The number of one of `cards`, names that are unique on this machine, which no other process of this user has.
+    """The number of a GPU in `cards` (unique names on this machine) that no other process of this user has claimed.
 
-    This gives each job its own GPU, even when the jobs of a sweep are processes of one machine that all see every GPU.
-    The GPU is this process's until the process ends, however it ends. Where all are taken they are shared.
+    This gives each job its own GPU, even if the jobs of a sweep are processes of one machine that all see every GPU.
+    The claim lasts until the process ends, even if it is killed. If all GPUs are claimed, they are shared.
     """
     if not _claimed:
         number, lock = next(filter(None, map(_try, enumerate(cards))), (os.getpid() % len(cards), None))
@@ -95,7 +96,7 @@ def _try(card: tuple[int, str]) -> tuple[int, FileLock] | None:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of the distributions `packages` that are installed."""
+    """The versions of the installed distributions among `packages`."""
     found = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""Waiting for servers."""
+"""Timeouts for servers."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def socket_timeout(seconds: float) -> Iterator[None]:
-    """Bound the waits of libraries that open their connections without a timeout: the default for new sockets."""
+    """Set the default timeout of new sockets, for libraries that open connections without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

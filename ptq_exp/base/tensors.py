@@ -1,6 +1,6 @@
-"""safetensors files with a checksum: a flipped bit is an error, not another number.
+"""safetensors files with a checksum, so that a flipped bit is an error instead of a wrong number.
 
-What needs torch is imported where it is used, so that importing this module costs nothing.
+Imports that need torch are inside the functions, so that importing this module is fast.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ def save_checked(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, A
 
 
 def load_checked(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Tensors and metadata. Raises `ValueError` where they are not what was written, `SafetensorError` or `OSError`
-    where there is nothing to read."""
+    """Read tensors and metadata. Raises `ValueError` if they differ from what was written, and `SafetensorError` or
+    `OSError` if the file cannot be read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

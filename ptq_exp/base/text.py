@@ -1,4 +1,4 @@
-"""Text for streams and files of every encoding: a terminal may know ASCII alone, our files are always UTF-8."""
+"""Text for streams and files of any encoding. A terminal may support only ASCII. Our files are always UTF-8."""
 
 import codecs
 import io
@@ -15,7 +15,7 @@ ASCII = {
 
 
 def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """ASCII for what an encoding lacks: a sign that reads the same, else an escape such as `\\xfc` or `\\u4e2d`."""
+    """ASCII for characters that an encoding lacks: a similar one, else an escape such as `\\xfc` or `\\u4e2d`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -27,16 +27,16 @@ codecs.register_error(READABLE, _readable)
 
 
 def write_what_fits() -> None:
-    """From now on, standard output and error show what their encoding lacks in ASCII, where Python would raise a
-    `UnicodeEncodeError`, after all the work, or print escapes."""
+    """Let standard output and error replace characters that their encoding lacks by ASCII. Python would raise a
+    `UnicodeEncodeError`, possibly after all the work, or print escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
             stream.reconfigure(errors=READABLE)
 
 
 def in_lines(text: str, width: int) -> str:
-    """`text` broken between words; what is longer than a line, a path or an address, stays in one piece, so that it can
-    be copied and clicked."""
+    """`text` with line breaks between words. A path or an address that is longer than a line stays in one piece, so
+    that it can be copied and clicked."""
 
     def fill(line: str) -> str:
         return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
@@ -45,16 +45,16 @@ def in_lines(text: str, width: int) -> str:
 
 
 def complain(message: str) -> None:
-    """Print an error, in lines that fit where standard error is a terminal."""
+    """Print an error to standard error, wrapped to its width if it is a terminal."""
     text = f"Error: {message}"
     print(in_lines(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whatever the locale. Names of files that are no UTF-8 appear with escapes."""
+    """Write `text` as UTF-8, regardless of the locale. File names that are not valid UTF-8 are written with escapes."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_text(path: Path) -> str:
-    """What `write_text` wrote."""
+    """Read a file written by `write_text`."""
     return path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The configuration of a job: put together from the packages' options, and checked beyond what types can say.
+"""The configuration of a job, composed of the packages' options, with checks beyond types.
 
-The dataclasses are plain Python: neither Hydra nor OmegaConf is needed to build a `Config` by hand.
+The dataclasses are plain Python, so building a `Config` by hand needs neither Hydra nor OmegaConf.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from ptq_exp.config.schema import Config
 
 __all__ = ["SWEPT_VARIABLE", "Config", "before_the_job", "from_hydra", "swept_keys", "validate"]
 
-# Set by a sweep for its jobs, whichever process they run in: the keys that take several values.
+# The keys with several values, set by a sweep for its jobs in any process.
 SWEPT_VARIABLE = "PTQ_EXP_SWEPT_KEYS"
 
 
 def swept_keys() -> list[str]:
-    """The keys that differ between the jobs of the sweep that this job belongs to; none outside of a sweep."""
+    """The keys that differ between the jobs of this job's sweep. Empty outside a sweep."""
     return os.environ.get(SWEPT_VARIABLE, "").split()
 
 
 def before_the_job(cfg: Any) -> Config:
-    """What is known of a composed node before its job runs: without the values that only a running job has."""
+    """The `Config` of a composed node before its job runs, without the values that only a running job has."""
     from omegaconf import OmegaConf
 
     known = {str(key): cfg[key] for key in cfg if key != "hydra" and not OmegaConf.is_interpolation(cfg, key)}
@@ -36,7 +36,7 @@ def before_the_job(cfg: Any) -> Config:
 
 
 def from_hydra(cfg: Any) -> Config:
-    """The typed, validated `Config` of a composed OmegaConf node (a `Config` passes through)."""
+    """The typed and validated `Config` of a composed OmegaConf node, or of a `Config`."""
     if not isinstance(cfg, Config):
         from omegaconf import OmegaConf
 
@@ -48,7 +48,7 @@ def from_hydra(cfg: Any) -> Config:
 
 
 def _refuse_unknown(node: Any, prefix: str = "") -> None:
-    """`+quant.bitss=4` adds what Hydra would refuse without the plus sign: nothing would ever read it."""
+    """Reject unknown keys, as Hydra does without a plus sign. `+quant.bitss=4` would add a key that nothing reads."""
     known = [field.name for field in dataclasses.fields(node)]
     for key, value in vars(node).items():
         if key not in known:
@@ -60,7 +60,7 @@ def _refuse_unknown(node: Any, prefix: str = "") -> None:
 
 
 def validate(config: Config) -> None:
-    """Raise `UserError` for the first impossible value; nothing has been computed by then."""
+    """Raise `UserError` for the first invalid value, before anything is computed."""
     from ptq_exp.quantization.steps import check_method  # needs torch, which --help must not import
 
     check_options(config)
@@ -68,6 +68,6 @@ def validate(config: Config) -> None:
     config.data.check()
     config.tracking.check()
     if config.trainer.select == "best_validation" and config.data.validation_images == 0:
-        raise UserError("trainer.select=best_validation needs images to choose on: set data.validation_images=1000.")
+        raise UserError("trainer.select=best_validation needs validation images. Set data.validation_images=1000.")
     if config.trainer.select == "best_test" and config.data.validation_images > 0:
-        raise UserError("trainer.select=best_test with data.validation_images set: use trainer.select=best_validation.")
+        raise UserError("With data.validation_images, use trainer.select=best_validation instead of best_test.")

@@ -1,4 +1,4 @@
-"""A `Config` from words of the command line without Hydra, which a machine that only measures need not have."""
+"""A `Config` from command-line words without Hydra, for machines that only run benchmarks."""
 
 import dataclasses
 import re
@@ -13,9 +13,9 @@ from ptq_exp.config.schema import Config
 
 
 def compose(*words: str) -> Config:
-    """What run.py makes of `group=option`, `key=value` and `+key=value`, without the values that only a job has.
+    """The `Config` that run.py composes from `group=option`, `key=value` and `+key=value`, without values of a job.
 
-    Raises `UserError` for an option or a key that there is not. `validate` checks the values.
+    Raises `UserError` for an unknown option or key. `validate` checks the values.
     """
     given = dict(word.lstrip("+").split("=", 1) for word in words)
     groups = {key: given.pop(key) for key in list(given) if (CONF / key).is_dir()}
@@ -38,7 +38,7 @@ def compose(*words: str) -> Config:
 
 
 def _overridden(group: str, name: str) -> dict[str, str]:
-    """The options of other groups that the file of an option chooses: `- override /optimizer: nesterov`."""
+    """The options of other groups chosen in an option's file: `- override /optimizer: nesterov`."""
     text = read_text(CONF / group / f"{name}.yaml")
     entries = (presets.parse(text) or {}).get("defaults", [])
     pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
@@ -51,7 +51,7 @@ def _is_global(group: str, name: str) -> bool:
 
 
 def _resolved(node: Any, values: dict[str, Any]) -> Any:
-    """`${trainer.epochs}` is what that key has; null where nothing sets it."""
+    """Replace `${trainer.epochs}` by the value of that key, or None if it is not set."""
     if isinstance(node, dict):
         return {key: _resolved(value, values) for key, value in node.items()}
     found = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None

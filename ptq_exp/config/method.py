@@ -1,7 +1,7 @@
-"""What a method is called: the file of conf/quant that it came from, and what was changed in it.
+"""The name of a method: its file in conf/quant and the changes to it.
 
-`notebook`, `notebook granularity=channel alpha_rule=mse`, `best reconstruction.steps=100`. A `name:` inside of the file
-plays no part: a copy of a preset would keep the name of what it was copied from.
+Examples: `notebook`, `notebook granularity=channel alpha_rule=mse`, `best reconstruction.steps=100`. A `name:` inside
+the file is ignored, because a copy of a preset would keep the original's name.
 """
 
 import json
@@ -12,13 +12,13 @@ from ptq_exp.config.presets import option
 from ptq_exp.config.schema import Config
 from ptq_exp.quantization.options import QuantConfig
 
-NAME_LETTERS = 150  # of a method in the name of a run: databases hold 250 in all
-# What is shown beside the name wherever it is shown, and what changes no network.
+NAME_LETTERS = 150  # for the method in the name of a run; databases allow 250 for the complete name
+# Keys that are always shown beside the name, and keys that do not change the network.
 NOT_THE_METHOD = ("name", "bits", "act_bits", "sensitivity")
 
 
 def words_of(config: Config) -> list[str]:
-    """The method of a job: its file's name, then `key=value` for each key that has another value than in the file."""
+    """The method of a job: its file's name, then `key=value` for each key whose value differs from the file."""
     given = flatten(config.quant)
     file = flatten(QuantConfig()) | flatten(option("quant", config.method, tuple(config.searchpath)))
     changed = [key for key, value in given.items() if key not in NOT_THE_METHOD and value != file.get(key)]
@@ -26,7 +26,7 @@ def words_of(config: Config) -> list[str]:
 
 
 def typed_or_changed(config: Config) -> list[str]:
-    """The same, and what was typed to be as the file says anyway: a run's name tells all jobs of a sweep apart."""
+    """The same, plus typed overrides equal to the file's values, so that run names distinguish all jobs of a sweep."""
     words = words_of(config)
     overrides = [word.lstrip("+") for word in config.overrides.split()]
     typed = [word.removeprefix("quant.") for word in overrides if word.startswith("quant.")]
@@ -39,7 +39,7 @@ def _covered(key: str, keys: set[str]) -> bool:
 
 
 def shortened(words: list[str], letters: int) -> str:
-    """The words in one line of about so many letters; how many words are left out is said."""
+    """The words in one line of about `letters` characters, with the number of omitted words."""
     kept = len(words)
     while kept > 1 and len(" ".join(words[:kept])) > letters:
         kept -= 1
@@ -48,6 +48,6 @@ def shortened(words: list[str], letters: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """As typed on the command line."""
+    """The value as typed on the command line."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return text.removesuffix(".0") if isinstance(value, float) else text

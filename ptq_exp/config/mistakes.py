@@ -1,6 +1,6 @@
-"""What a user is told who mistyped something: Hydra's and OmegaConf's errors in the words of this project's keys.
+"""Messages for mistyped options: Hydra's and OmegaConf's errors in terms of this project's keys.
 
-Needs neither Hydra nor OmegaConf.
+This module needs neither Hydra nor OmegaConf.
 """
 
 import re
@@ -15,16 +15,16 @@ from ptq_exp.base.options import flatten
 from ptq_exp.base.text import complain, read_text, write_what_fits
 from ptq_exp.config.schema import Config
 
-OPEN_GROUPS = ("model", "optimizer", "scheduler")  # they take any key: the known ones are those of their files
+OPEN_GROUPS = ("model", "optimizer", "scheduler")  # they accept any key; the known keys are those of their files
 
 
 def known_keys(conf: Path) -> set[str]:
-    """Every dotted key of the schema, `quant.bits` for example, and those that the files of the open groups define."""
+    """Every dotted key of the schema, for example `quant.bits`, and those in the files of the open groups."""
     found = set(flatten(Config(model={}, optimizer={}, scheduler={})))
     for path in [path for group in OPEN_GROUPS for path in (conf / group).glob("*.yaml")]:
         try:
             content = yaml.safe_load(read_text(path))
-        except (OSError, ValueError, yaml.YAMLError):  # a broken file elsewhere is another mistake
+        except (OSError, ValueError, yaml.YAMLError):  # an invalid file elsewhere is a separate mistake
             continue
         found |= set(flatten(content, f"{path.parent.name}."))
     parents = {key.rpartition(".")[0] for key in found} - {""}
@@ -32,32 +32,32 @@ def known_keys(conf: Path) -> set[str]:
 
 
 def explain(error: BaseException, conf: Path) -> str | None:
-    """The message for a user's mistake, or None where `error` is a fault of the program.
+    """The message for a user's mistake, or None if `error` is a bug in the program.
 
-    Hydra's and OmegaConf's errors are told apart by name, so that this module needs neither of them.
+    Hydra's and OmegaConf's errors are recognized by name, so that this module needs neither of them.
     """
     if isinstance(error, UserError):
         return str(error)
     kinds = {cls.__name__ for cls in type(error).__mro__}
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if 'Could not detect "srun"' in text:
-        return "hydra/launcher=submitit_slurm needs Slurm's srun on this machine. submitit_local tries it without."
+        return "hydra/launcher=submitit_slurm needs Slurm's srun on this machine. submitit_local works without it."
     if plugin := re.search(r"hydra_plugins\.hydra_(\w+)_launcher", text):
         extra = {"submitit": "slurm"}.get(plugin[1], plugin[1])
         return f"This hydra/launcher needs a package that is not installed: pip install -e '.[{extra}]'."
     if "MissingConfigException" in kinds:
         return _explain_missing_option(text, conf)
     if "YAMLError" in kinds and (mark := getattr(error, "problem_mark", None)):
-        return f"{mark.name}, line {mark.line + 1}: this is no valid YAML ({getattr(error, 'problem', text)})."
+        return f"{mark.name}, line {mark.line + 1}: this is not valid YAML ({getattr(error, 'problem', text)})."
     if mixed := re.search(r"hydra:runtime\.choices\.(\w+)", text):
         return (
-            f"{mixed[1]} takes one option: a list in a defaults list would mix several into one. "
+            f"{mixed[1]} takes one option, but a list in a defaults list would merge several into one. "
             f"Choose one: '- override /{mixed[1]}: <option>'."
         )
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1].split("@")[0]
-        if key in known_keys(conf) and not (conf / key).is_dir():  # it takes entries of the user's own
-            return f"{key} cannot be set like this here. To add entries to it, put a plus sign before it: '+{key}=...'."
+        if key in known_keys(conf) and not (conf / key).is_dir():  # it accepts new entries
+            return f"{key} cannot be set directly here. To add entries to it, put a plus sign before it: '+{key}=...'."
         return _explain_unknown_key(key, conf)
     if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
         return f"{_place_in_yaml(wrong[2], conf)}: {_explain_unknown_key(wrong[2], conf)}"
@@ -66,8 +66,8 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if "Ambiguous value for argument" in text:
         override = text.split("'")[1]
         key, _, value = override.partition("=")
-        each = f"{override} holds several values. Add -m to run one job for each of them"
-        is_group = (conf / key.lstrip("+~").partition("@")[0]).is_dir()  # it takes one option: a list would mix several
+        each = f"{override} has several values. Add -m to run one job for each of them"
+        is_group = (conf / key.lstrip("+~").partition("@")[0]).is_dir()  # it takes one option, not a list
         return f"{each}." if is_group else f"{each}, or write '{key}=[{value}]' to use them as one list."
     if "Error merging override" in text:
         override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
@@ -82,26 +82,29 @@ def explain(error: BaseException, conf: Path) -> str | None:
         )
     if {"HydraException", "OmegaConfBaseException"} & kinds:
         return text.split("\nSet the environment variable")[0]
-    if isinstance(error, OSError):  # a full disk, a folder that may not be written, a server that went away
+    if isinstance(error, OSError):  # such as a full disk, a read-only folder or an unreachable server
         return f"{error} ({type(error).__name__}; --traceback shows where)"
     return None
 
 
 def refuse_mixtures(overrides: Iterable[str], conf: Path) -> None:
-    """Raise `UserError` for a group that is given a list: Hydra would merge its options into one that nobody wrote."""
+    """Raise `UserError` for a list of options of a group, since Hydra would merge them into one unintended option."""
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+").partition("@")[0].removeprefix("override ").strip("/")
         if value.lstrip("'\" ").startswith("[") and (conf / group).is_dir() and group != "hydra":
             options = value.strip("'\"[] ").replace(" ", "")
             raise UserError(
-                f"{override}: {group} takes one option: a list would mix several into one. "
+                f"{override}: {group} takes one option, but a list would merge several into one. "
                 f"To run one job for each of them: {group}={options} -m"
             )
 
 
 def exit_code(work: Callable[[], str]) -> int:
-    """Print what `work` returns, 0; or the message for a user's mistake, 1: for commands other than run.py."""
+    """Print the result of `work` and return 0, or print the message for a user's mistake and return 1.
+
+    This is for commands other than run.py.
+    """
     write_what_fits()
     try:
         print(work())
@@ -111,7 +114,7 @@ def exit_code(work: Callable[[], str]) -> int:
 
 
 def tell(error: Exception, conf: Path, show_traceback: bool = False) -> int:
-    """Print the message for a user's mistake and return the exit code 1; raise what is not one."""
+    """Print the message for a user's mistake and return the exit code 1. Any other error is raised again."""
     message = explain(error, conf)
     if message is None or show_traceback:
         raise error
@@ -130,13 +133,13 @@ def _explain_missing_option(text: str, conf: Path) -> str:
 
 
 def _place_in_yaml(key: str, conf: Path) -> str:
-    """The file and the line that set a dotted key: `conf/quant/mine.yaml, line 3`."""
+    """The file and line that set a dotted key: `conf/quant/mine.yaml, line 3`."""
     folders = [conf, *(Path(found) for found in re.findall(r"file://([^\],]+)", " ".join(sys.argv)))]
     for path in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
         try:
             text = read_text(path)
             root = yaml.compose(text)
-        except (OSError, ValueError, yaml.YAMLError):  # a broken file elsewhere is another mistake
+        except (OSError, ValueError, yaml.YAMLError):  # an invalid file elsewhere is a separate mistake
             continue
         in_group = path.parent not in folders and "@package _global_" not in text
         prefix = f"{path.parent.name}." if in_group else ""
@@ -157,7 +160,7 @@ def _line_of(node: object, key: str) -> int | None:
 
 
 def _explain_unknown_key(key: str, conf: Path) -> str:
-    keys = known_keys(conf) - {key}  # a file of the user's own may spell it so
+    keys = known_keys(conf) - {key}  # the user's own file may contain the misspelt key
     if "." not in key and (conf / key).is_dir():
         return (
             f"{key} is a group, and its option cannot be chosen here. In a YAML file of conf/experiment the first line "
@@ -172,7 +175,7 @@ def _explain_unknown_key(key: str, conf: Path) -> str:
 
 
 def _full_name(key: str, keys: Iterable[str]) -> str:
-    """A sentence with the keys that end as `key` does: `bits` stands for `quant.bits`; empty where there is none."""
+    """A sentence with the keys that end like `key` (`bits` for `quant.bits`), or an empty string if there are none."""
     last = key.rpartition(".")[2]
     full = [f"'{name}'" for name in sorted(keys) if name.rpartition(".")[2] == last]
     return f" Did you mean {' or '.join(full)}?" if full else ""

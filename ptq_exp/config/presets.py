@@ -1,5 +1,4 @@
-"""The YAML files of conf/, read without Hydra: what a method's file sets names the method, and a machine without Hydra
-composes its configurations from them."""
+"""The YAML files of conf/, read without Hydra, to name methods and to compose configurations on machines without it."""
 
 import copy
 import functools
@@ -13,11 +12,11 @@ import yaml
 from ptq_exp.base.paths import CONF
 from ptq_exp.base.text import read_text
 
-GLOBAL = "# @package _global_"  # in a file's head: its keys are those of the whole configuration
+GLOBAL = "# @package _global_"  # in a file's head: its keys are those of the complete configuration
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as Hydra reads them: YAML 1.1 takes `1e-3` for text."""
+    """Reads numbers like Hydra; YAML 1.1 treats `1e-3` as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -26,26 +25,26 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """The value that a text in YAML stands for."""
+    """The value of a YAML text."""
     return yaml.load(text, _Loader)
 
 
 @functools.cache
 def default_options() -> dict[str, str]:
-    """The option of each group that conf/config.yaml chooses, in the order in which Hydra merges them."""
+    """The option of each group chosen in conf/config.yaml, in Hydra's merging order."""
     entries = parse(read_text(CONF / "config.yaml"))["defaults"]
     pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
     return {group: name for group, name in pairs if name and not group.startswith("override ")}
 
 
 def default_option(group: str) -> dict[str, Any]:
-    """What the option of a group sets that conf/config.yaml chooses."""
+    """The values of the group's option that conf/config.yaml chooses."""
     return option(group, default_options()[group])
 
 
 def option(group: str, name: str, searchpath: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What the file of an option sets, with the files of its defaults list merged as Hydra does; nothing where there is
-    no such file."""
+    """The values in the file of an option, with the files of its defaults list merged as in Hydra. Empty if there is no
+    such file."""
     return copy.deepcopy(_option(group, name, searchpath))
 
 
@@ -62,13 +61,13 @@ def _option(group: str, name: str, searchpath: tuple[str, ...]) -> dict[str, Any
 
 
 def find(group: str, name: str, searchpath: tuple[str, ...] = ()) -> Path | None:
-    """The file of an option; conf/ goes before the folders of Hydra's search path."""
+    """The file of an option, or None. conf/ precedes the folders of Hydra's search path."""
     paths = [_folder(place) / group / f"{name}.yaml" for place in (str(CONF), *searchpath)]
     return next((path for path in paths if path.is_file()), None)
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Both mappings, level by level; the second one's values win."""
+    """Merge two mappings recursively. Values of the second take precedence."""
     result = dict(first)
     for key, value in second.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -77,7 +76,7 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _folder(place: str) -> Path:
-    """The folder behind an entry of Hydra's search path: `file://...`, `pkg://...` or a plain path."""
+    """The folder of an entry of Hydra's search path: `file://...`, `pkg://...` or a plain path."""
     if place.startswith("pkg://"):
         package = importlib.util.find_spec(place.removeprefix("pkg://").replace("/", "."))
         return Path(next(iter(package.submodule_search_locations or ["."])) if package else ".")

@@ -1,6 +1,6 @@
-"""`python -m ptq_exp.config.reference`: writes docs/configuration.md from the schema.
+"""`python -m ptq_exp.config.reference`: write docs/configuration.md from the schema.
 
-With `--check` it writes nothing and exits with 1 where the page is not what it would write.
+With `--check` it writes nothing, and exits with 1 if the page is out of date.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ INTRODUCTION = """\
 Written by `python -m ptq_exp.config.reference` from the schema: the dataclasses in `ptq_exp/*/options.py` and
 `ptq_exp/config/schema.py`. A test checks that it is up to date.
 
-Every key is changed on the command line by its dotted name, `quant.bits=4`; a group's option is chosen by the group's
-name, `quant=best`. `a,b` with `-m` runs one job for each value, `'[a,b]'` is one list. `python run.py --cfg job` and
-the same words print the resulting configuration. An experiment of your own is a YAML file in `conf/experiment/`, chosen
-with `experiment=<its name>`.
+To change a key on the command line, use its dotted name: `quant.bits=4`. To choose a group's option, use the group's
+name: `quant=best`. `a,b` with `-m` runs one job for each value; `'[a,b]'` is one list. `python run.py --cfg job`
+followed by the same words prints the resulting configuration. To define your own experiment, add a YAML file to
+`conf/experiment/` and choose it with `experiment=<its name>`.
 
 ## Shell completion
 
 `eval "$(python run.py -sc install=bash)"` lets Bash complete groups, options and keys after `python run.py` with the
-tab key; `install=zsh` and `install=fish` are for the others (`python run.py --hydra-help` says more).
+tab key. For other shells use `install=zsh` or `install=fish` (see `python run.py --hydra-help`).
 """
 HEAD = ["| key | default | type | |", "|---|---|---|---|"]
 
@@ -46,17 +46,17 @@ def page() -> str:
         parts += [f"## {group}\n", _options(group)]
         if dataclasses.is_dataclass(field.type):
             parts.append(_table(_rows(field.type, f"{group}.", {})))
-        else:  # any key is allowed, so that the file of an option says more than a type
+        else:  # any key is allowed, so an option's file is more informative than a type
             default = CONF / group / f"{presets.default_options()[group]}.yaml"
             parts.append(f"`conf/{group}/{default.name}`:\n\n```yaml\n{read_text(default)}```\n")
-            parts.append("Any other key is handed on to what is built from the group.\n")
+            parts.append("Any other key is passed on to the object that is built from the group.\n")
     parts += ["## hydra/launcher\n", _options("hydra/launcher"), "See [scaling](scaling.md).\n"]
     parts += ["## experiment\n", _options("experiment")]
     return "\n".join(parts)
 
 
 def keys() -> str:
-    """One line per key, with its default and what it means: for `--help`, which has no time to compose them."""
+    """One line per key, with its default and meaning. `--help` uses this, since composing takes too long."""
     rows = []
     for field in dataclasses.fields(Config):
         if dataclasses.is_dataclass(field.type):
@@ -69,7 +69,7 @@ def keys() -> str:
 
 
 def _options(group: str) -> str:
-    """One line per option of a group: the first sentence of its file and, for a group with a schema, what it sets."""
+    """One line per option of a group: the first sentence of its file and, for a group with a schema, its values."""
     typed = any(field.name == group and dataclasses.is_dataclass(field.type) for field in dataclasses.fields(Config))
     lines = []
     for path in sorted((CONF / group).glob("*.yaml")):
@@ -84,7 +84,7 @@ def _options(group: str) -> str:
 
 
 def _rows(kind: Any, prefix: str, values: dict[str, Any]) -> list[list[str]]:
-    """Key, default, type and meaning of every field that says what it means, and of those inside of it."""
+    """Key, default, type and meaning of every documented field, including nested ones."""
     rows = []
     for field in dataclasses.fields(kind):
         key = f"{prefix}{field.name}"
@@ -109,7 +109,7 @@ def _text(value: Any) -> str:
 
 
 def _type(field: "dataclasses.Field[Any]") -> str:
-    """The type of a field and what else it allows: `float or None, positive`."""
+    """The type of a field and its constraints: `float or None, positive`."""
     kind = field.type
     plain = isinstance(kind, type) and not hasattr(kind, "__args__")
     words = field.metadata.get("kind") or str(getattr(kind, "__name__", kind) if plain else kind)

@@ -1,7 +1,7 @@
-"""Data sets, each held in memory as uint8 tensors, and the loader that augments and normalizes them on the device.
+"""Data sets, held in memory as uint8 tensors, and the loader that augments and normalizes them on the device.
 
 A data set is one file here with a function `load(options, cache) -> Dataset` and one YAML file under `conf/data/`.
-Its `name` names the file. What a network makes of the images belongs to `evaluation`.
+Its key `name` names the file. The evaluation of networks on the images belongs to `evaluation`.
 """
 
 import importlib
@@ -21,9 +21,9 @@ _NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "norm
 
 
 def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "Dataset":
-    """Load the data set that the options name onto `device`; decoded images are kept below `cache`.
+    """Load the data set in the options to `device`. Decoded images are kept below `cache`.
 
-    Raises `UserError` where the data is missing, broken or too small for what was asked.
+    Raises `UserError` if the data is missing, damaged or too small for the options.
     """
     names = {module.name for module in pkgutil.iter_modules(__path__)} - _NOT_DATA_SETS
     check_choice("data.name", options.name, names)
@@ -33,7 +33,7 @@ def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "
     held_out = options.validation_images
     if held_out >= len(dataset.train_images):
         raise UserError(
-            f"data.validation_images={held_out} leaves nothing to train on: "
+            f"data.validation_images={held_out} leaves no images for training: "
             f"{dataset.name} has {len(dataset.train_images)} training images."
         )
     return dataset.with_validation(held_out).to(device)

@@ -1,4 +1,4 @@
-"""The files of a folder, a zip or a tar, read in memory and never unpacked to disk. Archives are taken as hostile."""
+"""The files of a folder, a zip or a tar, read in memory and never unpacked to disk. Archives are not trusted."""
 
 import lzma
 import os
@@ -14,7 +14,7 @@ from ptq_exp.base.errors import UserError
 
 MAX_ENTRIES = 500_000
 MAX_FILE = 2**26  # bytes of one image file; a photograph takes a few million
-# Bytes of all files: images do not compress, so an archive that holds far more than its own size is a bomb.
+# Bytes of all files. Images do not compress, so an archive with far more data than its own size is a bomb.
 MAX_TOTAL_FACTOR, MAX_TOTAL_FLOOR = 50, 2**28
 # Entries of a tar that describe the next one: long names and attributes.
 DESCRIPTIONS, MAX_DESCRIPTION = b"LKxgX", 2**20
@@ -25,10 +25,10 @@ Read = Callable[[str], bytes]
 
 @contextmanager
 def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[str], Read]]:
-    """The names of the wanted files below `root`, and the function that reads one of them.
+    """Yield the names of the wanted files below `root`, and a function that reads one of them.
 
-    Raises `UserError` where `root` is no folder or archive, is broken, or holds what no set of images holds: names that
-    lead out of it, links, more entries or bytes than are sensible.
+    Raises `UserError` if `root` is not a folder or archive, is damaged, or has unsafe content: names that lead out of
+    it, links, or too many entries or bytes.
     """
     if root.is_dir():
         names = [path.relative_to(root).as_posix() for path in files_below(root)]
@@ -49,8 +49,8 @@ def open_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[list[
 
 
 def files_below(root: Path) -> list[Path]:
-    """Every file below the folder `root`, also in folders that are links; sorted. A link to a folder that it lies in is
-    not followed."""
+    """Every file below the folder `root`, sorted, including files in linked folders. A link to one of its own parent
+    folders is not followed."""
     found: list[Path] = []
 
     def walk(folder: Path, above: frozenset[str]) -> None:
@@ -76,14 +76,14 @@ def _check_zip(root: Path, archive: zipfile.ZipFile, wanted: Callable[[str], boo
         if total > limit:
             raise _bomb(root, limit)
         if not wanted(info.filename) and not info.is_dir():
-            try:  # a name is there twice: where they differ the archive is damaged, and this may have been an image
+            try:  # a zip stores each name twice; if they differ, it is damaged, and this may have been an image
                 archive.open(info).close()
             except (*BROKEN, RuntimeError, NotImplementedError) as error:
                 raise _broken(root, error) from error
 
 
 def _is_tar(root: Path) -> bool:
-    """As tarfile.is_tarfile, which would read the first entry's description, however long."""
+    """Like tarfile.is_tarfile, which would read the first entry's description regardless of its length."""
     try:
         tarfile.open(root, tarinfo=_Entry).close()
     except tarfile.TarError:
@@ -94,7 +94,7 @@ def _is_tar(root: Path) -> bool:
 
 
 def _read_tar(root: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """A compressed tar can only be read forwards: every wanted file's bytes in one pass."""
+    """Read every wanted file in one pass, since a compressed tar can only be read forwards."""
     contents: dict[str, bytes] = {}
     limit = _limit(root)
     try:
@@ -106,14 +106,14 @@ def _read_tar(root: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     raise _bomb(root, limit)
                 if info.isfile() and wanted(info.name) and (file := tar.extractfile(info)):
                     contents[info.name] = file.read()
-                tar.members = []  # type: ignore[attr-defined]  # the library keeps every entry it has seen
+                tar.members = []  # type: ignore[attr-defined]  # the library would keep every entry
     except BROKEN as error:
         raise _broken(root, error) from error
     return contents
 
 
 class _Entry(tarfile.TarInfo):
-    """An entry whose own description is of sensible length: the library reads that whole, before anybody can look."""
+    """An entry with a limited length of its description, because the library reads it completely before any check."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -125,7 +125,7 @@ class _Entry(tarfile.TarInfo):
 
 def _check_count(root: Path, count: int) -> None:
     if count > MAX_ENTRIES:
-        raise UserError(f"data.root={root} is refused: it has more than {MAX_ENTRIES:,} entries.")
+        raise UserError(f"data.root={root} is rejected: it has more than {MAX_ENTRIES:,} entries.")
 
 
 def _check_entry(root: Path, name: str, size: int, link: bool) -> None:
@@ -136,9 +136,9 @@ def _check_entry(root: Path, name: str, size: int, link: bool) -> None:
     elif link:
         reason = "it is a link"
     elif size > MAX_FILE:
-        reason = f"it has {size:,} bytes, and an image at most {MAX_FILE:,}"
+        reason = f"it has {size:,} bytes, but an image may have at most {MAX_FILE:,}"
     if reason:
-        raise UserError(f"data.root={root} is refused because of its entry {name!r}: {reason}.")
+        raise UserError(f"data.root={root} is rejected because of its entry {name!r}: {reason}.")
 
 
 def _limit(root: Path) -> int:
@@ -147,9 +147,9 @@ def _limit(root: Path) -> int:
 
 def _bomb(root: Path, limit: int) -> UserError:
     return UserError(
-        f"data.root={root} is refused: unpacked it has more than {limit:,} bytes, far more than images are packed into."
+        f"data.root={root} is rejected: it unpacks to more than {limit:,} bytes, far more than expected for images."
     )
 
 
 def _broken(root: Path, error: BaseException) -> UserError:
-    return UserError(f"data.root={root} is a broken archive ({error}). Fetch or pack it again.")
+    return UserError(f"data.root={root} is a damaged archive ({error}). Download or pack it again.")

@@ -1,4 +1,4 @@
-"""CIFAR-10 where it is on disk or can be downloaded, else the digits, which need no network."""
+"""CIFAR-10 if it is on disk or can be downloaded, else the digits, which need no internet connection."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from ptq_exp.data.options import DataOptions
 
 
 def load(options: DataOptions, cache: Path) -> Dataset:
-    """The data set's `note` says when the digits stand in for CIFAR-10, and why."""
+    """CIFAR-10, or the digits with the reason in the data set's `note`."""
     try:
         return cifar10.load(options, cache)
     except cifar10.DataUnavailable as error:

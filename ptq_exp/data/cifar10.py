@@ -1,4 +1,4 @@
-"""CIFAR-10 and, through `load_cifar`, CIFAR-100 (Krizhevsky 2009), by torchvision's own reader."""
+"""CIFAR-10 and, through `load_cifar`, CIFAR-100 (Krizhevsky 2009), with torchvision's reader."""
 
 import contextlib
 import http.client
@@ -27,10 +27,10 @@ class DataUnavailable(UserError):
 
 
 def missing(reader: type[datasets.CIFAR10], root: Path) -> DataUnavailable:
-    """The answer where the data is not on disk and may not be downloaded."""
+    """The error for data that is not on disk and may not be downloaded."""
     return DataUnavailable(
-        f"{reader.__name__.lower()} is not in {root} (or a file there is broken). Put the folder {reader.base_folder} "
-        f"or the archive {reader.filename} there, set data.root to the folder that holds it, or set data.download=true."
+        f"{reader.__name__.lower()} is not in {root} (or a file there is damaged). Put the folder {reader.base_folder} "
+        f"or the archive {reader.filename} there, set data.root to its folder, or set data.download=true."
     )
 
 
@@ -42,9 +42,9 @@ def load(options: DataOptions, cache: Path) -> Dataset:
 def load_cifar(
     name: str, reader: type[datasets.CIFAR10], mean: tuple[float, ...], std: tuple[float, ...], options: DataOptions
 ) -> Dataset:
-    """Read one of the CIFAR data sets from `data.root`, downloading it first where that is allowed.
+    """Read one of the CIFAR data sets from `data.root`. It is downloaded first if it is missing and that is allowed.
 
-    Raises `DataUnavailable` where it is not on disk and cannot be had within `data.timeout`.
+    Raises `DataUnavailable` if it is not on disk and cannot be downloaded within `data.timeout`.
     """
     root = options.folder
     try:
@@ -67,10 +67,10 @@ def load_cifar(
 
 
 def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None:
-    """Fetch, verify and unpack the archive into `root`, all or nothing. One that lies there is not fetched again.
+    """Download, verify and unpack the archive into `root`, atomically. An existing archive is not downloaded again.
 
-    torchvision checks the archive's MD5. The files appear in `root` by one rename, so that a killed download
-    leaves nothing that could be taken for the data; a second process waits for the first.
+    torchvision checks the archive's MD5. The files appear in `root` by one rename, so that a killed download leaves no
+    files that look like the data. A second process waits for the first.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ def download(reader: type[datasets.CIFAR10], root: Path, timeout: float) -> None
                     (Path(scratch) / reader.filename).symlink_to(packed)
                 reader(scratch, download=True)
                 target = root / reader.base_folder
-                if target.exists():  # incomplete or broken, or torchvision would have read it
+                if target.exists():  # incomplete or damaged, or torchvision would have read it
                     shutil.rmtree(target)
                 os.replace(Path(scratch) / reader.base_folder, target)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise DataUnavailable(
             f"{reader.__name__} is not in {root} and could not be downloaded from {reader.url} "
             f"({type(error).__name__}: {error}). Download it elsewhere and put the folder {reader.base_folder} "
-            f"into {root}, set data.root to a folder that holds it, or use data=digits, which needs no network."
+            f"into {root}, set data.root to its folder, or use data=digits, which needs no internet connection."
         ) from error
 
 
@@ -104,6 +104,6 @@ def _complete(reader: type[datasets.CIFAR10], root: Path) -> bool:
 
 
 def _own_progress_bar() -> contextlib.AbstractContextManager[Any]:
-    """torchvision shows a bar of its own on stderr: let it, but only in a terminal, and not with quiet=true."""
+    """Show torchvision's progress bar on stderr, but only in a terminal and not with quiet=true."""
     shown = console.is_terminal and not is_quiet()
     return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())

@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): the images of CIFAR-10's kind in 100 classes."""
+"""CIFAR-100 (Krizhevsky 2009): images like those of CIFAR-10 in 100 classes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which output of the network each class is: the order of the class folders."""
+"""The order of the class folders, which assigns each class to an output of the network."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ptq_exp.base.errors import UserError
 
-FILE = "classes.txt"  # beside train and test: one name a line, in the order of the network's outputs
+FILE = "classes.txt"  # beside train and test: one name per line, in the order of the network's outputs
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -27,21 +27,21 @@ CIFAR100 = _names(
 )
 DIGITS = _names("zero one two three four five six seven eight nine")
 KNOWN = {"CIFAR-10": CIFAR10, "CIFAR-100": CIFAR100, "the digits": DIGITS}
-# Other names in use. They count only where all folders together are one of the known sets, so none is taken wrongly.
+# Other names in use. They count only if all folders together match one of the known sets, so none is misinterpreted.
 SYNONYMS = {
     "plane": "airplane", "aeroplane": "airplane", "aircraft": "airplane", "car": "automobile", "auto": "automobile",
     "boat": "ship", "lorry": "truck", "maple": "mapletree", "oak": "oaktree", "palm": "palmtree", "pine": "pinetree",
     "willow": "willowtree", "computerkeyboard": "keyboard",
 }  # fmt: skip
-FEW = 12  # names that a message lists
+FEW = 12  # maximum number of names in a message
 
 
 def ordered(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> tuple[list[str], str]:
-    """The class folders `found` in the order of the network's outputs, and whose order that is ("" for the alphabet's).
+    """The class folders `found` in the order of the network's outputs, and the source of this order ("": alphabetical).
 
-    A list `wanted`, which stands `where`, decides. Without one the names of a known data set, in any case and with
-    common synonyms, have its order, and numbers that of numbers. Raises `UserError` where the list is not that of the
-    folders.
+    A list `wanted`, whose source is `where`, takes precedence. Without one, the names of a known data set (in any case
+    and with common synonyms) have its order, and numbered names are sorted by number. Raises `UserError` if the list
+    does not match the folders.
     """
     alphabetical = sorted(found)
     if wanted is not None:
@@ -55,7 +55,7 @@ def _as_listed(found: list[str], wanted: Sequence[str], where: str) -> list[str]
     folders = {_composed(name): name for name in found}
     names = [_composed(name) for name in wanted]
     differences = {
-        "no folder is called": sorted(set(names) - set(folders)),
+        "no such folder:": sorted(set(names) - set(folders)),
         "not listed:": sorted(set(folders) - set(names)),
         "listed twice:": sorted({name for name in names if names.count(name) > 1}),
     }
@@ -78,14 +78,14 @@ def _as_known(found: list[str]) -> tuple[list[str], str]:
 
 
 def _canonical(folder: str, places: dict[str, int]) -> str:
-    """A known word for a folder's name: as it is, a synonym, or either of them in the plural."""
+    """The known word for a folder's name, which may be the word, a synonym, or the plural of either."""
     word = _plain(folder)
     candidates = [word, word.removesuffix("s")]
     return next((c for w in candidates for c in (w, SYNONYMS.get(w, "")) if c in places), word)
 
 
 def _by_number(found: list[str], number: Callable[[str], tuple[str, int] | None]) -> list[str] | None:
-    """Sorted by number where every name has one, no two the same, and the rest says nothing else."""
+    """The names sorted by number, or None unless all have distinct numbers and otherwise the same text."""
     numbers = {name: number(name) for name in found}
     known = {name: value for name, value in numbers.items() if value is not None}
     alike = len({text for text, _ in known.values()}) == 1
@@ -107,16 +107,16 @@ def _leading_number(name: str) -> tuple[str, int] | None:
 
 
 def _plain(name: str) -> str:
-    """Letters and digits alone, in one case."""
+    """The name with only letters and digits, case-folded."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _composed(name: str) -> str:
-    """One of the two ways to write an accented letter: archives from a Mac have the other."""
+    """The name with composed accented letters, because archives from a Mac have decomposed ones."""
     return unicodedata.normalize("NFC", name)
 
 
 def shown(names: Sequence[str]) -> str:
-    """The names in a row, the first of many."""
+    """The names as text, shortened if there are many."""
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return ", ".join(repr(name) for name in names[:FEW]) + more

@@ -1,4 +1,4 @@
-"""What every data set becomes: uint8 tensors, their fingerprint, and the recipe that trains a network on them."""
+"""The common form of data sets: uint8 tensors, their fingerprint, and the recipe for training a network on them."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -13,15 +13,15 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train on a data set where the configuration leaves it open. The defaults are the notebook's."""
+    """The training settings of a data set for options that are not configured. The defaults are the notebook's."""
 
     epochs: int = 180
     batch_size: int = 160
     lr: float = 0.022
     weight_decay: float = 9e-5
     milestones: tuple[int, ...] = (150, 225)
-    crop_padding: int = 4  # pixels of black around the image before a random crop of its size
-    flip: bool = True  # mirror half of the images
+    crop_padding: int = 4  # black pixels around the image before a random crop of its size
+    flip: bool = True  # flip half of the images horizontally
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Dataset:
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
     recipe: Recipe = field(default_factory=Recipe)
-    note: str = ""  # what the user should know about how this data set was chosen
+    note: str = ""  # a message for the user about the choice of this data set
     validation_images: Tensor | None = None
     validation_labels: Tensor | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the class names and of every image and label: equal for equal data, however stored."""
+        """SHA-256 (hex) of the class names and of every image and label. It does not depend on the storage format."""
         sha = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
         for tensor in (
             self.train_images,
@@ -58,7 +58,7 @@ class Dataset:
         return sha.hexdigest()
 
     def limited(self, train: int | None, test: int | None) -> "Dataset":
-        """The first images of a fixed shuffle of each split, for a quick look."""
+        """A data set with the first images of a fixed shuffle of each split, for quick trials."""
 
         def pick(images: Tensor, labels: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
             if limit is None or limit >= len(images):
@@ -77,7 +77,7 @@ class Dataset:
         )
 
     def with_validation(self, count: int) -> "Dataset":
-        """`count` training images, the same for every seed, moved to a validation split."""
+        """A data set with `count` training images, the same for every seed, moved to a validation split."""
         if count == 0:
             return self
         order = fixed_shuffle(len(self.train_images))
@@ -91,7 +91,7 @@ class Dataset:
         )
 
     def monitored(self) -> tuple[str, Tensor, Tensor]:
-        """Name, images and labels of the split that decides which epoch is the best: validation if there is one."""
+        """Name, images and labels of the split that selects the best epoch: validation if there is one, else test."""
         if self.validation_images is None or self.validation_labels is None:
             return "test", self.test_images, self.test_labels
         return "validation", self.validation_images, self.validation_labels
@@ -105,5 +105,5 @@ class Dataset:
 
 
 def fixed_shuffle(count: int) -> Tensor:
-    """The permutation of 0..count-1 that every split uses: it does not depend on the configured seed."""
+    """The permutation of 0..count-1 that every split uses. It does not depend on the configured seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))

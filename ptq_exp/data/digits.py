@@ -1,7 +1,7 @@
-"""The handwritten digits inside scikit-learn: 1,797 real images that need no network.
+"""The handwritten digits in scikit-learn: 1,797 real images that need no internet connection.
 
 Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", test part, 8x8 pixels of 17 grey
-levels. They are upsampled to 3x32x32 so that a CIFAR network takes them as they are.
+levels. They are upsampled to 3x32x32 to fit a CIFAR network.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ RECIPE = Recipe(epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4, milestones
 
 
 def load(options: DataOptions, cache: Path) -> Dataset:
-    """The digits with their fixed split; no option changes them."""
+    """The digits with their fixed split. No option changes them."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     grey = torch.from_numpy(bunch.images).float()[:, None]  # (1797, 1, 8, 8), values 0..16
     labels = torch.from_numpy(bunch.target).long()
-    # The weights of a fourfold bilinear upsampling are multiples of 1/64: exact, so equal on every machine.
+    # The weights of a fourfold bilinear upsampling are multiples of 1/64, so the result is exact on every machine.
     upsampled = F.interpolate(grey, scale_factor=4, mode="bilinear", align_corners=False)
     images = (upsampled * 255 / 16).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 

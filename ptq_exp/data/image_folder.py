@@ -1,7 +1,7 @@
-"""Any tree `train/<class>/*` and `test/<class>/*` of images, as a folder, a zip or a tar.
+"""Images in a tree `train/<class>/*` and `test/<class>/*`, as a folder, a zip or a tar.
 
-The images are decoded once into a cache of plain arrays, which later runs map into memory. An archive is read
-in memory and never unpacked to disk, so the names inside it reach no path.
+The images are decoded once into a cache of plain arrays, which later runs map into memory. An archive is read in
+memory and never unpacked to disk, so the names inside it are never used as paths.
 """
 
 import hashlib
@@ -33,21 +33,21 @@ from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, neares
 from ptq_exp.data.options import DataOptions
 from ptq_exp.data.pixels import as_rgb
 
-# What Pillow, zipfile and zlib raise for an image or archive member that is damaged, encrypted or no image.
+# The exceptions of Pillow, zipfile and zlib for an image or archive member that is damaged, encrypted or not an image.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 MAX_PIXELS = 50_000_000  # of one image; decoding a larger one would take hundreds of megabytes
-CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so that no older cache is read
+CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so that older caches are not used
 
-# One image: its split, its class and the key that opens it.
+# One image: its split, its class and its name in the tree.
 Member = tuple[str, str, str]
 
 
 def load(options: DataOptions, cache: Path) -> Dataset:
     """The images of `data.root`, decoded or from the cache.
 
-    Raises `UserError` where the root is missing, holds no classes, or an image cannot be read.
+    Raises `UserError` if the root is missing or has no classes, or an image cannot be read.
     """
     root = existing_root(options)
     folder = cache / "images" / f"{source_digest(root)[:16]}-{_variant(options)}"
@@ -58,7 +58,7 @@ def load(options: DataOptions, cache: Path) -> Dataset:
             _decode(root, options, folder)
             cached = _read_cache(folder, root.name)
     if cached is None:
-        raise UserError(f"The decoded images in {folder} changed while they were read: is the disk full or failing?")
+        raise UserError(f"The decoded images in {folder} changed while they were read. Is the disk full or failing?")
     dataset, order = cached
     if order:
         log.info("The classes are in the order of %s: %s.", order, class_names.shown(dataset.classes))
@@ -66,9 +66,9 @@ def load(options: DataOptions, cache: Path) -> Dataset:
 
 
 def existing_root(options: DataOptions) -> Path:
-    """The folder or archive of the images. Raises `UserError` where it is missing, or CIFAR-10's own archive."""
+    """The folder or archive of the images. Raises `UserError` if it is missing, or an original CIFAR archive."""
     if options.root is None:
-        raise UserError("data.root is needed with data=image_folder: the folder or archive of the images.")
+        raise UserError("data=image_folder needs data.root, the folder or archive of the images.")
     root = Path(options.root).expanduser()
     if not root.exists():
         raise UserError(f"data.root={root} does not exist.")
@@ -78,7 +78,7 @@ def existing_root(options: DataOptions) -> Path:
 
 
 def _variant(options: DataOptions) -> str:
-    """What else than the images decides what they are decoded to."""
+    """The options that affect the decoded images."""
     words = [str(options.resize or "as-is")]
     words += ["skipped"] if options.skip_broken else []
     words += [f"classes-{digest(options.classes)[:8]}"] if options.classes is not None else []
@@ -94,14 +94,13 @@ def source_digest(root: Path) -> str:
         for path in files_below(root):
             status = path.stat()
             sha.update(os.fsencode(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-            if path.name == class_names.FILE:  # two lines exchanged leave its size
+            if path.name == class_names.FILE:  # swapped lines do not change its size
                 sha.update(path.read_bytes())
     return sha.hexdigest()
 
 
 def _read_cache(folder: Path, name: str) -> tuple[Dataset, str] | None:
-    """The cached data set and whose order its classes have, or None where there is none or its contents no longer match
-    its checksum."""
+    """The cached data set and the source of its class order, or None if there is none or its checksum is wrong."""
     try:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         arrays: dict[str, Any] = {
@@ -112,13 +111,13 @@ def _read_cache(folder: Path, name: str) -> tuple[Dataset, str] | None:
         dataset = Dataset(name=name, classes=tuple(metadata["classes"]), note=metadata["note"], **arrays)
         return (dataset, str(metadata["order"])) if dataset.fingerprint() == metadata["fingerprint"] else None
     except (OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, tokenize.TokenError, MemoryError):
-        return None  # numpy reads the head of its files as Python source, which a flipped bit makes anything
+        return None  # numpy parses the header of its files as Python source, so a flipped bit can raise any of these
 
 
 def _decode(root: Path, options: DataOptions, folder: Path) -> None:
-    """Decode every image below `root` into `folder`, which appears complete or not at all."""
+    """Decode every image below `root` into `folder`, which is created atomically."""
     broken: list[str] = []
-    seen: dict[str, None] = {}  # every file: what is not wanted explains why nothing was found
+    seen: dict[str, None] = {}  # every file, since the others explain why no images were found
 
     def wanted(name: str) -> bool:
         seen[name] = None
@@ -142,14 +141,16 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
                 raise UserError(f"data.root={root}: none of the {len(chosen)} images of {split} can be read.")
             size = size or whole[0][1].shape
             if odd := next((member[2] for member, image in whole if image.shape != size), None):
-                raise UserError(f"{odd} is not of the size of the other images. Set data.resize=32, for example.")
+                raise UserError(
+                    f"{odd} differs in size from the other images. Set one size, for example data.resize=32."
+                )
             arrays[f"{split}_images"] = np.stack([image for _, image in whole])
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member, _ in whole], dtype=np.int64)
     tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
     fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
-    notes = [f"{len(broken)} images cannot be read and were left out, {broken[0]} first."] if broken else []
+    notes = [f"Skipped {len(broken)} images that cannot be read, the first is {broken[0]}."] if broken else []
     if absent := sorted(set(range(len(classes))) - set(arrays["test_labels"].tolist())):
-        notes.append(f"No test image is of the classes {[classes[label] for label in absent]}.")
+        notes.append(f"There are no test images of the classes {[classes[label] for label in absent]}.")
     note = " ".join(notes)
     with tempfile.TemporaryDirectory(prefix=".decoding-", dir=folder.parent) as scratch:
         complete = Path(scratch) / "complete"
@@ -164,7 +165,7 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
 
 
 def _decode_all(members: list[Member], read: Read, options: DataOptions) -> Iterator[Any]:
-    """Decode in threads: Pillow releases the interpreter lock. With `skip_broken` an unreadable image is None."""
+    """Decode in threads, since Pillow releases the interpreter lock. With `skip_broken`, unreadable images are None."""
     resize = options.resize
 
     def decode(key: str) -> np.ndarray | None:
@@ -180,8 +181,8 @@ def _decode_all(members: list[Member], read: Read, options: DataOptions) -> Iter
             if options.skip_broken:
                 return None
             raise UserError(
-                f"{key} is not an image that can be read ({_plain(error)}). Repair or remove it, "
-                "or leave such images out: data.skip_broken=true."
+                f"{key} cannot be read as an image ({_plain(error)}). Repair or remove it, "
+                "or skip such images with data.skip_broken=true."
             ) from error
 
     with ThreadPoolExecutor() as pool:
@@ -189,29 +190,29 @@ def _decode_all(members: list[Member], read: Read, options: DataOptions) -> Iter
 
 
 def _plain(error: BaseException) -> str:
-    """Without the address of the object that Pillow was given."""
+    """The error text without the address of the object that was given to Pillow."""
     return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _check_layout(members: list[Member], root: Path, seen: list[str]) -> None:
-    """Raise `UserError` unless both splits have images, of the same classes as far as is known."""
+    """Raise `UserError` unless both splits have images, and test has no classes that train lacks."""
     found = {split: {member[1] for member in members if member[0] == split} for split in SPLITS}
     for split in SPLITS:
         if not found[split]:
             raise UserError(
                 cifar_itself(root, seen)
                 or f"data.root={root} has no classes: no image matches {split}/<class>/<name> below it. "
-                f"{nearest(seen)} Expected are the folders train and test with one folder of images for each class "
+                f"{nearest(seen)} Expected: folders train and test, each with one folder of images per class "
                 f"({', '.join(sorted(SUFFIXES))})."
             )
     if unknown := found["test"] - found["train"]:
-        raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which train does not have.")
+        raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which are not in train.")
 
 
 def _class_list(
     options: DataOptions, root: Path, members: list[Member], names: list[str], read: Read
 ) -> tuple[list[str] | None, str]:
-    """The list of classes that the user gave, and where it stands; None without one. The configuration's wins."""
+    """The user's list of classes, or None, and its source. The configuration takes precedence over a file."""
     if options.classes is not None:
         return list(options.classes), "data.classes"
     beside = {parts_of(name)[:-3] for *_, name in members}
@@ -221,12 +222,12 @@ def _class_list(
     try:
         lines = read(files[0]).decode("utf-8-sig").splitlines()
     except UNREADABLE as error:
-        raise UserError(f"{files[0]} in data.root={root} cannot be read as text in UTF-8 ({error}).") from error
+        raise UserError(f"{files[0]} in data.root={root} cannot be read as UTF-8 text ({error}).") from error
     return [line.strip() for line in lines if line.strip()], files[0]
 
 
 def _as_member(name: str) -> Member | None:
-    """`.../train/cat/1.png` as (train, cat, name); None for anything that is not an image of a split."""
+    """`.../train/cat/1.png` as (train, cat, name), or None if the file is not an image of a split."""
     parts = parts_of(name)
     if len(parts) < 3 or parts[-3] not in SPLITS or not is_image(name):
         return None

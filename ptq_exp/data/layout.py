@@ -1,4 +1,4 @@
-"""What to say where a tree of images is not laid out as `train/<class>/*` and `test/<class>/*`."""
+"""Messages for an image tree whose layout is not `train/<class>/*` and `test/<class>/*`."""
 
 import re
 from collections import Counter
@@ -10,32 +10,32 @@ SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif",
     ".tiff", ".tga", ".pnm", ".pbm", ".ppm", ".pgm",
 }  # fmt: skip
-JUNK = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}  # folders in which systems keep copies of images
+JUNK = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}  # folders with copies of images made by other programs
 OTHER_NAMES = {
     "train": ("training", "trainset", "train_images", "training_set"),
     "test": ("testing", "val", "valid", "validation", "eval", "testset", "test_images", "test_set"),
 }
-MOST = 8  # folders that a message names
-# CIFAR as its authors publish it: archives, folders, and files inside of them.
+MOST = 8  # maximum number of folders in a message
+# CIFAR as published by its authors: archives, folders, and the files inside them.
 CIFAR = re.compile(r"cifar-(100?)-(batches-py|python|batches-bin|binary)(\.tar\.gz)?")
 BATCHES = re.compile(r"(data_batch_1|test_batch)(\.bin)?|batches\.meta(\.txt)?")
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """Folders and name; archives from old Windows programs have backslashes."""
+    """The folders and the name of a path. Archives from old Windows programs have backslashes."""
     return PurePosixPath(name.replace("\\", "/")).parts
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image, by its name."""
+    """Whether a file is an image, judged by its name."""
     parts = parts_of(name)
     hidden = parts[-1].startswith(".") or JUNK & set(parts)
     return not hidden and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES
 
 
 def cifar_itself(root: Path, names: Iterable[str] = ()) -> str:
-    """The sentence for CIFAR in its original form, by the root's name and those of the files in it; empty where it is
-    something else."""
+    """The message for CIFAR in its original form, detected by the names of the root and its files, or an empty string
+    for anything else."""
     for parts in [(root.name,), *((root.name, *parts_of(name)) for name in names)]:
         for place, part in enumerate(parts):
             if found := CIFAR.fullmatch(part):
@@ -47,7 +47,7 @@ def cifar_itself(root: Path, names: Iterable[str] = ()) -> str:
 
 
 def _take_cifar(root: Path, holder: tuple[str, ...] | None, number: str, binary: bool) -> str:
-    """`holder` are the folders from the root's name down to what holds the archive or its folder."""
+    """`holder` is the path from the root's name to the folder that contains the archive or its unpacked folder."""
     inside = root.is_dir() and holder
     place = (
         root.joinpath(*holder[1:]) if inside and holder else root.parent if holder is not None else root.parent.parent
@@ -55,24 +55,24 @@ def _take_cifar(root: Path, holder: tuple[str, ...] | None, number: str, binary:
     setting = f"data=cifar{number} data.root={place}"
     if binary:
         return (
-            f"data.root={root} is the binary version of CIFAR-{number}. What is read is the Python version, which "
-            f"{setting} data.download=true fetches."
+            f"data.root={root} is the binary version of CIFAR-{number}, but the Python version is needed. To download "
+            f"it, set {setting} data.download=true."
         )
-    return f"data.root={root} is CIFAR-{number} itself. Set {setting}."
+    return f"data.root={root} is the original CIFAR-{number}. Set {setting}."
 
 
 def nearest(names: Iterable[str]) -> str:
-    """What was found, and what would make it the layout expected: one or two sentences."""
+    """One or two sentences on the files found and how to change them to the expected layout."""
     every = [parts_of(name) for name in names if not JUNK & set(parts_of(name))]
     images = [parts_of(name) for name in names if is_image(name)]
     if not images:
-        endings = Counter(PurePosixPath(parts[-1]).suffix.lower() or "no ending" for parts in every)
+        endings = Counter(PurePosixPath(parts[-1]).suffix.lower() or "no extension" for parts in every)
         kinds = ", ".join(ending for ending, _ in endings.most_common(MOST))
-        return f"Found are no images, but files with these endings: {kinds}." if every else "No file was found."
+        return f"Found no images, but files with these extensions: {kinds}." if every else "Found no files."
     folders = Counter("/".join(parts[:-1]) or "." for parts in images)
     listed = ", ".join(f"{folder} ({count})" for folder, count in folders.most_common(MOST))
     more = f" and {len(folders) - MOST} more" if len(folders) > MOST else ""
-    return f"Found are images in the folders {listed}{more}. {_advice(images)}"
+    return f"Found images in the folders {listed}{more}. {_advice(images)}"
 
 
 def _advice(images: list[tuple[str, ...]]) -> str:
@@ -84,12 +84,12 @@ def _advice(images: list[tuple[str, ...]]) -> str:
                 return f"Rename the folder {min(likely)} to {split}."
     above = {parts[:-2] for parts in images if len(parts) >= 2 and parts[-2] in SPLITS}
     if len(above) > 1:
-        return "Swap the levels: train and test come first, the classes inside of them."
+        return "Swap the levels: train and test come first, with the classes inside them."
     if above:
-        return "Sort the images of train and test into one folder for each class."
+        return "Sort the images of train and test into one folder per class."
     if any(set(parts[:-3]) & set(SPLITS) for parts in images):
-        return "The images lie too deep: they are expected directly in the folders of their classes."
+        return "The images are nested too deeply: put them directly into the folders of their classes."
     missing = [split for split in SPLITS if split not in anywhere]
     if len(missing) == 2:
-        return "Move the class folders into a folder train, and images kept for testing into a folder test."
-    return f"There is no folder {missing[0]}: put images of every class there." if missing else ""
+        return "Move the class folders into a folder train, and the test images into a folder test."
+    return f"There is no folder {missing[0]}. Create it with images of every class." if missing else ""

@@ -1,4 +1,4 @@
-"""Batches from tensors that already live on the device: shuffling, cropping, flipping, normalizing."""
+"""Batches from tensors that are already on the device: shuffling, cropping, flipping, normalizing."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Normalizer:
-    """uint8 images (N, 3, H, W) to float32 channels-last: (x / 255 - mean) / std, as torchvision does it."""
+    """Converts uint8 images (N, 3, H, W) to float32 channels-last: (x / 255 - mean) / std, as in torchvision."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
@@ -23,20 +23,20 @@ class Normalizer:
 class TrainingLoader:
     """Shuffled, augmented batches of uint8 images.
 
-    The order and augmentation of an epoch depend on the seed and the epoch's number alone, so that a training
-    resumed from its last epoch sees the batches it would have seen. `crop_padding` and `flip` are torchvision's
-    RandomCrop(H, padding) and RandomHorizontalFlip, drawn for each image on its own.
+    The order and augmentation of an epoch depend only on the seed and the epoch's number, so that a resumed training
+    gets the same batches as an uninterrupted one. `crop_padding` and `flip` are torchvision's RandomCrop(H, padding)
+    and RandomHorizontalFlip, drawn separately for each image.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, crop_padding: int, flip: bool, seed: int):
         self.labels, self.batch_size, self.flip, self.seed = labels, batch_size, flip, seed
         self.padding, self.size = crop_padding, images.shape[-2:]
         padded = F.pad(images, (crop_padding,) * 4)
-        # A view (N, 3, offsets, offsets, H, W) of every crop there is: taking one copies no other pixel.
+        # A view (N, 3, offsets, offsets, H, W) of all possible crops. Indexing it copies only the chosen crops.
         self.crops = padded.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
 
     def __len__(self) -> int:
-        """Batches in an epoch; the last one may be smaller."""
+        """The number of batches in an epoch; the last one may be smaller."""
         return math.ceil(len(self.labels) / self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -46,8 +46,8 @@ class TrainingLoader:
         order = torch.randperm(count, generator=generator).to(device)
         offsets = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator).to(device)
         mirrored = (torch.rand(count, generator=generator) < 0.5).to(device) if self.flip else None
-        # On CUDA the whole epoch at once: a few large kernels instead of many small ones. On a CPU batch by batch,
-        # which stays in its caches.
+        # On CUDA, the whole epoch at once: a few large kernels instead of many small ones. On a CPU, batch by batch,
+        # so that the data stays in its caches.
         together = count if device.type == "cuda" else self.batch_size
         for start in range(0, count, together):
             chosen = slice(start, start + together)

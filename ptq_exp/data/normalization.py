@@ -1,4 +1,4 @@
-"""The constants that images are normalized by: those in common use, and what the log calls them."""
+"""Normalization constants in common use, and their names in the log."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
 
 EQUAL = 0.004  # mean and std closer than this are the same constants, rounded differently
-IMAGES = 10_000  # a data set's own statistics are measured on so many images
+IMAGES = 10_000  # number of images for a data set's own statistics
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Constants:
     def same_as(self, other: "Constants") -> bool:
         """Whether both are the same constants, rounded differently."""
         pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=True)
-        # A std of 1/255 must not equal 0: it is compared relatively, too.
+        # Small values are compared relatively, so that a std of 1/255 does not equal 0.
         return all(abs(a - b) <= EQUAL * min(1.0, 50 * max(abs(a), abs(b))) for a, b in pairs)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Constants:
 KNOWN = (
     Constants("CIFAR-10's statistics", CIFAR10_MEAN, CIFAR10_STD),
     Constants("ImageNet's statistics", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # In kuangliu's pytorch-cifar and everything derived from it: the mean over images of each image's std.
+    # Used in kuangliu's pytorch-cifar and its derivatives: the mean over images of each image's std.
     Constants("the CIFAR-10 constants of pytorch-cifar", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     Constants("CIFAR-100's statistics", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     Constants("mean 0.5 and std 0.5", (0.5,) * 3, (0.5,) * 3),
@@ -49,13 +49,13 @@ KNOWN = (
 
 
 def candidates(dataset: Dataset) -> list[Constants]:
-    """The known constants and, where they are none of these, the data set's own."""
+    """The known constants and, if they are different, the data set's own."""
     own = own_constants(dataset)
     return [*KNOWN, *([] if any(own.same_as(known) for known in KNOWN) else [own])]
 
 
 def own_constants(dataset: Dataset) -> Constants:
-    """Mean and std over the pixels of the training images (of a fixed draw of them, where there are many)."""
+    """Mean and std over the pixels of the training images (or of a fixed sample if there are many)."""
     step = max(1, len(dataset.train_images) // IMAGES)
     pixels = dataset.train_images[::step].transpose(0, 1).flatten(1)
     counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double().cpu()
@@ -68,7 +68,7 @@ def own_constants(dataset: Dataset) -> Constants:
 
 
 def named(mean: tuple[float, ...], std: tuple[float, ...], whose: str) -> Constants:
-    """Constants under the name by which they are known, else called `whose`."""
+    """Constants with their known name, or with the name `whose`."""
     found = Constants(whose, mean, std)
     name = next((known.name for known in KNOWN if known.same_as(found)), whose)
     return Constants(name, mean, std)

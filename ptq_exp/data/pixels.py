@@ -1,19 +1,19 @@
-"""The pixels of an image as a viewer would show them, whatever its mode."""
+"""The pixels of an image of any mode, as a viewer would show them."""
 
 import contextlib
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-BACKGROUND = 255  # behind transparent pixels: white, as pages and most viewers have it
+BACKGROUND = 255  # behind transparent pixels: white, as in web pages and most viewers
 WIDE, WIDEST = 257, 16_843_009  # (2^16 - 1) / 255 and (2^32 - 1) / 255
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An opened image (its first frame) in mode RGB: turned as its EXIF block says, 16 bits scaled to 8, transparent
-    pixels on white."""
+    """Convert an opened image (its first frame) to mode RGB: rotated according to EXIF, 16 bits scaled to 8,
+    transparent pixels on white."""
     image.load()
-    with contextlib.suppress(Exception):  # a viewer shows an image also where its EXIF block is damaged
+    with contextlib.suppress(Exception):  # viewers also show images with a damaged EXIF block
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
@@ -28,10 +28,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits, or floats, as uint8.
+    """Convert grey values of 16 or 32 bits, or floats, to uint8.
 
-    Whole numbers are of 16 bits unless one is larger. Floats are meant from 0 to 1, else from 0 to 255, to 65,535; what
-    fits none of these is stretched from its smallest to its largest value.
+    Integers count as 16 bits unless one is larger. The range of floats is the first that fits: 0 to 1, 0 to 255, or
+    0 to 65,535. Other floats are stretched from their smallest to their largest value.
     """
     grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = grey.min(), grey.max()

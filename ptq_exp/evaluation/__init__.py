@@ -1,4 +1,4 @@
-"""What a network answers: top-1 with its intervals, paired comparisons, and checks of a float network against itself.
+"""Evaluation of networks: top-1 with intervals, paired comparisons, and consistency checks of a float network.
 
-Results and their files belong to `results`, how layers are quantized to `quantization`.
+Results and their files belong to `results`. The quantization of layers belongs to `quantization`.
 """

@@ -1,4 +1,4 @@
-"""Accuracy of a network on images that live on its device."""
+"""Accuracy of a network on images on its device."""
 
 import contextlib
 import copy
@@ -17,13 +17,13 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 
-# Images a batch. The activations of 16 images stay in the caches of one core.
+# Images per batch. The activations of 16 images fit in the caches of one core.
 CPU_BATCH, CUDA_BATCH = 16, 2000
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answers on a test set; `predictions` is int64 (N,) on the CPU."""
+    """The evaluation of a network on a test set; `predictions` is int64 (N,) on the CPU."""
 
     predictions: Tensor
     correct: int
@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Percent of images whose largest logit is their label's."""
+        """Percent of images whose label has the largest logit."""
         return 100 * self.correct / self.count
 
     @property
@@ -58,9 +58,10 @@ class Evaluation:
 def drop_interval(baseline: Evaluation, result: Evaluation, labels: Tensor) -> tuple[float, float]:
     """95 % interval of the top-1 drop in points, from both networks' predictions on the same images.
 
-    With b images that only `baseline` gets right and c that only `result` does, the drop is (b - c) / n. Its interval
-    is Wald's with one image added to b and to c and two to n (Bonett & Price 2012, "Adjusted Wald confidence interval
-    for a difference of binomial proportions based on paired data"): without them a handful of images counts as proof.
+    With b images that only `baseline` classifies correctly and c that only `result` does, the drop is (b - c) / n. The
+    interval is Wald's with one image added to b and to c and two to n (Bonett & Price 2012, "Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data"). Without this adjustment, a handful of
+    images would be significant.
     """
     labels = labels.cpu()
     before, after = baseline.predictions == labels, result.predictions == labels
@@ -80,13 +81,13 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
 
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same with fewer passes over memory: batch norm is folded into the
-    convolution before it."""
+    """A copy in evaluation mode with the same function and fewer passes over memory: batch norm is folded into the
+    preceding convolution."""
     network = copy.deepcopy(model).eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        with contextlib.suppress(UserError):  # a network that cannot be traced is evaluated as it is
+        with contextlib.suppress(UserError):  # a network that cannot be traced is evaluated unchanged
             fold_batch_norm(network)
     return network
 
@@ -100,12 +101,12 @@ def evaluate(
 ) -> Evaluation:
     """Run `model` in evaluation mode on uint8 `images` (N, 3, H, W) with `labels` (N,), all on one device.
 
-    On CUDA counts are kept on the device and read once, at the end. On a CPU every core works on images of its own: a
-    layer of so small a network is over before several cores have agreed to share it. The model is left as it is.
-    `advance` is told how many images are done, from several threads.
+    On CUDA, counts stay on the device and are read once at the end. On a CPU, every core processes its own images,
+    because the layers of small networks are too short to be shared by several cores. The model stays unchanged.
+    `advance` is called from several threads with the number of finished images.
     """
     started, stop = time.perf_counter(), threading.Event()
-    # cuDNN's float32 convolutions are made for channels first: 54 ms against 147 for 10,000 images on an H200.
+    # cuDNN's float32 convolutions are faster with channels first: 54 ms against 147 ms for 10,000 images on an H200.
     layout = torch.contiguous_format if images.is_cuda else torch.channels_last
     network = for_inference(model).to(memory_format=layout)  # type: ignore[call-overload]
     if images.is_cuda:
@@ -119,10 +120,10 @@ def evaluate(
                 try:
                     parts = [task.result() for task in tasks]
                 except BaseException:
-                    stop.set()  # Ctrl-C: leaving the pool waits for its threads
+                    stop.set()  # on Ctrl-C, leaving the pool waits for its threads
                     raise
         finally:
-            torch.set_num_threads(cores)  # what the workers set is the default of threads to come
+            torch.set_num_threads(cores)  # the workers' setting becomes the default of new threads
     totals = torch.stack([total for _, total in parts]).sum(0)
     correct, correct_top5, loss_sum = totals.tolist()
     return Evaluation(
@@ -144,7 +145,7 @@ def _count(
     advance: Callable[[int], None],
     stop: threading.Event,
 ) -> tuple[Tensor, Tensor]:
-    """Predictions (N,), and the sums (3,) of correct ones, of labels among the five largest logits, and of losses."""
+    """Predictions (N,), and the sums (3,) of correct predictions, of labels in the top five, and of losses."""
     predictions, totals = [], torch.zeros(3, dtype=torch.float64, device=images.device)
     for chunk, target in zip(images.split(batch), labels.split(batch), strict=True):
         if stop.is_set():

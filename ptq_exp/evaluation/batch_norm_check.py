@@ -1,7 +1,7 @@
-"""A float network checked against itself: does what enters every batch norm match its running statistics?
+"""A consistency check of a float network: do the inputs of every batch norm match its running statistics?
 
-A batch norm stores the mean and the variance of what it saw in training. On the right images, normalized by the right
-constants and sent through the right layers, the same values arrive again. No label is needed.
+A batch norm stores the mean and the variance of its inputs in training. With the right images, normalization and
+layers, its inputs have the same statistics again. No label is needed.
 """
 
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ from ptq_exp.data.normalization import Constants, candidates
 from ptq_exp.quantization.hooks import BATCH, Inputs, StopForward, watching
 
 IMAGES = 512  # of the training images: sampling noise is then 0.001 nats per channel
-FEWEST_BATCHES = 100  # of a training, before its running statistics describe what it sees
+FEWEST_BATCHES = 100  # training batches that running statistics need to describe the inputs
 # A divergence that the images alone can cause: JPEG files for a network trained on lossless ones stay below 0.03 (0.01
 # in the first layer), permuted layers or a missing shortcut give 0.05 to 3.
 MISFIT, JUMP = 0.03, 5.0
-# Constants given by the user or the file are called wrong where others fit the first batch norm so much better. The
-# right ones stay below 0.002 there; the closest wrong pair, CIFAR-10's and CIFAR-100's statistics, differs by 0.003.
+# Constants given by the user or the file count as wrong if others fit the first batch norm better by this much. The
+# right ones stay below 0.002 there. The closest wrong pair, CIFAR-10's and CIFAR-100's statistics, differs by 0.003.
 CLEARLY_WORSE, TIMES_WORSE = 0.005, 3.0
 TIED = 0.002
 
-Divergences = dict[str, float]  # batch norm -> nats per channel, in the order in which they are reached
+Divergences = dict[str, float]  # batch norm -> nats per channel, in the order of execution
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a network's batch norms agree with images normalized by some constants."""
+    """The agreement of a network's batch norms with images normalized by some constants."""
 
     constants: Constants
-    augmented: bool  # whether the images were cropped and mirrored as in training, or used as they are
+    augmented: bool  # whether the images were cropped and flipped as in training, or left unchanged
     layers: Divergences
 
     @property
     def first(self) -> float:
-        """The divergence at the first batch norm, which only the images and their normalization decide."""
+        """The divergence at the first batch norm, which depends only on the images and their normalization."""
         return next(iter(self.layers.values()))
 
     @property
@@ -47,10 +47,10 @@ class Fit:
         return sum(self.layers.values()) / len(self.layers)
 
     def misfit(self) -> str | None:
-        """The first batch norm whose divergence stands out from those before it, or None.
+        """The first batch norm whose divergence clearly exceeds those before it, or None.
 
-        Other images disturb all layers, the first a little less than the last. Wrong wiring or weights in the wrong
-        place begin at one layer.
+        Different images affect all layers, the first slightly less than the last. Wrong wiring or misplaced weights
+        cause a jump at one layer.
         """
         highest = 0.0
         for name, divergence in self.layers.items():
@@ -61,10 +61,10 @@ class Fit:
 
 
 class BatchNormCheck:
-    """Measures a network on one draw of a data set's training images, on the device of both.
+    """Measures a network on one sample of a data set's training images, on their common device.
 
-    The images are used twice: cropped and mirrored as the data set's recipe says, and as they are, since nobody
-    knows how the network was trained.
+    The images are used twice: cropped and flipped as in the data set's recipe, and unchanged, because the training of
+    the network is unknown.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset):
@@ -76,7 +76,7 @@ class BatchNormCheck:
         self.images = {True: next(loader.epoch(0))[0], False: plain}
 
     def ranking(self, constants: list[Constants]) -> list[Fit]:
-        """Each constants' better use of the images at the first batch norm, the best fit first."""
+        """The fit of each set of constants at the first batch norm (the better use of the images), best first."""
         fits = [
             Fit(each, augmented, self._divergences(augmented, each, first_layer_only=True))
             for each in constants for augmented in self.images
@@ -90,7 +90,7 @@ class BatchNormCheck:
 
     @torch.no_grad()
     def predictions(self, constants: Constants) -> Tensor:
-        """The classes (N,) that the network answers on the images as they are, normalized by `constants`."""
+        """The predicted classes (N,) of the unaugmented images, normalized by `constants`."""
         images = self.images[False]
         normalize = Normalizer(constants.mean, constants.std, images.device)
         return torch.cat([self.model(normalize(batch)).argmax(1) for batch in images.split(BATCH)])
@@ -122,9 +122,9 @@ class BatchNormCheck:
 
 
 def choose_constants(model: nn.Module, dataset: Dataset) -> Constants | None:
-    """The known constants that fit `model` best on the images of `dataset`; None without trained batch norms.
+    """The known constants that fit `model` best on the images of `dataset`, or None without trained batch norms.
 
-    Says how well they fit, and warns where nothing does.
+    The quality of the fit is logged, with a warning if nothing fits.
     """
     check = BatchNormCheck(model, dataset)
     if not check.norms:
@@ -142,7 +142,7 @@ def choose_constants(model: nn.Module, dataset: Dataset) -> Constants | None:
 
 
 def check_constants(model: nn.Module, dataset: Dataset, given: Constants, whose: str) -> None:
-    """Warn where constants `given`, say `whose`, fit `model` clearly worse than others, or nothing fits."""
+    """Warn if the `given` constants (of the origin `whose`) fit `model` clearly worse than others, or nothing fits."""
     check = BatchNormCheck(model, dataset)
     if not check.norms:
         log.info("Normalization %s: %s.", whose, given)
@@ -153,7 +153,7 @@ def check_constants(model: nn.Module, dataset: Dataset, given: Constants, whose:
         first = next(iter(own.layers))
         log.warning(
             "The normalization %s, %s, does not fit this network: at %s, its first batch norm, the images differ from "
-            "the statistics stored in training by %.4f nats per channel. %s would fit with %.4f: set %s.",
+            "the statistics stored in training by %.4f nats per channel. %s would fit with %.4f. Set %s.",
             whose, given.values(), first, own.first, best.constants.name, best.first, best.constants.as_override(),
         )  # fmt: skip
         return
@@ -169,8 +169,8 @@ def _tell_ties(check: BatchNormCheck, best: Fit, tied: list[Fit]) -> None:
     for other in tied:
         same = check.predictions(best.constants) == check.predictions(other.constants)
         log.info(
-            "These images cannot tell %s from %s. It makes little difference: %.1f %% of the predictions on %d "
-            "training images are the same under both.",
+            "These images cannot distinguish %s from %s. It makes little difference: %.1f %% of the predictions on %d "
+            "training images are the same with both.",
             best.constants.name, other.constants.name, 100 * same.float().mean().item(), len(same),
         )  # fmt: skip
 
@@ -182,19 +182,19 @@ def _warn_of_misfit(fit: Fit) -> None:
     if name == next(iter(fit.layers)):
         log.warning(
             "No known normalization fits this network on these images: at %s, its first batch norm, they differ from "
-            "the statistics stored in training by %.3f nats per channel. The network was trained on other images, or "
-            "with other constants: set data.mean and data.std.", name, fit.first,
+            "the statistics stored in training by %.3f nats per channel. The network was trained on other images or "
+            "with other constants. Set data.mean and data.std.", name, fit.first,
         )  # fmt: skip
         return
     log.warning(
-        "The network does not match its own batch norms from %s on: what arrives there differs from the statistics "
-        "stored in training by %.3f nats per channel. Its layers are probably wired differently from those that were "
-        "trained (shortcut, stride, padding, order), or some weights are in the wrong place.", name, fit.layers[name],
+        "The network does not match its own batch norms from %s on: the inputs of this norm differ from the statistics "
+        "stored in training by %.3f nats per channel. Its layers are probably connected differently than in training "
+        "(shortcut, stride, padding, order), or some weights are in the wrong place.", name, fit.layers[name],
     )  # fmt: skip
 
 
 def _trained(norm: nn.BatchNorm2d) -> bool:
-    """Whether the running statistics mean something; a file may not say how many batches they saw (0 then)."""
+    """Whether the running statistics are meaningful. A file may lack the number of batches, which is then 0."""
     seen = norm.num_batches_tracked
     return norm.running_mean is not None and (seen is None or not 0 < int(seen) < FEWEST_BATCHES)
 
@@ -205,7 +205,7 @@ def _divergence(norm: nn.BatchNorm2d, count: Tensor, total: Tensor, squares: Ten
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
     stored = norm.running_var.double()
-    floor = norm.eps + 1e-3 * stored.mean()  # a channel that never fires has no variance to compare
+    floor = norm.eps + 1e-3 * stored.mean()  # a channel that is never active has no variance to compare
     ratio = (variance + floor) / (stored + floor)
     shift = (mean - norm.running_mean.double()).square() / (stored + floor)
     return 0.5 * float((ratio + shift - 1 - ratio.log()).mean())

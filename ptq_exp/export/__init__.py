@@ -1,4 +1,4 @@
-"""Quantized networks as files, and back again: one file a format.
+"""Saving and loading quantized networks, with one file per format.
 
-What is in a network is decided in `quantization`; here it is only written down, read, and run from what was written.
+The content of a network belongs to `quantization`. This package only writes, reads and runs it.
 """

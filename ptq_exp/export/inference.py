@@ -1,4 +1,4 @@
-"""Quantized networks from their files, ready to answer."""
+"""Quantized networks from their files, ready for inference."""
 
 import warnings
 from pathlib import Path
@@ -18,8 +18,8 @@ from ptq_exp.networks import build_model
 class QuantizedNetwork(nn.Module):
     """A quantized network with its normalization and its class names, in evaluation mode.
 
-    Takes images (N, 3, H, W): uint8 ones are normalized first, float ones are taken to be normalized already. Returns
-    logits, float32 (N, classes); `about` is what the file says about how it was made.
+    It takes images (N, 3, H, W). uint8 images are normalized first; float images must already be normalized. It returns
+    logits, float32 (N, classes). `about` holds the metadata of the file. Raises `ValueError` for other inputs.
     """
 
     def __init__(self, network: nn.Module, about: dict[str, Any]):
@@ -30,9 +30,9 @@ class QuantizedNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3:
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"Expected are images as a tensor (N, 3, H, W), not {found}.")
+            raise ValueError(f"Expected images as a tensor (N, 3, H, W), not {found}.")
         if images.is_floating_point() and len(images) and images.min() >= 0:
-            warnings.warn("Float images must be normalized; these have no negative value.", stacklevel=2)
+            warnings.warn("Float images must be normalized, but these have no negative values.", stacklevel=2)
         if images.dtype == torch.uint8:
             images = Normalizer(self.about["mean"], self.about["std"], images.device)(images)
         logits: Tensor = self.network(images)
@@ -40,26 +40,26 @@ class QuantizedNetwork(nn.Module):
 
 
 def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
-    """The quantized network of a `quantized_w<bits>.safetensors`; the file itself says which architecture it has.
+    """The quantized network of a `quantized_w<bits>.safetensors`. The file contains the architecture.
 
-    It takes uint8 images (N, 3, H, W) as they are, and float ones normalized by `about["mean"]` and `about["std"]`.
+    The network takes uint8 images (N, 3, H, W), or float images normalized by `about["mean"]` and `about["std"]`.
 
-    Raises `UserError` where the file is missing, damaged or no quantized network.
+    Raises `UserError` if the file is missing, damaged or not a quantized network.
     """
     try:
         about = load_checked(Path(path))[1]
         network = build_model(classes=len(about["classes"]), **about["model"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = "it says nothing of a quantized network" if isinstance(error, KeyError | TypeError) else error
+        reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error
         raise UserError(
-            f"{path} is not a quantized network that ptq_exp saved ({reason}). "
+            f"{path} is not a quantized network saved by ptq_exp ({reason}). "
             f"Give a job's quantized_w<bits>.safetensors."
         ) from error
     return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
 
 
 class _Predictor:
-    """What `mlflow.pyfunc` calls."""
+    """The object that `mlflow.pyfunc` calls."""
 
     def __init__(self, network: QuantizedNetwork):
         self.network = network
@@ -73,5 +73,5 @@ class _Predictor:
 
 
 def _load_pyfunc(path: str) -> _Predictor:
-    """MLflow's hook for models whose `loader_module` this is."""
+    """MLflow's hook for models with this module as `loader_module`."""
     return _Predictor(load(path))

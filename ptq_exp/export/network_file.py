@@ -1,4 +1,4 @@
-"""Save and load a quantized network: integer codes, scales and the float rest, as safetensors."""
+"""Save and load a quantized network as safetensors: integer codes, scales and the remaining float values."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from ptq_exp.quantization.modules import load_unique_state, materialize, replace
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
-    """Write `model`, each layer's codes in the smallest integer type that holds its grid.
+    """Write `model`, with each layer's codes in the smallest integer type for its grid.
 
-    `metadata` (JSON) is for whoever loads it: `load_quantized` hands it back.
+    `load_quantized` returns `metadata` (JSON).
     """
     layers = quantized_layers(model)
     tensors = {
@@ -57,8 +57,8 @@ def _grid(described: dict[str, Any]) -> Grid:
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """Turn `float_model`, a network of the same architecture, into the quantized network of `path`, in place.
 
-    Its logits are bit for bit those of the network that was saved. Raises `UserError` where the file is broken or
-    another network's.
+    Its logits are bit for bit those of the saved network. Raises `UserError` if the file is damaged or belongs to
+    another network.
     """
     try:
         tensors, metadata = load_checked(path)
@@ -76,7 +76,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
 
 
 def _left(name: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> bool:
-    """Whether a batch norm was left as it is. Older files do not name them: there every one had weights."""
+    """Whether a batch norm was not folded. Older files do not list batch norms, but each of theirs had weights."""
     return name in metadata["batch_norms"] if "batch_norms" in metadata else f"{name}.weight" in tensors
 
 
@@ -94,7 +94,7 @@ def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dic
 
 
 def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
-    """Quantizers of layers are called `<layer>.activation`, of additions `<addition>.first` and `.second`."""
+    """Add the quantizers: `<layer>.activation` for layers, `<addition>.first` and `.second` for additions."""
     for name, found in described.items():
         parent, _, role = name.rpartition(".")
         quantizer = ActivationQuantizer(found["bits"], 1.0, found["signed"])

@@ -1,7 +1,7 @@
-"""Float networks: how they are built, read from foreign files, stored, and what their graph proves.
+"""Float networks: building, reading checkpoints from other projects, storing, and graph analysis.
 
 A network is one file here with a function `build(classes, **options) -> nn.Module` and one YAML file under
-`conf/model/`. Its `architecture` names the file, its other keys are the options. Training belongs to `training`.
+`conf/model/`. Its key `architecture` names the file; its other keys are the options. Training belongs to `training`.
 """
 
 import importlib
@@ -17,12 +17,12 @@ _NOT_NETWORKS = {"graph", "identification", "options", "reading", "store"}
 
 
 def architectures() -> list[str]:
-    """The networks of this package, each the name of its file."""
+    """The networks of this package, by the names of their files."""
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_NETWORKS]
 
 
 def allowed_options(architecture: str) -> list[str]:
-    """The options of one of `architectures()`: the arguments of its `build` besides the classes."""
+    """The options of one of `architectures()`: the arguments of its `build` except the classes."""
     build = importlib.import_module(f"{__name__}.{architecture}").build
     return [name for name in inspect.signature(build).parameters if name != "classes"]
 

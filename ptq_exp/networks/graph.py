@@ -1,6 +1,6 @@
-"""Which layers follow which, read off the network's graph (torch.fx), and what the graph proves about them.
+"""The order of layers in the network's graph (torch.fx), and properties that the graph proves.
 
-Every function takes `opaque`, classes of modules that are not looked into, besides layers and norms.
+Every function takes `opaque`, classes of modules that are not traced into. Layers and norms are never traced into.
 """
 
 import inspect
@@ -14,17 +14,17 @@ from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
 
-# Between two layers these leave a positive factor per channel where it is: f(s x) = s f(x).
+# Between two layers, these commute with a positive factor per channel: f(s x) = s f(x).
 _POINTWISE_MODULES = (nn.ReLU, nn.Identity, nn.Dropout)
 _POINTWISE_FUNCTIONS = {F.relu, torch.relu}
-_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)  # channel by channel, of images
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)  # of images, per channel
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}  # functions, and methods of tensors
 
 Classes = tuple[type[nn.Module], ...]
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into layers and norms, also of a class derived from torch's, nor into `opaque` modules."""
+    """Does not trace into layers, norms (including classes derived from torch's) and `opaque` modules."""
 
     def __init__(self, opaque: Classes):
         super().__init__()
@@ -35,9 +35,9 @@ class _Tracer(fx.Tracer):
 
 
 class Graph:
-    """The calls of a network's modules in their order, and how often each module and weight is used.
+    """The calls of a network's modules in order, and how often each module and weight is used.
 
-    Raises `UserError` where the network cannot be traced.
+    Raises `UserError` if the network cannot be traced.
     """
 
     def __init__(self, model: nn.Module, opaque: Classes = ()):
@@ -45,19 +45,19 @@ class Graph:
             self.nodes = list(_Tracer(opaque).trace(model).nodes)
         except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
             raise UserError(
-                f"The network cannot be traced ({error}), which batch-norm folding and equalization need. Set "
+                f"The network cannot be traced ({error}). Batch-norm folding and equalization need tracing. Set "
                 f"quant.fold_batch_norm=false and quant.equalize=false."
             ) from error
         self.modules = dict(model.named_modules())
         self.calls = Counter(id(module) for node in self.nodes for module in self._called(node))
-        # Parameters by the memory they lie in: also two that are not one object may share it.
+        # Parameters by memory address, since two different objects may share memory.
         self.owners = Counter(p.data_ptr() for m in model.modules() for p in m._parameters.values() if p is not None)
         for node in self.nodes:
             if node.op == "get_attr" and isinstance(read := _attribute(model, str(node.target)), Tensor):
                 self.owners[read.data_ptr()] += 1
 
     def _called(self, node: fx.Node) -> Iterator[nn.Module]:
-        """The module that is called, and, twice, what lies inside of it: how often that runs is not known."""
+        """The called module, and twice each module inside it, because the number of their calls is unknown."""
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             yield module
@@ -73,7 +73,7 @@ class Graph:
         return self.calls[id(module)] == 1
 
     def own(self, layer: nn.Module) -> bool:
-        """Whether a layer of torch's own kind is called once and nothing else uses its parameters: they may change."""
+        """Whether the parameters may change: a standard torch layer, called once, that alone uses its parameters."""
         base = next((base for base in (nn.Conv2d, nn.Linear) if isinstance(layer, base)), None)
         if base is None or not _as(layer, base) or not self.once(layer):
             return False
@@ -82,7 +82,7 @@ class Graph:
 
 
 def _as(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether `module` computes what `base` does: a derived class may do anything."""
+    """Whether `module` has the forward function of `base`, since a derived class may change it."""
     kept = (getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
     return isinstance(module, base) and all(kept)
 
@@ -95,10 +95,10 @@ def _attribute(model: nn.Module, name: str) -> object:
 
 
 def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]:
-    """(convolution, batch norm) for every batch norm that can be folded, as far as the graph proves it.
+    """(convolution, batch norm) for every batch norm that the graph proves to be foldable.
 
-    The norm is all that uses the convolution's output, either is called once, the weights are the convolution's own,
-    and the norm has running statistics: without them it uses those of the batch.
+    Only the norm uses the convolution's output. Each is called once. The convolution alone uses its weights. The norm
+    has running statistics; without them it would use those of the batch.
     """
     graph = Graph(model, opaque)
     pairs = []
@@ -116,8 +116,10 @@ def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, 
 
 
 def layer_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]:
-    """(layer, next layer) where nothing but ReLU, pooling and the like stands between, and no branch; either is called
-    once and nothing else uses its parameters."""
+    """(layer, next layer) for every pair with only ReLU, pooling and the like in between, and no branch.
+
+    Each layer is called once, and nothing else uses its parameters.
+    """
     graph = Graph(model, opaque)
     pairs = []
     for node in graph.nodes:
@@ -129,7 +131,7 @@ def layer_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]
             here = next(iter(here.users))
             second = graph.module(here)
             if isinstance(second, nn.Conv2d | nn.Linear):
-                # A linear layer on images that are not flattened would take their columns for channels.
+                # A linear layer on unflattened images would treat their columns as channels.
                 if graph.own(second) and flat == isinstance(second, nn.Linear):
                     pairs.append((str(node.target), str(here.target)))
                 break
@@ -147,33 +149,33 @@ def _passes(graph: Graph, node: fx.Node) -> bool:
 
 
 def _all_channels(index: object) -> bool:
-    """Whether x[index] takes part of the rows and columns of every channel."""
+    """Whether x[index] selects rows and columns only, with all images and channels."""
     return isinstance(index, tuple) and len(index) == 4 and index[:2] == (slice(None), slice(None))
 
 
 def additions(model: nn.Module, opaque: Classes = ()) -> list[str]:
-    """The modules that compute nothing but the sum of their two inputs, as the joints of residual networks do."""
+    """The modules that only add their two inputs, as in residual networks."""
     return [name for name, module in model.named_modules() if _is_addition(module, opaque)]
 
 
 def _is_addition(module: nn.Module, opaque: Classes) -> bool:
     try:
         if len(inspect.signature(module.forward).parameters) != 2:
-            return False  # almost every module: tracing takes longer
+            return False  # almost every module ends here, since tracing takes longer
     except (TypeError, ValueError):  # not written in Python
         return False
     nodes = _traced(module, opaque)
     if [node.op for node in nodes[:2]] != ["placeholder"] * 2 or len(nodes) != 4:
         return False
     first, second, total, _ = nodes
-    # In this order or the other, and without a factor.
+    # In either order, and without a factor.
     return _is_join(total) and set(total.args) == {first, second} and not total.kwargs
 
 
 def blocks(model: nn.Module, opaque: Classes = ()) -> list[str]:
-    """The smallest modules with one input and one output that hold a join besides layers; see `_is_join`.
+    """The smallest modules with one input and one output that contain layers and a join (see `_is_join`).
 
-    The network itself is not one of its blocks. A network that cannot be traced has none.
+    The network itself is not a block. A network that cannot be traced has no blocks.
     """
     if not _traced(model, opaque):
         return []
@@ -190,7 +192,7 @@ def _is_block(module: nn.Module, opaque: Classes) -> bool:
 
 
 def _traced(module: nn.Module, opaque: Classes) -> list[fx.Node]:
-    """What a module does, traced on its own: its inputs, operations and output; nothing where it cannot be traced."""
+    """A module's own trace: its inputs, operations and output. Empty if it cannot be traced."""
     try:
         return list(_Tracer(opaque).trace(module).nodes)
     except Exception:  # fx raises whatever the forward function raises on symbolic inputs
@@ -198,7 +200,7 @@ def _traced(module: nn.Module, opaque: Classes) -> list[fx.Node]:
 
 
 def _is_join(node: fx.Node) -> bool:
-    """Whether two tensors are added that are both computed: neither is a number or a parameter."""
+    """Whether the node adds two computed tensors, neither of them a number or a parameter."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
         return False
     return len([source for source in node.all_input_nodes if source.op != "get_attr"]) == 2

@@ -1,4 +1,4 @@
-"""Which known network a state dict belongs to: the one whose tensors have the same names and shapes."""
+"""Identification of the known network of a state dict, by the names and shapes of its tensors."""
 
 import importlib
 import re
@@ -13,13 +13,13 @@ from ptq_exp.networks import allowed_options, architectures, build_model
 
 Shapes = dict[str, tuple[int, ...]]
 SHORTCUT = re.compile(r"\.(shortcut|downsample|identity_conv)\.")
-COUNTERS = "num_batches_tracked"  # of batch norm: older versions of torch did not store them
-RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be worth listing
+COUNTERS = "num_batches_tracked"  # of batch norm; older versions of torch did not store them
+RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be listed
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A network of ours, as `build_model` takes it."""
+    """A known network, given by the arguments of `build_model`."""
 
     architecture: str
     options: dict[str, Any]
@@ -27,7 +27,7 @@ class Identity:
 
     @classmethod
     def stored(cls, metadata: dict[str, Any]) -> "Identity | None":
-        """The network that a file of our own says it holds; None where it does not say, or names none of ours."""
+        """The network named in the metadata of our own files, or None if it names no known network."""
         if metadata.get("architecture") not in architectures() or "classes" not in metadata:
             return None
         options = {name: metadata[name] for name in allowed_options(metadata["architecture"]) if name in metadata}
@@ -50,10 +50,10 @@ class Identity:
 
 
 def identify(found: Shapes, path: Path, original: Shapes | None = None) -> Identity:
-    """The network that can hold a state dict of these shapes, which has the names of our networks.
+    """The network that fits a state dict of these shapes with our names.
 
-    Each family says by `guess` which of its networks comes closest; it is that network only if every tensor fits.
-    Raises `UserError` with a description of the file, by its `original` names, where none fits.
+    The function `guess` of each family returns its closest network, which is accepted only if every tensor fits.
+    Raises `UserError`, with a description of the file by its `original` names, if none fits.
     """
     guesses = []
     for name in architectures():
@@ -65,23 +65,23 @@ def identify(found: Shapes, path: Path, original: Shapes | None = None) -> Ident
     for identity in guesses:
         if not differences(identity.shapes(), found):
             return identity
-    described = f"checkpoint={path} holds no network that is known here: {describe(original or found)}."
+    described = f"checkpoint={path} contains no known network: {describe(original or found)}."
     related = [identity for identity in guesses if _share(identity.shapes(), found) >= RELATED]
     if related:
         identity = max(related, key=lambda candidate: _share(candidate.shapes(), found))
-        described += f" A {identity} comes closest and cannot hold it. {differences(identity.shapes(), found)}."
+        described += f" The closest is a {identity}, but it does not fit. {differences(identity.shapes(), found)}."
     raise UserError(
-        f"{described} Known are the CIFAR ResNets (20, 32, 44, 56, 110 layers and the like) and VGGs of conf/model, "
-        f"under the names of the usual projects. For another network, write its file and YAML as CONTRIBUTING.md shows."
+        f"{described} The known networks are the CIFAR ResNets (20, 32, 44, 56, 110 layers and the like) and VGGs of "
+        f"conf/model, with the names of common projects. To add another network, see CONTRIBUTING.md."
     )
 
 
 def differences(expected: Shapes, found: Shapes) -> str:
-    """What keeps a network of the `expected` shapes from holding those `found`; empty where nothing does."""
+    """The differences between the `expected` shapes of a network and those `found`. Empty if they fit."""
     problems = {
         "missing": [key for key in expected if key not in found and not key.endswith(COUNTERS)],
         "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
+        "different shape": [
             f"{key} {found[key]} instead of {shape}" for key, shape in expected.items()
             if key in found and found[key] != shape
         ],
@@ -90,10 +90,10 @@ def differences(expected: Shapes, found: Shapes) -> str:
 
 
 def describe(found: Shapes) -> str:
-    """A state dict in words: how many layers of each kind, the first and the last, and the classes."""
+    """A description of a state dict: the number of layers of each kind, the first, the last, and the classes."""
     weights = {key: shape for key, shape in found.items() if len(shape) >= 2}
     if not weights:
-        return f"no tensor in it has the shape of a layer's weights. Its keys: {shortened(list(found))}"
+        return f"none of its tensors has the shape of a layer's weights. Its keys: {shortened(list(found))}"
     main = [shape for key, shape in weights.items() if not SHORTCUT.search(key)]
     convolutions, matrices = (sum(len(shape) == rank for shape in main) for rank in (4, 2))
     (first, first_shape), (last, last_shape) = next(iter(weights.items())), list(weights.items())[-1]
@@ -105,7 +105,7 @@ def describe(found: Shapes) -> str:
 
 
 def shortened(keys: list[str], most: int = 8) -> str:
-    """The first keys of a list that may be long."""
+    """The first keys of a possibly long list, as text."""
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 

@@ -1,6 +1,6 @@
-"""Checkpoint files from anywhere: which network they hold, in our own names.
+"""Reading checkpoint files from any source: the network and its weights under our names.
 
-Files are only ever read as tensors (`weights_only=True`, safetensors): nothing inside them is executed.
+Only tensors are read (`weights_only=True`, safetensors), so nothing inside a file is executed.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from ptq_exp.base.tensors import load_checked
 from ptq_exp.networks.identification import COUNTERS, Identity, Shapes, differences, identify, shortened
 
 CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, alone or nested
-# Left: what other projects call it (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: what we call it.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, single or nested
+# Left: names in other projects (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: our names.
 RENAMES = [
     (r"^features\.init_block\.conv\.", "conv1."),
     (r"^features\.init_block\.bn\.", "bn1."),
@@ -40,26 +40,26 @@ RENAMES = [
     (r"^(fc|output|classifier)\.", "linear."),
 ]
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
-# What a training loop stores beside the weights as their accuracy: best_prec1, best_acc, acc, test_top1, val_acc1 ...
+# Names of the accuracy that training loops store with the weights: best_prec1, best_acc, acc, test_top1, val_acc1 ...
 CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
 
 
 @dataclass
 class Checkpoint:
-    """A float network from a file: its weights in our names, and what the keys tell about it."""
+    """A float network from a file: its weights under our names, and its architecture."""
 
     path: Path
     sha256: str
     weights: dict[str, Tensor]
     architecture: str
-    options: dict[str, Any]  # depth, and shortcut where the architecture has one
+    options: dict[str, Any]  # depth, and shortcut if the architecture has one
     classes: int
-    metadata: dict[str, Any] = field(default_factory=dict)  # of a file of our own: normalization, classes, recipe ...
-    claim: tuple[str, float] | None = None  # the name and the percent of the accuracy that the file says it has
+    metadata: dict[str, Any] = field(default_factory=dict)  # of our own files: normalization, classes, recipe ...
+    claim: tuple[str, float] | None = None  # the accuracy stated in the file: its name and its value in percent
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std that the network was trained with, where the file says so."""
+        """Mean and std used in the network's training, or None if the file does not state them."""
         about = self.metadata
         return (tuple(about["mean"]), tuple(about["std"])) if "mean" in about and "std" in about else None
 
@@ -67,15 +67,15 @@ class Checkpoint:
 def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
     """Read the checkpoint file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
 
-    Raises `UserError` where there is no such file, it is damaged, it would need more than tensors, it was
-    trained quantization-aware, or no network that is known here can hold it.
+    Raises `UserError` if there is no such file, it is damaged, it contains more than tensors, it was trained
+    quantization-aware, or it fits no known network.
     """
     if "://" not in location:
         return _read(Path(location).expanduser(), location)
     path = _download(location, cache, timeout)
     try:
         return _read(path, location)
-    except UserError:  # a page to sign in, a download that broke off untold: the next attempt fetches it afresh
+    except UserError:  # such as a sign-in page or an unnoticed partial download; the next attempt downloads it again
         path.unlink(missing_ok=True)
         raise
 
@@ -86,7 +86,7 @@ def _read(path: Path, location: str) -> Checkpoint:
         near = did_you_mean(path.name, there)
         raise UserError(
             f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, "
-            f"or checkpoint=auto to train a network (or use the one already trained)."
+            f"or use checkpoint=auto for a network that is trained here (or already stored)."
         )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     content, metadata = _load(path)
@@ -101,7 +101,7 @@ def _read(path: Path, location: str) -> Checkpoint:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the weights into `model`. Only `num_batches_tracked` may be missing; `UserError` lists the rest."""
+    """Copy the weights into `model`. Raises `UserError` if anything but `num_batches_tracked` differs."""
     expected = _shapes(model.state_dict())
     if problems := differences(expected, _shapes(checkpoint.weights)):
         raise UserError(f"checkpoint={checkpoint.path} does not fit the network. {problems}.")
@@ -121,10 +121,10 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
                     return load_checked(path)
                 return {key: file.get_tensor(key) for key in list(file.keys())}, json.loads(about.get("ptq_exp", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"checkpoint={path} is broken or no safetensors file ({error}).") from error
+            raise UserError(f"checkpoint={path} is damaged or not a safetensors file ({error}).") from error
     try:
         if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"checkpoint={path} is broken: the checksum of {bad} in it is wrong.")
+            raise UserError(f"checkpoint={path} is damaged: the checksum of {bad} in it is wrong.")
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except UserError:
         raise
@@ -133,20 +133,20 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
             raise _more_than_tensors(path, str(error)) from error
         reason = str(error).splitlines()[0][:120] if str(error) else ""
         raise UserError(
-            f"checkpoint={path} is broken or no checkpoint ({type(error).__name__}: {reason}). Expected is a file of "
-            f"torch.save or a .safetensors file with the network's state_dict()."
+            f"checkpoint={path} is damaged or not a checkpoint ({type(error).__name__}: {reason}). Expected: a file "
+            f"written by torch.save, or a .safetensors file, with the network's state_dict()."
         ) from error
 
 
 def _more_than_tensors(path: Path, reason: str) -> UserError:
-    """Names the class that stands in the way and the line that saves the file anew, as it is in most files."""
+    """The error for a file with more than tensors. It names the class and a command that saves the weights alone."""
     name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|(?:class|global) ([\w]+(?:\.[\w]+)+)", reason)
     culprit = f" ({next(filter(None, name.groups()))})" if name else ""
     rescued = path.with_name(f"{path.stem}-weights.pt")
     keys = ", ".join(f"'{container}'" for container in CONTAINERS)
     return UserError(
-        f"checkpoint={path} holds more than tensors{culprit}: loading it could run code hidden in it, so it is "
-        f"refused. If you trust its author, this line saves the state_dict() alone:\n"
+        f"checkpoint={path} contains more than tensors{culprit}. Loading it could execute hidden code, so it is "
+        f"rejected. If you trust its author, this command saves the state_dict() alone:\n"
         f"python -c \"import torch; f = torch.load('{path}', 'cpu', weights_only=False); "
         f"w = next((f[k] for k in ({keys}) if k in f), f) if isinstance(f, dict) else f; "
         f"torch.save(w.state_dict() if hasattr(w, 'state_dict') else w, '{rescued}')\""
@@ -154,19 +154,17 @@ def _more_than_tensors(path: Path, reason: str) -> UserError:
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside its container and without prefixes."""
+    """The state dict, taken out of its container and without prefixes."""
     container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
     weights = content[container] if container else content
     if not _is_state_dict(weights):
         raise UserError(
-            f"checkpoint={path} holds no state dict. Expected are tensors by name, bare or under "
+            f"checkpoint={path} contains no state dict. Expected: tensors by name, at the top level or under "
             f"{', '.join(CONTAINERS)}."
         )
     others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
     if others:
-        log.info(
-            "checkpoint=%s: the weights under %s are used, not those under %s.", path, container, shortened(others)
-        )
+        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, container, shortened(others))
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
@@ -180,45 +178,45 @@ def _is_state_dict(content: Any) -> bool:
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
     if any(key.endswith(".codes") for key in weights):
         raise UserError(
-            f"checkpoint={path} is a network that ptq_exp quantized. Give the float checkpoint it was made from; "
-            f"ptq_exp.load('{path.name}') uses it as it is."
+            f"checkpoint={path} is a network quantized by ptq_exp. Give its float checkpoint instead. To use the "
+            f"quantized network, call ptq_exp.load('{path.name}')."
         )
     if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
         raise UserError(
-            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}): its weights are adapted to "
-            f"another quantizer, so post-training results on it would mislead. Give the float checkpoint."
+            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}). Its weights are adapted to "
+            f"another quantizer, so post-training results would be misleading. Give a float checkpoint."
         )
 
 
 def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under our names."""
+    """Rename the weights to our names."""
     renamed = {}
     for key, value in weights.items():
         for pattern, replacement in RENAMES:
             key = re.sub(pattern, replacement, key)
-        # pytorchcv counts the blocks of a stage from 1.
+        # pytorchcv numbers the blocks of a stage from 1.
         renamed[re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", key)] = value
     return renamed
 
 
 def _dense(key: str, value: Tensor, path: Path) -> Tensor:
-    """The tensor with all its values. Raises `UserError` where they are no finite floats (a counter may be whole)."""
+    """The tensor in dense form. Raises `UserError` if its values are not finite floats (counters may be integers)."""
     problem = ""
     if value.is_meta:
-        problem = "has a shape and no values (it was saved from the meta device)"
+        problem = "has a shape but no values (it was saved from the meta device)"
     elif not value.is_floating_point() and not key.endswith(COUNTERS):
-        problem = f"holds {str(value.dtype).removeprefix('torch.')} values, and float weights are needed"
+        problem = f"has {str(value.dtype).removeprefix('torch.')} values, but float weights are needed"
     elif value.layout != torch.strided:
         return _dense(key, value.to_dense(), path)
     elif not torch.isfinite(value).all():
-        problem = "holds values that are not numbers. The file is broken"
+        problem = "has values that are not finite. The file is damaged"
     if problem:
         raise UserError(f"checkpoint={path}: {key} {problem}.")
     return value
 
 
 def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
-    """The first entry of a file that is named like an accuracy; shares are told from percent by their size."""
+    """The first entry of a file with the name of an accuracy. Values of at most 1 are shares, others percent."""
     for key, value in content.items():
         single = isinstance(value, Tensor) and value.numel() == 1
         if not isinstance(key, str) or not CLAIM.fullmatch(key) or not (single or isinstance(value, int | float)):
@@ -231,7 +229,7 @@ def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
 
 
 def _download(url: str, cache: Path, timeout: float) -> Path:
-    """Fetch `url` once into `cache`, all or nothing; `timeout` seconds without a byte give it up."""
+    """Download `url` once into `cache`, atomically. It fails after `timeout` seconds without data."""
     folder = cache / "downloads"
     name = Path(urlparse(url).path).name or "checkpoint"
     target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
@@ -241,10 +239,10 @@ def _download(url: str, cache: Path, timeout: float) -> Path:
     log.info("Downloading %s.", without_password(url))
     try:
         with socket_timeout(timeout):
-            # Not torch.hub's: it takes a download that broke off for a whole one.
+            # torch.hub's function would accept a partial download as complete.
             write_atomically(target, lambda path: urllib.request.urlretrieve(url, path))
     except urllib.error.ContentTooShortError:
-        raise UserError(f"checkpoint={url}: the download broke off. Try again.") from None
+        raise UserError(f"checkpoint={url}: the download was interrupted. Try again.") from None
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(
             f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."

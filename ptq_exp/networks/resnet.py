@@ -10,7 +10,7 @@ from ptq_exp.base.errors import UserError, check_choice
 
 
 class PadShortcut(nn.Module):
-    """He's option A: every second pixel, missing channels filled with zeros on both sides. No weights."""
+    """Option A of He et al.: every second pixel, with zero channels added on both sides. It has no weights."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -22,7 +22,7 @@ class PadShortcut(nn.Module):
 
 
 class Addition(nn.Module):
-    """The sum of a block's two branches, as a module, so that its operands can be quantized."""
+    """The sum of a block's two branches. It is a module so that its operands can be quantized."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
@@ -80,13 +80,13 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        # The plain mean instead of adaptive pooling: its gradient is deterministic on CUDA.
+        # A mean instead of adaptive pooling, because its gradient is deterministic on CUDA.
         return self.linear(torch.flatten(x.mean((2, 3)), 1))
 
 
 def build(classes: int, depth: int = 20, shortcut: str = "conv") -> ResNet:
-    """A ResNet of depth 6n+2; `shortcut` is conv (1x1 convolution and batch norm), pad (no weights) or
-    auto, which is conv for a new network and, for a checkpoint, what the file holds."""
+    """A ResNet of depth 6n+2. `shortcut` is conv (1x1 convolution and batch norm), pad (no weights) or auto (conv for
+    a new network, and the kind in the file for a checkpoint). Raises `UserError` for other values."""
     if not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise UserError(f"model.depth={depth} is not 6n+2. Allowed: 20, 32, 44, 56, 110 and the like.")
     check_choice("model.shortcut", shortcut, ["auto", "conv", "pad"])
@@ -94,7 +94,7 @@ def build(classes: int, depth: int = 20, shortcut: str = "conv") -> ResNet:
 
 
 def guess(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The options of the ResNet that a state dict of these shapes comes closest to; None where it is none."""
+    """The options of the ResNet closest to a state dict of these shapes, or None if it is not a ResNet."""
     blocks = {key.rpartition(".conv1.")[0] for key in shapes if key.endswith(".conv1.weight")}
     depth = 2 * len(blocks) + 2
     if "linear.weight" not in shapes or "conv1.weight" not in shapes or depth < 8 or (depth - 2) % 6:

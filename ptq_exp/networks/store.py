@@ -1,7 +1,7 @@
 """The store of trained float networks.
 
-It is content-addressed: `<cache>/float/<digest>/` holds the network that one training configuration gives on one data
-set, so every job and every later sweep that asks for it finds it.
+It is content-addressed: `<cache>/float/<digest>/` holds the network of one training configuration on one data set, so
+that every job and every later sweep with this configuration finds it.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class StoreEntry:
         self.folder, self.identity = folder, identity
 
     def locked(self) -> FileLock:
-        """A lock that jobs wait on while another one trains this network; a killed process gives it up."""
+        """A lock that jobs wait for while another job trains this network. A killed process releases it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")
         try:
@@ -42,7 +42,7 @@ class StoreEntry:
         return lock
 
     def complete(self) -> bool:
-        """Whether both checkpoints are there and as they were written."""
+        """Whether both checkpoints exist and are undamaged."""
         try:
             sums: dict[str, str] = json.loads(read_text(self.folder / "metadata.json"))["sha256"]
             return all(_sha256(self.folder / name) == value for name, value in sums.items())
@@ -50,27 +50,27 @@ class StoreEntry:
             return False
 
     def clear(self) -> None:
-        """Forget the network and any unfinished training."""
+        """Delete the network and any unfinished training."""
         for name in ("metadata.json", "training-state.pt"):
             (self.folder / name).unlink(missing_ok=True)
 
     def training_state(self, kind: Callable[..., State]) -> State | None:
-        """Where a killed training stopped, made by `kind` from what `save_state` kept; None where there is nothing."""
+        """The state of an unfinished training, built by `kind` from the result of `save_state`, or None."""
         path = self.folder / "training-state.pt"
         try:
-            with zipfile.ZipFile(path) as content:  # torch does not look at the checksums inside
+            with zipfile.ZipFile(path) as content:  # torch does not verify the checksums inside
                 if damaged := content.testzip():
                     raise ValueError(f"{damaged} is damaged")
             return kind(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             return None
-        except Exception as error:  # a broken file of any kind: training starts again
-            log.warning("The unfinished training in %s cannot be read (%s): starting again.", path, error)
+        except Exception as error:  # a file damaged in any way: training starts again
+            log.warning("The unfinished training in %s cannot be read (%s). Starting again.", path, error)
             return None
 
     def save_state(self, state: object) -> None:
-        """Keep the attributes of an unfinished training's state."""
-        buffer = io.BytesIO()  # torch's own writing does not say OSError where the disk is full
+        """Write the attributes of an unfinished training's state."""
+        buffer = io.BytesIO()  # torch's own writing does not raise OSError if the disk is full
         torch.save(vars(state), buffer)
         write_atomically(self.folder / "training-state.pt", lambda path: path.write_bytes(buffer.getbuffer()))
 
@@ -80,7 +80,7 @@ class StoreEntry:
         history: list[dict[str, float]],
         metadata: dict[str, Any],
     ) -> None:
-        """Store the weights by name, each with its own metadata, and the history, and mark the entry complete."""
+        """Store the weights by name with their metadata, and the history, and mark the entry as complete."""
         for name, (weights, about) in networks.items():
             save_weights(self.folder / f"{name}.safetensors", weights, metadata | about)
         sums = {f"{name}.safetensors": _sha256(self.folder / f"{name}.safetensors") for name in networks}

@@ -1,6 +1,6 @@
 """VGG with batch norm for 32x32 images (Simonyan & Zisserman 2014, configurations A, B, D, E).
 
-The three fully connected layers of the ImageNet network are one, since five poolings leave 1x1 pixels.
+The three fully connected layers of the ImageNet network are replaced by one, since five poolings leave 1x1 pixels.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 
-# Convolutions in each of the five stages; a 2x2 max pooling ends every stage.
+# Convolutions in each of the five stages. Every stage ends with a 2x2 max pooling.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -42,14 +42,14 @@ class VGG(nn.Module):
 
 
 def build(classes: int, depth: int = 16) -> VGG:
-    """A VGG of depth 11, 13, 16 or 19."""
+    """A VGG of depth 11, 13, 16 or 19. Raises `UserError` for other depths."""
     if depth not in STAGES:
-        raise UserError(f"model.depth={depth} is not a VGG. Allowed: {', '.join(map(str, STAGES))}.")
+        raise UserError(f"model.depth={depth} is not a VGG depth. Allowed: {', '.join(map(str, STAGES))}.")
     return VGG(depth, classes)
 
 
 def guess(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The options of the VGG that a state dict of these shapes comes closest to; None where it is none."""
+    """The options of the VGG closest to a state dict of these shapes, or None if it is not a VGG."""
     convolutions = sum(key.startswith("features.") and len(shape) == 4 for key, shape in shapes.items())
     if "linear.weight" not in shapes or convolutions + 3 not in STAGES:
         return None

@@ -1,4 +1,4 @@
-"""Activation ranges, from a label-free draw of images.
+"""Activation ranges from unlabelled calibration images.
 
 An observer is a function `(observation, grid) -> alpha`; `@observer` makes it available as `quant.act_rule=<name>`.
 """
@@ -17,7 +17,7 @@ BINS = 4096
 
 @dataclass
 class Observation:
-    """What one tensor of the float network looked like: its ends and the histogram of its magnitudes."""
+    """Statistics of one tensor of the float network: its extremes and the histogram of its magnitudes."""
 
     low: float
     high: float
@@ -41,13 +41,13 @@ def observer(name: str) -> Callable[[Observer], Observer]:
 
 @observer("max")
 def maximum(seen: Observation, grid: UniformGrid, percentile: float) -> float:
-    """The largest magnitude that occurred: nothing is clipped."""
+    """The largest observed magnitude: nothing is clipped."""
     return seen.limit
 
 
 @observer("percentile")
 def percentile_of_magnitudes(seen: Observation, grid: UniformGrid, percentile: float) -> float:
-    """The magnitude that `quant.act_percentile` percent of the values do not exceed (to a bin's width)."""
+    """The magnitude that `quant.act_percentile` percent of the values do not exceed (to within one bin)."""
     share = seen.histogram.cumsum(0) / seen.histogram.sum()
     position = int(torch.searchsorted(share, percentile / 100).clamp(max=BINS - 1))
     return (position + 1) / BINS * seen.limit
@@ -55,7 +55,7 @@ def percentile_of_magnitudes(seen: Observation, grid: UniformGrid, percentile: f
 
 @observer("mse")
 def histogram_mse(seen: Observation, grid: UniformGrid, percentile: float) -> float:
-    """The clipping value with the smallest mean squared error on the histogram, of 200 candidates."""
+    """The clipping value, out of 200 candidates, with the smallest mean squared error on the histogram."""
     centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * seen.limit
     candidates = torch.linspace(0.005, 1.0, 200, dtype=torch.float64) * seen.limit
     rounded = grid.fake_quantize(centres[None], (candidates / max(grid.high, 1))[:, None])
@@ -67,9 +67,10 @@ def histogram_mse(seen: Observation, grid: UniformGrid, percentile: float) -> fl
 def observe(
     model: nn.Module, names: list[str], images: Tensor, advance: Callable[[], None] = lambda: None
 ) -> dict[str, list[Observation]]:
-    """The inputs of the modules called `names` in the float `model` on normalized `images`, one entry an input.
+    """Observe the inputs of the modules called `names` in the float `model` on normalized `images`.
 
-    Two passes: the first finds the ends, the second fills the histograms. `advance` is called after every batch.
+    The result has one entry per input. The first of two passes finds the extremes, the second fills the histograms.
+    `advance` is called after every batch.
     """
     ends: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     histograms: dict[tuple[str, int], Tensor] = {}
@@ -99,5 +100,5 @@ def observe(
 
 
 def _numbered(name: str, inputs: Inputs) -> list[tuple[tuple[str, int], Tensor]]:
-    """A module's inputs by the module's name and their position."""
+    """A module's inputs, keyed by the module's name and their position."""
     return [((name, position), x) for position, x in enumerate(inputs)]

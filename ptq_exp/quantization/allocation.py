@@ -1,4 +1,4 @@
-"""Mixed precision: how much every layer suffers at every bit width, and the best plan that a budget allows."""
+"""Mixed precision: the sensitivity of every layer at every bit width, and the best plan within a budget."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,14 +21,14 @@ from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
 
 IMAGES = 512  # of the calibration images, for the sensitivities
-LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # where rounding is learned: steps for one sensitivity, up to so many bits
+LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # if rounding is learned: steps per sensitivity, and the largest bit width
 
 
 def one_layer_at_a_time(
     reference: nn.Module, options: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
-    quantized; or with a copy of `rest`, in which the other layers are quantized already."""
+    """Yield every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
+    quantized. With `rest`, whose other layers are already quantized, a copy of `rest` is used instead."""
     everything = copy.deepcopy(reference)
     round_weights(everything, options, plan)
     for name, layer in quantized_layers(everything).items():
@@ -41,12 +41,12 @@ def one_layer_at_a_time(
 def sensitivities(
     reference: nn.Module, options: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
 ) -> Sensitivities:
-    """For every layer and candidate width, how far the logits move when only this layer's weights are quantized.
+    """For every layer and candidate width, the change of the predictions if only this layer's weights are quantized.
 
     The measure is the Kullback-Leibler divergence from the float network's prediction on normalized `images`, so
-    no label is needed. Where the network is distilled later, up to three bits are measured after a short one, with
-    all other layers at eight bits: what rounding to nearest destroys there says little about what the rest of
-    the network can make up for.
+    no label is needed. If the network is distilled later, widths up to three bits are measured after a short
+    distillation, with all other layers at eight bits. At these widths the loss after rounding to nearest says little
+    about how much of it the rest of the network can compensate.
     """
     probe = images[:IMAGES]
     wanted = _log_probabilities(reference, probe)
@@ -82,10 +82,10 @@ def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def allocate(found: Sensitivities, weights: dict[str, int], budget: float, options: QuantConfig) -> dict[str, float]:
-    """The bit width of every layer with the smallest sum of sensitivities within `budget` bits for all weights.
+    """The bit widths of the layers with the smallest sum of sensitivities within `budget` bits for all weights.
 
-    `weights` counts each layer's weights. An integer program, solved exactly: one binary variable for each layer
-    and width. Raises `UserError` where even the smallest widths exceed the budget.
+    `weights` holds each layer's number of weights. This is an integer program with one binary variable per layer and
+    width, and it is solved exactly. Raises `UserError` if even the smallest widths exceed the budget.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -94,8 +94,8 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, optio
     size = np.array([weights[n] * stored_bits(b, options.sign_bit, options.grid) for n in names for b in widths], float)
     one_each = np.kron(np.eye(len(names)), np.ones(len(widths)))
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget)]
-    # Sensitivities span six orders of magnitude: scaled, so that the solver's tolerance does not hide the small ones.
-    largest = cost.max() if cost.max() > 0 else 1.0  # the network may answer every image alike
+    # Sensitivities span six orders of magnitude. Scaling keeps the small ones above the solver's tolerance.
+    largest = cost.max() if cost.max() > 0 else 1.0  # the network may give every image the same output
     solved = milp(
         cost / largest * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
         options={"mip_rel_gap": 0.0},
@@ -104,8 +104,8 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, optio
         total = sum(weights.values())
         smallest = sum(weights[n] * min(stored_bits(b, options.sign_bit, options.grid) for b in widths) for n in names)
         raise UserError(
-            f"No plan has {budget / total:.2f} bits per weight: with quant.mixed_candidates={widths} the smallest has "
-            f"{smallest / total:.2f}."
+            f"No plan fits {budget / total:.2f} bits per weight: the smallest plan with "
+            f"quant.mixed_candidates={widths} has {smallest / total:.2f}."
         )
     chosen = solved.x.reshape(len(names), len(widths)).argmax(1)
     return {name: widths[index] for name, index in zip(names, chosen, strict=True)}
@@ -114,7 +114,7 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, optio
 def pareto(
     found: Sensitivities, weights: dict[str, int], options: QuantConfig, points: int = 25
 ) -> list[dict[str, float]]:
-    """Mean bits and summed sensitivity of the best plans for budgets between the smallest and the largest plan."""
+    """Mean bits and total sensitivity of the best plans for budgets between the smallest and the largest plan."""
     total = sum(weights.values())
     ends = [stored_bits(bits, options.sign_bit, options.grid) for bits in options.mixed_candidates]
     curve = []
@@ -126,8 +126,8 @@ def pareto(
 
 
 def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
-    """The plan for the budget that the options name: `mean_bits`, or `size_budget` bytes, or what the context's bits
-    everywhere would take; and the sensitivities that it comes from."""
+    """The plan for the budget in the options, and the sensitivities behind it. The budget is `mean_bits`, or
+    `size_budget` bytes, or by default the size with the context's bits in every layer."""
     options, reference = context.options, context.reference
     layers = target_layers(reference, options.layers)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
@@ -136,7 +136,7 @@ def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
         budget = 8.0 * options.size_budget - _bits_besides_codes(reference, options)
     else:
         budget = (options.mean_bits or stored_bits(context.bits, options.sign_bit, options.grid)) * total
-    # They depend on the method, not on the budget.
+    # Sensitivities depend on the method, not on the budget.
     method = replace(options, act_bits=None, bits=0, mean_bits=None, size_budget=None, name="")
 
     def measure() -> Sensitivities:
@@ -150,12 +150,12 @@ def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
 
 
 def _bits_besides_codes(reference: nn.Module, options: QuantConfig) -> int:
-    """What a quantized network stores in float32: what stays float, scales, and what quantization adds."""
+    """Bits that a quantized network stores as float32: unquantized values, scales, and values added by quantization."""
     layers, state = target_layers(reference, options.layers), reference.state_dict()
     weights = sum(layer.weight.numel() for layer in layers.values())
     rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
-    # Added are activation ranges, and biases where there were none.
+    # Quantization adds activation ranges, and biases to layers without one.
     ranges = len(layers) + 2 * len(additions(reference, OPAQUE)) if options.act_bits is not None else 0
     biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
     return 32 * (rest + 2 * scales + ranges + biases * options.bias_correction)

@@ -1,4 +1,4 @@
-"""Random changes of the calibration images, for distillation."""
+"""Augmentation of the calibration images for distillation."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def mix_pairs(images: Tensor, share: float) -> Tensor:
-    """Blend about `share` of the images (N, 3, H, W) with another of the batch, at weights drawn from 0 to 1.
+    """Blend about `share` of the images (N, 3, H, W) with another image of the batch, with random weights in [0, 1).
 
-    What the float network answers to blends says more than what it answers to images that it was trained on (Beyer et
-    al. 2022, "Knowledge distillation: A good teacher is patient and consistent").
+    The float network's predictions on blends are more informative than those on its own training images (Beyer et al.
+    2022, "Knowledge distillation: A good teacher is patient and consistent").
     """
     if share == 0:
         return images
@@ -20,9 +20,9 @@ def mix_pairs(images: Tensor, share: float) -> Tensor:
 
 
 def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
-    """Random crops of the padded images (N, 3, H, W), each at its own offset, half of them mirrored.
+    """Random crops of the padded images (N, 3, H, W), each at its own offset; half of them are flipped horizontally.
 
-    Images of a few pixels are padded by less: what is mirrored at the border must lie inside.
+    Very small images get less padding, since reflection padding must be smaller than the image.
     """
     n, _, height, width = images.shape
     padding = min(padding, height - 1, width - 1)

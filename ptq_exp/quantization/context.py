@@ -1,4 +1,4 @@
-"""What the steps of a quantization work on, and what several quantizations of one float network share."""
+"""The state of a quantization that its steps change, and the data shared by quantizations of one float network."""
 
 import contextlib
 import copy
@@ -21,20 +21,20 @@ Progress = Callable[[str, int], Any]  # (description, steps) -> context manager 
 
 
 def shown(progress: Progress | None, description: str, steps: int) -> Any:
-    """A context manager that yields `advance()`: of a progress bar, or one that does nothing."""
+    """A context manager that yields `advance()`, either of a progress bar or without effect."""
     return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)
 
 
 class Calibration:
-    """Normalized images (N, 3, H, W) on the network's device, the seed of everything random, and what quantizations
-    on these images have in common: it is computed once. A float network must not change in between."""
+    """Normalized images (N, 3, H, W) on the network's device, the random seed, and a cache of values that quantizations
+    with these images share. A float network must not change while the cache is in use."""
 
     def __init__(self, images: Tensor, seed: int = 0):
         self.images, self.seed = images, seed
         self._values: dict[Hashable, object] = {}
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value called `key`, computed at the first call; `key` must name everything else that it depends on."""
+        """The value for `key`, computed at the first call. `key` must contain everything else that it depends on."""
         if key not in self._values:
             self._values[key] = compute()
         return self._values[key]  # type: ignore[return-value]
@@ -42,10 +42,10 @@ class Calibration:
 
 @dataclass
 class Context:
-    """One quantization on its way: what was asked for, and what the steps have made of it so far.
+    """The state of one quantization in progress: the options, and the results of the steps so far.
 
-    `reference` is the float network: plain weights, with batch norm folded and layers equalized once these steps ran.
-    `network` is the copy of it that becomes the quantized network; the step that rounds the weights makes it.
+    `reference` is the float network with plain weights. Its batch norm is folded and its layers are equalized once
+    these steps have run. `network` is its copy that becomes the quantized network. The rounding step creates it.
     """
 
     options: QuantConfig
@@ -53,11 +53,11 @@ class Context:
     calibration: Calibration
     reference: nn.Module
     progress: Progress | None = None
-    store: Path | None = None  # the folder that keeps what was learned, so that an interrupted learning goes on
+    store: Path | None = None  # the folder that keeps learned results, so that an interrupted quantization can continue
     network: nn.Module = field(init=False)
     plan: dict[str, float] = field(init=False)  # layer -> bits
     sensitivity: Sensitivities | None = None  # of mixed precision
-    observed: "dict[str, Observation]" = field(default_factory=dict)  # the inputs of layers that are quantized
+    observed: "dict[str, Observation]" = field(default_factory=dict)  # the quantized inputs of layers
 
     @property
     def images(self) -> Tensor:
@@ -65,12 +65,12 @@ class Context:
         return self.calibration.images
 
     def weights(self) -> dict[str, Tensor]:
-        """The float weights of every layer of the kind that is quantized, by name."""
+        """The float weights of every layer of the quantized kinds, by name."""
         layers = target_layers(self.reference, self.options.layers)
         return {name: layer.weight.detach() for name, layer in layers.items()}
 
     def change_reference(self, change: Callable[[nn.Module], object]) -> None:
-        """Let `change` alter a copy of the float network, once for all that share the calibration."""
+        """Apply `change` to a copy of the float network, once for all quantizations that share the calibration."""
         before = self.reference
 
         def changed() -> nn.Module:

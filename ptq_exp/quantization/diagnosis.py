@@ -1,7 +1,7 @@
-"""What costs a quantized network the most accuracy, in a sentence or two, read off its per-layer report.
+"""The likeliest cause of a quantized network's accuracy loss, derived from its per-layer report.
 
-The ranges are read as they are at the end: distillation may have moved every layer's away from the one that all began
-with. Which advice is given when was tried out: `python -m bench.advice` applies it and measures what it changes.
+The final ranges are used, because distillation may have changed each layer's range from a shared initial one. The
+advice was chosen by experiment: `python -m bench.advice` applies it and measures its effect.
 """
 
 import math
@@ -12,11 +12,11 @@ from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import Report
 
 STARVED = 0.5  # a layer that uses less than this share of its levels wastes a bit
-NEGLIGIBLE = 20.0  # dB: noise with a hundredth of the weights' energy
-CLIPPED = 1.0  # percent of a layer's weights beyond its range that is worth naming
-MARGIN = 3.0  # dB: an output this much noisier than any layer's weights has its noise from elsewhere
+NEGLIGIBLE = 20.0  # dB: noise with one hundredth of the weights' energy
+CLIPPED = 1.0  # percent of a layer's weights beyond its range above which clipping is reported
+MARGIN = 3.0  # dB: if an output is noisier than all weights by more than this, weights are not the cause
 RANGE_OF_ACTIVATIONS = "quant.act_rule=mse"
-SHARED = 1e-4  # relative: closer alphas are one
+SHARED = 1e-4  # relative: closer alphas count as equal
 
 ONE_RANGE, CLIPPING, WIDE_RANGE, ACTIVATIONS, FEW_LEVELS = (
     "one range", "clipping", "wide range", "activations", "few levels",
@@ -25,7 +25,7 @@ ONE_RANGE, CLIPPING, WIDE_RANGE, ACTIVATIONS, FEW_LEVELS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The likeliest cause of a loss, what was seen, and what to change: overrides, none where nothing is known."""
+    """The likeliest cause of a loss, the observation, and the advice: overrides to try, or none if none are known."""
 
     cause: str
     text: str
@@ -33,14 +33,14 @@ class Finding:
 
 
 def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> str:
-    """The finding and the advice in words.
+    """The finding and the advice as text.
 
-    `significant` tells whether the network lost accuracy beyond chance: where it did not, the words say what would cost
-    the most, or, where no layer loses much signal, that nothing needs explaining.
+    `significant` tells whether the accuracy loss is significant. If it is not, the text names the likeliest cause of a
+    loss or, if no layer loses much signal, states that there is no significant loss.
     """
     worst = _worst(report)
     if not significant and worst.sqnr_db >= NEGLIGIBLE:
-        return f"No significant loss. The layer with the least signal left is {worst.layer} ({worst.sqnr_db:.1f} dB)."
+        return f"No significant loss. The layer with the lowest SQNR is {worst.layer} ({worst.sqnr_db:.1f} dB)."
     found = find(report, config)
     lead = "Likeliest cause:" if significant else "No significant loss. Likeliest to cost accuracy:"
     advice = f" Try {' '.join(found.advice)}." if found.advice else ""
@@ -48,7 +48,7 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
 
 
 def find(report: Report, config: QuantConfig) -> Finding:
-    """The likeliest cause. The layer named is the one whose weights lost the most (lowest SQNR)."""
+    """The likeliest cause. The named layer is the one whose weights have the lowest SQNR."""
     rows, worst = report.layers, _worst(report)
     hurt = min(rows, key=lambda row: row.output_sqnr_db)
     if hurt.act_bits is not None and hurt.output_sqnr_db < worst.sqnr_db - MARGIN:
@@ -81,7 +81,7 @@ def find(report: Report, config: QuantConfig) -> Finding:
 
 
 def has_one_range(report: Report) -> bool:
-    """Whether all layers have one alpha now, whatever they began with."""
+    """Whether all layers end with the same alpha, regardless of the initial ones."""
     first = report.layers[0].alpha
     return len(report.layers) > 1 and all(math.isclose(row.alpha, first, rel_tol=SHARED) for row in report.layers)
 
@@ -91,13 +91,13 @@ def _worst(report: Report) -> LayerReport:
 
 
 def _most_levels(row: LayerReport, config: QuantConfig) -> int:
-    """The levels that a layer, or each of its channels, could use: no more than it has weights."""
+    """The most levels that a layer, or each of its channels, can use: at most its number of weights."""
     channels = int(row.shape.partition("x")[0]) if config.granularity == "channel" else 1
     return min(row.levels_available, row.weights // channels)
 
 
 def _signal(row: LayerReport) -> str:
-    """How much is left of a layer."""
+    """The SQNR of a layer's weights and output, as text."""
     return f"its weights keep {row.sqnr_db:.1f} dB of signal over rounding noise, its output {row.output_sqnr_db:.1f}"
 
 
@@ -113,22 +113,22 @@ def _one_range(worst: LayerReport, starved: list[LayerReport], rows: list[LayerR
 
 
 def _better_range(config: QuantConfig) -> tuple[str, ...]:
-    """What is missing of the range that helped the most often; it is found in seconds."""
+    """The missing parts of the range that helped most often. It is found in seconds."""
     channel = () if config.granularity == "channel" else ("quant.granularity=channel",)
     return channel + (() if config.alpha_rule == "lp" else ("quant.alpha_rule=lp",))
 
 
 def _more_levels(report: Report, config: QuantConfig) -> tuple[str, ...]:
-    """A grid that fits both ends of the weights, at as many stored bits, has a level more and wastes none on a side."""
+    """A grid fitted to both ends of the weights. With the same stored bits it has one more level and wastes none."""
     return () if config.grid != "symmetric" else ("quant.grid=asymmetric", *_same_storage(report, config))
 
 
 def _learning(report: Report, config: QuantConfig) -> tuple[str, ...]:
-    """Learned rounding and distillation, at as many stored bits, unless that is what was done."""
+    """Learned rounding and distillation with the same stored bits, unless they were used already."""
     return () if config.reconstruction.distill_steps else ("quant=best", *_same_storage(report, config))
 
 
 def _same_storage(report: Report, config: QuantConfig) -> tuple[str, ...]:
-    """The bits that a method without a sign on top of them takes for the same storage, where they are others."""
+    """The `quant.bits` with the same storage for a method without an extra sign bit, if they differ."""
     on_top = config.sign_bit == "extra" and config.grid not in ("asymmetric", "float_zero_point")
     return (f"quant.bits={round(report.bits_mean)}",) if on_top else ()

@@ -1,4 +1,4 @@
-"""Distillation: the whole quantized network learns to answer like the float network."""
+"""Distillation: the quantized network as a whole is trained to reproduce the float network's outputs."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ptq_exp.quantization.learned_weights import LearnedWeights
 from ptq_exp.quantization.learning import freeze_alphas, learn_alphas, minimize, pixels_first
 from ptq_exp.quantization.options import ReconstructionConfig
 
-AHEAD = 50  # batches that the float network answers at once
+AHEAD = 50  # batches for which the float network's outputs are computed at once
 
 
 def distill(
@@ -24,11 +24,11 @@ def distill(
     how: ReconstructionConfig,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Let the whole quantized network answer like the float one: weights, scales, biases and clipping values, in place.
+    """Train the quantized network to match the float one: weights, scales, biases and clipping values, in place.
 
     The loss is the Kullback-Leibler divergence of the logits (Hinton et al. 2015) on augmented calibration images;
-    no label is looked at. The rate falls to zero along half a cosine; it is in levels for weights, and relative for
-    scales and clipping values, which are learned as logarithms.
+    labels are not used. The learning rate decays to zero along half a cosine. It is in levels for weights, and
+    relative for scales and clipping values, which are learned as logarithms.
     """
     steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
     learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])

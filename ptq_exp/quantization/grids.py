@@ -1,4 +1,4 @@
-"""The grids that values are rounded to: whole-number codes, and the values that they stand for."""
+"""The grids that values are rounded to: integer codes and the values that they represent."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ TWO_SIDED = (ASYMMETRIC, FLOAT_ZERO_POINT)  # any two ends; no sign is stored
 
 @dataclass(frozen=True)
 class UniformGrid:
-    """Codes from `low` to `high`, both included; a code stands for `(code - zero_point) * scale`.
+    """Codes from `low` to `high`, both included. A code represents the value `(code - zero_point) * scale`.
 
-    Rounding is half to even, as in IEEE 754 and the course notebook. A zero-point that is no whole number puts zero
-    between two levels.
+    Rounding is half to even, as in IEEE 754 and the course notebook. With a non-integer zero-point, zero lies between
+    two levels.
     """
 
     low: int
@@ -31,7 +31,7 @@ class UniformGrid:
         return self.high - self.low + 1
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
-        """Codes (float tensor of whole numbers, the shape of `x`); `scale` must broadcast against `x`."""
+        """Codes (float tensor of integers, the shape of `x`); `scale` must broadcast against `x`."""
         whole = torch.round(torch.as_tensor(zero_point, dtype=x.dtype, device=x.device))
         return torch.clamp(torch.round(x / scale + (zero_point - whole)) + whole, self.low, self.high)
 
@@ -46,9 +46,9 @@ class UniformGrid:
 
 @dataclass(frozen=True)
 class LevelGrid:
-    """Levels at any place, ascending, within -1 and 1; code k stands for `values[k] * scale`.
+    """Arbitrary ascending levels in [-1, 1]. Code k represents the value `values[k] * scale`.
 
-    Ties go to the lower level. The zero-point plays no part.
+    Ties go to the lower level. The zero-point is ignored.
     """
 
     values: tuple[float, ...]
@@ -66,7 +66,7 @@ class LevelGrid:
         return len(self.values)
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
-        """Codes (float tensor of whole numbers, the shape of `x`)."""
+        """Codes (float tensor of integers, the shape of `x`)."""
         values = torch.tensor(self.values, dtype=x.dtype, device=x.device)
         return torch.bucketize((x / scale).contiguous(), (values[1:] + values[:-1]) / 2).to(x.dtype)
 
@@ -84,12 +84,12 @@ Grid = UniformGrid | LevelGrid
 
 
 def weight_grid(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
-    """The grid of weights with so many bits, a whole number or `TERNARY`.
+    """The grid of weights with `bits` bits, an integer or `TERNARY`.
 
-    `symmetric` and `power_of_two` are signed, around a level at zero. With `extra` the sign comes on top of the
-    bits, 2 (2^bits - 1) + 1 levels (the notebook); with `included` it is one of them, 2 (2^(bits - 1) - 1) + 1
-    levels. `asymmetric` and `float_zero_point` have 2^bits levels (`TERNARY`: 3) between
-    any two values. `apot`: see `additive_powers_of_two`.
+    `symmetric` and `power_of_two` are signed, with a level at zero. With `extra` the sign is an additional bit, giving
+    2 (2^bits - 1) + 1 levels (the notebook). With `included` it is one of the bits, giving 2 (2^(bits - 1) - 1) + 1
+    levels. `asymmetric` and `float_zero_point` have 2^bits levels (`TERNARY`: 3) between any two values. For `apot` see
+    `additive_powers_of_two`.
     """
     if kind in TWO_SIDED:
         return UniformGrid(0, int(2**bits) - 1)
@@ -102,10 +102,10 @@ def weight_grid(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> Grid:
 
 
 def additive_powers_of_two(bits: int) -> tuple[float, ...]:
-    """Signed levels whose magnitudes have `bits` bits: sums of powers of two, the largest 1.
+    """Signed levels whose magnitudes have `bits` bits: sums of powers of two, scaled so that the largest is 1.
 
-    With two bits a term, term i takes zero or one of 2^-i, 2^-(i+n), 2^-(i+2n) for n terms; an odd bit is one
-    more term of zero or 2^-2n, below which the third powers move. No power occurs twice, so all sums differ
+    With two bits per term, term i takes zero or one of 2^-i, 2^-(i+n), 2^-(i+2n) for n terms. An odd bit is one
+    more term of zero or 2^-2n, and the third powers move below it. No power occurs twice, so all sums differ
     (Li, Dong & Wang 2020, "Additive Powers-of-Two Quantization", equation 4 and, for odd bits, the authors' code).
     """
     terms, odd = bits // 2, bits % 2
@@ -118,10 +118,10 @@ def additive_powers_of_two(bits: int) -> tuple[float, ...]:
 
 
 def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor, zeros: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scale and zero-point (both of the shape of `low`) that put the values from `low` to `high` on `grid`.
+    """Scale and zero-point (both of the shape of `low`) that map the values from `low` to `high` to `grid`.
 
-    Symmetric grids use the larger magnitude of the two. A power-of-two scale is the nearest one in the exponent. Where
-    `zeros` (bool, the shape of `low`) is true zero is a level on every grid.
+    Symmetric grids use the larger magnitude of the two. A power-of-two scale is the one with the nearest exponent.
+    Where `zeros` (bool, the shape of `low`) is true, zero is a level on every grid.
     """
     if kind == FLOAT_ZERO_POINT:
         scale = _positive((high - low) / (grid.levels - 1))
@@ -142,15 +142,15 @@ def parameters(grid: Grid, kind: str, low: Tensor, high: Tensor, zeros: Tensor |
 
 
 def _positive(scale: Tensor) -> Tensor:
-    """A group of equal weights has no range: any scale represents it exactly."""
+    """Replace zero scales by one. A group of equal weights has no range, so any scale represents it exactly."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def activation_grid(bits: int, signed: bool = False) -> UniformGrid:
-    """2^bits levels: from 0 upwards behind a ReLU, two's complement where values have both signs."""
+    """2^bits levels: from 0 upwards after a ReLU, or in two's complement if values have both signs."""
     return UniformGrid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else UniformGrid(0, 2**bits - 1)
 
 
 def stored_bits(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> float:
-    """Bits that one weight takes when stored, its sign included."""
+    """Stored bits per weight, including the sign."""
     return bits + 1 if sign_bit == "extra" and kind not in TWO_SIDED else bits

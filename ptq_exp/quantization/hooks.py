@@ -1,4 +1,4 @@
-"""Forward passes with a look at what enters or leaves some of a network's modules."""
+"""Forward passes that observe the inputs and outputs of some of a network's modules."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ Inputs = tuple[Tensor, ...]
 
 
 class StopForward(Exception):
-    """Ends a forward pass early: what follows is not needed."""
+    """Ends a forward pass early, if the rest is not needed."""
 
 
 @contextlib.contextmanager
@@ -23,8 +23,8 @@ def watching(
 ) -> Iterator[Callable[[Tensor], None]]:
     """Yields a function that sends a batch of images through `model`.
 
-    At every call of a module called one of `names`, `inputs(name, inputs)` is called before it runs and
-    `outputs(name, inputs, output)` afterwards. Either may raise `StopForward`, which ends the batch's pass.
+    For every call of a module in `names`, `inputs(name, inputs)` is called before it runs and
+    `outputs(name, inputs, output)` afterwards. Either may raise `StopForward`, which ends the pass of the batch.
     """
 
     def before(name: str) -> Callable[[nn.Module, Inputs], None]:

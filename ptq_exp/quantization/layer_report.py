@@ -1,11 +1,11 @@
-"""The report on one layer: plain data without torch, so that processes that only draw need not import it."""
+"""The report on one layer: plain data without torch, so that plotting processes need not import it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One row of the per-layer table. Of a layer with an alpha per channel, `alpha` is their mean."""
+    """One row of the per-layer table. For a layer with an alpha per channel, `alpha` is their mean."""
 
     layer: str
     shape: str
@@ -17,7 +17,7 @@ class LayerReport:
     clipped_percent: float  # weights beyond alpha
     sparsity_float_percent: float  # weights that are exactly zero in the float network
     sparsity_percent: float  # ... and in the quantized one
-    levels_used: int  # different codes that occur (per channel: the mean over channels, rounded)
+    levels_used: int  # distinct codes in use (per channel: the mean over channels, rounded)
     levels_available: int
     sqnr_db: float  # of the weights: 10 log10(sum w^2 / sum (w - w_q)^2)
     output_sqnr_db: float  # of the layer's output in the quantized network, against the float network's

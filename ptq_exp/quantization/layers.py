@@ -1,4 +1,4 @@
-"""The modules that a quantized network is made of."""
+"""The modules of a quantized network."""
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,12 @@ def round_through(x: Tensor) -> Tensor:
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes activations on 2^bits levels up to `alpha`. Keeps the shape.
+    """Fake-quantizes activations to 2^bits levels up to `alpha`. The shape stays the same.
 
-    Signed ones in two's complement: the lowest level is one step below -alpha.
+    Signed activations use two's complement: the lowest level is one step below -alpha.
 
-    `drop` is the share of elements that pass unquantized while a block is reconstructed (QDrop, Wei et al. 2022);
-    0 otherwise. The gradient with respect to alpha is that of learned step sizes (Esser et al. 2020).
+    `drop` is the share of elements that stay unquantized during block reconstruction (QDrop, Wei et al. 2022), and 0
+    otherwise. The gradient with respect to alpha is that of learned step sizes (Esser et al. 2020).
     """
 
     alpha: Tensor
@@ -41,12 +41,12 @@ class ActivationQuantizer(nn.Module):
         return self.alpha / self.grid.high if self.grid.high else self.alpha
 
     def _infer(self, x: Tensor) -> Tensor:
-        """The same without a gradient, in as few passes over memory as there are."""
+        """The same without a gradient, in as few passes over memory as possible."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         simple = dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32
         if simple and triton_works(x.device, _try_kernel):
             return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
-        scale = self._scale()  # in place after the division: new memory costs more than the arithmetic
+        scale = self._scale()  # in place after the division, since allocation costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
 
 
@@ -54,7 +54,9 @@ OPAQUE = (ActivationQuantizer,)  # torch.fx must not trace into these: their for
 
 
 def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
-    from ptq_exp.quantization.activation_kernel import fake_quantize  # needs Triton, which not every machine has
+    from ptq_exp.quantization.activation_kernel import (
+        fake_quantize,
+    )  # needs Triton, which is not available on every machine
 
     return fake_quantize(x, alpha, low, high)
 
@@ -66,10 +68,10 @@ def _try_kernel(device: torch.device) -> None:
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weights lie on a grid, with an optional quantizer of its input.
 
-    `codes` (int32, the shape of the weights), `scale` and `zero_point` (one, or one for each output channel, shaped
-    to broadcast) are the weights' stored form; the wrapped layer holds the same weights as floats, so that
-    evaluation costs what it costs the float network. `soft`, set while weights are being learned, replaces them.
-    `zeros` (bool, the shape of the weights) says which weights stay exactly zero while others are learned; None: none.
+    `codes` (int32, the shape of the weights), `scale` and `zero_point` (one value, or one per output channel, shaped
+    to broadcast) are the stored form of the weights. The wrapped layer holds the same weights as floats, so that
+    evaluation is as fast as for the float network. `soft` replaces the weights while they are learned. `zeros` (bool,
+    the shape of the weights) marks the weights that stay exactly zero during learning; None means no weights.
     """
 
     codes: Tensor
@@ -85,7 +87,7 @@ class QuantizedLayer(nn.Module):
         self.layer, self.grid, self.bits = layer, grid, bits
         self.activation: ActivationQuantizer | None = None
         self.soft: Tensor | None = None
-        # A parameter of its own: another module that shares it keeps the float values.
+        # A new parameter, so that another module that shares the old one keeps the float values.
         layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
         weight = layer.weight.detach()
         self.register_buffer("scale", _per_group(scale, weight))
@@ -105,13 +107,13 @@ class QuantizedLayer(nn.Module):
         return self.layer.bias
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value that the grid can take, shaped as `scale`."""
+        """The lowest and the highest value of the grid, in the shape of `scale`."""
         codes = (torch.full_like(self.scale, code) for code in (self.grid.low, self.grid.high))
         low, high = (self.grid.dequantize(code, self.scale, self.zero_point) for code in codes)
         return low, high
 
     def set_codes(self, codes: Tensor) -> None:
-        """Use `codes` (whole numbers on the grid, the shape of the weights) as the weights."""
+        """Set the weights to `codes` (integers on the grid, the shape of the weights)."""
         self.codes.copy_(codes)
         self.layer.weight.data.copy_(self.grid.dequantize(codes.to(self.scale.dtype), self.scale, self.zero_point))
 
@@ -130,7 +132,7 @@ def _per_group(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class QuantizedAddition(nn.Module):
-    """An addition of two branches whose operands are quantized first."""
+    """An addition of two branches with quantized operands."""
 
     def __init__(self, addition: nn.Module, first: ActivationQuantizer, second: ActivationQuantizer):
         super().__init__()

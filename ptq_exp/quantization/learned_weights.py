@@ -1,4 +1,4 @@
-"""Weights that are being learned: between two levels (rounding up or down), or free under the rounding."""
+"""Weights during learning: either between two levels (rounded up or down), or free before rounding."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,10 @@ ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid is stretched to (-0.1, 1.1), so
 
 
 class PackedWeights(nn.Module):
-    """The weights of several layers as one matrix, one row a scale, padded to the longest row.
+    """The weights of several layers as one matrix with one row per scale, padded to the longest row.
 
-    On a GPU every operation on a layer this small costs its launch alone; on the matrix it serves all layers at once.
+    On a GPU, the launch dominates the cost of an operation on such small layers. One operation on the matrix processes
+    all layers.
     """
 
     def __init__(self, layers: list[QuantizedLayer]):
@@ -34,7 +35,7 @@ class PackedWeights(nn.Module):
         return torch.cat(repeated).to(device)
 
     def _zeros(self) -> Tensor | None:
-        """The weights that stay zero, as a matrix; None where there are none."""
+        """A matrix that marks the weights that stay zero, or None if there are none."""
         found = [layer.zeros for layer in self.layers]
         if all(zeros is None for zeros in found):
             return None
@@ -42,7 +43,7 @@ class PackedWeights(nn.Module):
         return self.pack([torch.zeros_like(layer.codes, dtype=torch.bool) if z is None else z for z, layer in pairs])
 
     def pack(self, tensors: list[Tensor]) -> Tensor:
-        """One tensor of each layer's weights' shape as a matrix; the padding is zero."""
+        """Pack one tensor per layer, in the shape of its weights, into a matrix. The padding is zero."""
         width = max(self.columns)
         shaped = [t.reshape(rows, -1) for t, rows in zip(tensors, self.rows, strict=True)]
         return torch.cat([F.pad(t, (0, width - t.shape[1])) for t in shaped])
@@ -53,7 +54,7 @@ class PackedWeights(nn.Module):
         return [part[:, :columns].reshape(layer.codes.shape) for part, columns, layer in parts]
 
     def use(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> None:
-        """Let the layers compute with (codes - zero_point) * scale, differentiably."""
+        """Set the layers' weights to (codes - zero_point) * scale, differentiably."""
         for layer, weight in zip(self.layers, self.unpack((codes - zero_point) * scale), strict=True):
             layer.soft = weight
 
@@ -83,20 +84,20 @@ class SoftRounding(PackedWeights):
         return share if self.zeros is None else share.masked_fill(self.zeros, 0.0)
 
     def forward(self, beta: Tensor) -> Tensor:
-        """Use the weights as they are now; returns how undecided they are: the sum of 1 - |2h - 1|^beta."""
+        """Use the current weights. Returns the rounding regularizer, the sum of 1 - |2h - 1|^beta."""
         share = self.share()
         self.use(torch.clamp(self.floor + share, self.low, self.high), self.scale, self.zero_point)
         return (1 - (2 * share - 1).abs().pow(beta)).sum()
 
     def finish(self) -> None:
-        """Decide: up where h is at least one half."""
+        """Round each weight up where h is at least one half, else down."""
         self.settle(torch.clamp(self.floor + (self.share() >= 0.5), self.low, self.high))
 
 
 class LearnedWeights(PackedWeights):
-    """Weights as unrounded codes, and the scales, free to move under the rounding (Esser et al. 2020).
+    """Unrounded codes and scales, learned through the rounding (Esser et al. 2020).
 
-    Zero-points that are no whole numbers move as well (Bhalgat et al. 2020); whole ones stay, so that zero is a level.
+    Non-integer zero-points are also learned (Bhalgat et al. 2020). Integer ones stay fixed, so that zero is a level.
     """
 
     def __init__(self, layers: list[QuantizedLayer]):
@@ -108,20 +109,20 @@ class LearnedWeights(PackedWeights):
         self.movable = (self.zero_point != self.zero_point.round()).to(self.zero_point)
 
     def moved(self) -> Tensor:
-        """The zero-points as they are now."""
+        """The current zero-points."""
         return self.zero_point + self.movable * (self.offset - self.zero_point)
 
     def _codes(self, rounded: Tensor) -> Tensor:
-        """On the grid; where weights stay zero the zero-point, which is whole there and does not move."""
+        """Codes clamped to the grid. Weights that stay zero get the zero-point, which is a fixed integer for them."""
         codes = torch.clamp(rounded, self.low, self.high)
         return codes if self.zeros is None else torch.where(self.zeros, self.zero_point, codes)
 
     def forward(self) -> None:
-        """Use the weights as they are now."""
+        """Use the current weights."""
         self.use(self._codes(round_through(self.position)), self.log_scale.exp(), self.moved())
 
     def finish(self) -> None:
-        """Keep scales, zero-points and rounded weights."""
+        """Store scales, zero-points and rounded weights in the layers."""
         scales, zero_points = self.log_scale.detach().exp(), self.moved().detach()
         parts = zip(self.layers, scales.split(self.rows), zero_points.split(self.rows), strict=True)
         for layer, scale, zero_point in parts:

@@ -1,4 +1,4 @@
-"""What everything learned has in common: when it pays, a store of results, clipping values, the optimizer's loop."""
+"""Common parts of learned methods: when to learn, a store of results, clipping values, the optimization loop."""
 
 import os
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from ptq_exp.quantization.context import Context
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
 
-RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that no older unit is taken from the store
+RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that older units in the store are not used
 
 
 def worth_learning(context: Context) -> bool:
-    """Whether some weights have at most `reconstruction.up_to_bits` bits, or the activations at most
-    `reconstruction.act_up_to_bits`: otherwise rounding to nearest loses next to nothing."""
+    """Whether any weights have at most `reconstruction.up_to_bits` bits, or the activations at most
+    `reconstruction.act_up_to_bits`. Otherwise the loss of rounding to nearest is negligible."""
     options, how = context.options, context.options.reconstruction
     coarse_activations = options.act_bits is not None and options.act_bits <= how.act_up_to_bits
     return min(context.plan.values()) <= how.up_to_bits or coarse_activations
 
 
 def learn_once(context: Context, unit: nn.Module, name: str, number: int, learn: Callable[[], None]) -> None:
-    """Let `learn` change `unit` in place, or take from the context's store what was kept there under `name`.
+    """Let `learn` change `unit` in place, or load the result stored under `name` in the context's store.
 
-    What is kept for another plan is not taken. `number` gives the unit random draws of its own.
+    A result for another plan is not used. `number` gives the unit its own random seed.
     """
     torch.manual_seed(context.calibration.seed * 1000 + number)
     file = context.store / f"{name}.safetensors" if context.store else None
@@ -42,16 +42,16 @@ def learn_once(context: Context, unit: nn.Module, name: str, number: int, learn:
 
 def _keep(unit: nn.Module, file: Path, plan: dict[str, float]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may be at the same unit
+    partial = file.with_suffix(f".{os.getpid()}.partial")  # another job may write the same unit
     save_checked({key: x.cpu().contiguous() for key, x in unique_state(unit).items()}, partial, {"plan": plan})
     partial.replace(file)
 
 
 def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
-    """Load a unit reconstructed before; False where there is none, or of other bit widths, or the file is damaged."""
+    """Load a stored unit. Returns False if there is none, its bit widths differ, or the file is damaged."""
     try:
         tensors, about = load_checked(file)
-        if about["plan"] != plan:  # sensitivities are measured: another machine's may give another plan
+        if about["plan"] != plan:  # sensitivities are measured, so another machine may get another plan
             return False
         load_unique_state(unit, tensors)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
@@ -60,12 +60,12 @@ def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
 
 
 def pixels_first(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) as (N, H, W, C): a batch of them then has the layout that convolutions are quickest in."""
+    """Images (N, C, H, W) as (N, H, W, C), so that a batch of them has the fastest layout for convolutions."""
     return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
 
 
 def learn_alphas(quantizers: list[ActivationQuantizer], lr: float) -> list[nn.Parameter]:
-    """One parameter for each quantizer, the logarithm of alpha: steps are relative, and alpha stays positive."""
+    """One parameter per quantizer, the logarithm of alpha, so that steps are relative and alpha stays positive."""
     if lr == 0:
         return []
     logs = [nn.Parameter(q.alpha.detach().log()) for q in quantizers]
@@ -75,7 +75,7 @@ def learn_alphas(quantizers: list[ActivationQuantizer], lr: float) -> list[nn.Pa
 
 
 def freeze_alphas(quantizers: list[ActivationQuantizer], logs: list[nn.Parameter]) -> None:
-    """Keep the values that `learn_alphas`' parameters have now."""
+    """Store the current values of the parameters of `learn_alphas` in the quantizers."""
     for quantizer, log_alpha in zip(quantizers, logs, strict=False):
         del quantizer.alpha
         quantizer.register_buffer("alpha", log_alpha.detach().exp())
@@ -88,10 +88,10 @@ def minimize(
     schedule: Callable[[int], None],
     advance: Callable[[], None],
 ) -> None:
-    """Adam on `groups` for `steps` steps; `schedule` is called with a step's number before it.
+    """Run Adam on `groups` for `steps` steps. `schedule` is called before each step with its number.
 
-    On CUDA the step is captured once as a graph and replayed: its kernels are far too small to be launched one by
-    one. `loss` and `schedule` must therefore keep what changes in tensors on the device.
+    On CUDA the step is captured once as a graph and replayed, because its kernels are too small to be launched one by
+    one. `loss` and `schedule` must therefore keep changing values in tensors on the device.
     """
     parameters = [p for group in groups for p in group["params"]]
     cuda = parameters[0].is_cuda
@@ -99,7 +99,7 @@ def minimize(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with tf32(True):  # what is learned this way is noisy anyhow, and convolutions take half the time
+        with tf32(True):  # learning is noisy anyway, and convolutions take half the time
             loss().backward()
         optimizer.step()
 
@@ -120,7 +120,7 @@ def minimize(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    with torch.no_grad():  # the warm-up steps did not happen
+    with torch.no_grad():  # undo the warm-up steps
         for p, value in zip(parameters, before, strict=True):
             p.copy_(value)
         for state in optimizer.state.values():

@@ -1,5 +1,4 @@
-"""A network's modules taken as they are: weights that are computed at every call, modules and tensors that have
-several names."""
+"""Tools for special modules: weights that are computed at every call, and modules and tensors with several names."""
 
 import copy
 
@@ -13,15 +12,15 @@ from ptq_exp.base.errors import UserError
 
 
 def copy_network(model: nn.Module) -> nn.Module:
-    """A deep copy. Weights that a hook computes (masks of pruning, weight norm) are results of autograd, which torch
-    does not copy: the copy gets their values."""
+    """A deep copy. Weights computed by a hook (pruning masks, weight norm) are results of autograd, which torch does
+    not copy, so the copy gets their values."""
     values = (value for module in model.modules() for value in vars(module).values())
     computed = {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
     return copy.deepcopy(model, computed)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes what `model` does, its weights plain parameters without a gradient."""
+    """A copy in evaluation mode with the function of `model`. Its weights are plain parameters without gradient."""
     network = copy_network(model).eval()
     materialize(network)
     for parameter in network.parameters():
@@ -31,11 +30,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def materialize(model: nn.Module) -> None:
-    """Turn every weight that is computed when its module is called into a plain parameter of that value, in place.
+    """Replace every weight that is computed at each call by a plain parameter with the same value, in place.
 
-    What is rounded must be what the layer computes with. Known are parametrizations (weight norm, spectral norm, ...),
-    the older norms, which are hooks, and pruning masks. `model` must be in evaluation mode: training changes a spectral
-    norm at every call. Raises `UserError` for a convolution or linear layer whose weight is computed in another way.
+    Rounding must apply to the weights that the layer computes with. Parametrizations (weight norm, spectral norm, ...),
+    the older norms, which are hooks, and pruning masks are supported. `model` must be in evaluation mode, because
+    training changes a spectral norm at every call. Raises `UserError` for a convolution or linear layer whose weight is
+    computed in another way.
     """
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -49,20 +49,20 @@ def materialize(model: nn.Module) -> None:
                 prune.remove(module, hook._tensor_name)
         if isinstance(module, nn.Conv2d | nn.Linear) and "weight" not in module._parameters:
             raise UserError(
-                f"The weight of {name} is computed at every call, in a way that is not known here: rounding it would "
-                f"change nothing. Make it a plain parameter first."
+                f"The weight of {name} is computed at every call in an unsupported way, so rounding it would have no "
+                f"effect. Make it a plain parameter first."
             )
 
 
 def _remove_spectral_norm(module: nn.Module, hook: SpectralNorm) -> None:
     remove_spectral_norm(module, hook.name)
-    for key, held in list(module._load_state_dict_pre_hooks.items()):  # torch's function does not find this one
+    for key, held in list(module._load_state_dict_pre_hooks.items()):  # torch's function misses this hook
         if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
             del module._load_state_dict_pre_hooks[key]
 
 
 def _remove_parametrizations(module: nn.Module) -> None:
-    """Not torch's function: that changes the class, which a copied module shares with the original."""
+    """Remove parametrizations. Torch's function would change the class, which a copy shares with the original."""
     values = {
         tensor: (getattr(module, tensor).detach().clone(), next(sources.parameters(recurse=False), None) is not None)
         for tensor, sources in module.parametrizations.items()  # type: ignore[union-attr, operator]
@@ -77,7 +77,7 @@ def _remove_parametrizations(module: nn.Module) -> None:
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` where the module called `name` is, under every name that this module has."""
+    """Replace the module called `name` by `new`, under every name of this module."""
     old = model.get_submodule(name)
     places = [
         (parent, child) for parent in model.modules() for child, module in parent._modules.items() if module is old
@@ -87,17 +87,17 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """For every key of the state dict the first key of the same tensor: a module with two names is in it twice."""
+    """Map every key of the state dict to the first key of the same tensor, since a module may have several names."""
     first: dict[int, str] = {}
     return {key: first.setdefault(id(value), key) for key, value in model.state_dict(keep_vars=True).items()}
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, every tensor once."""
+    """The state dict with every tensor once."""
     state = model.state_dict()
     return {key: state[key] for key, first in first_names(model).items() if key == first}
 
 
 def load_unique_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `unique_state` gave. Raises `RuntimeError` where it is not all of it, or of another network."""
+    """Load the result of `unique_state`. Raises `RuntimeError` if it is incomplete or of another network."""
     model.load_state_dict(tensors | {k: tensors[first] for k, first in first_names(model).items() if first in tensors})

@@ -1,4 +1,4 @@
-"""`quantize`: the steps of a method, one after the other, and the report on what they did."""
+"""`quantize`: run the steps of a method in order, and report on the result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from ptq_exp.quantization.steps import STEPS
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized network and where it comes from."""
+    """A quantized network with its report, its float reference and its plan."""
 
     network: nn.Module
     report: Report
-    reference: nn.Module  # the float network with the same layers: batch norm folded, equalized; not to be changed
+    reference: nn.Module  # the float network with the same layers (batch norm folded, equalized); must not be changed
     plan: dict[str, float]  # the bits of every quantized layer
 
 
@@ -32,11 +32,11 @@ def quantize(
     progress: Progress | None = None,
     store: Path | None = None,
 ) -> Quantized:
-    """Quantize a copy of the float `model` to `bits` bits; `model` is left as it is.
+    """Quantize a copy of the float `model` to `bits` bits; `model` stays unchanged.
 
-    Quantizations that are given the same `calibration` share what does not depend on the bits. A folder `store` keeps
-    every reconstructed unit, so that an interrupted reconstruction goes on there. Raises `UserError` where there is
-    nothing to quantize.
+    Quantizations with the same `calibration` share values that do not depend on the bits. The folder `store` keeps
+    every reconstructed unit, so that an interrupted reconstruction can continue. Raises `UserError` if there is nothing
+    to quantize.
     """
     if not target_layers(model, options.layers):
         raise UserError("The network has no convolution, so there is nothing to quantize.")

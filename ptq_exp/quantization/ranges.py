@@ -1,4 +1,4 @@
-"""How the clipping ranges of a network's weights are found: by one of the rules in `ptq_exp.quantization.rules`."""
+"""Clipping ranges of a network's weights, found by one of the rules in `ptq_exp.quantization.rules`."""
 
 import importlib
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from ptq_exp.quantization.grids import Grid
 
 @dataclass(frozen=True)
 class RangeContext:
-    """What a rule may look at besides the weights themselves."""
+    """The inputs of a rule besides the weights."""
 
     first_conv: Tensor  # float weights of the network's first convolution
-    grid: Grid  # what the weights will be rounded to
+    grid: Grid  # the grid that the weights will be rounded to
     kind: str  # `quant.grid`
     multiplier: float = 3.0  # `quant.alpha_multiplier`
     percentile: float = 99.9  # `quant.percentile`
     norm: float = 2.4  # `quant.lp_norm`
-    zeros: Tensor | None = None  # (G,) bool: the groups in which zero must be a level, since weights are exactly zero
+    zeros: Tensor | None = None  # (G,) bool: groups that contain exact zeros, so that zero must be a level
 
 
 Range = tuple[Tensor, Tensor]
@@ -42,10 +42,10 @@ def alpha_rule(name: str) -> Callable[[AlphaRule], AlphaRule]:
 def find_ranges(
     weights: dict[str, Tensor], contexts: dict[str, RangeContext], rule: str, granularity: str
 ) -> dict[str, Range]:
-    """The clipping range of every layer: two tensors of shape (1,), or (C,) for each output channel.
+    """The clipping range of every layer: two tensors of shape (1,), or (C,) with one value per output channel.
 
-    `granularity` says which weights share a range: those of the `model`, of a `tensor` or of an output
-    `channel`. Raises `UserError` where a range is not a number.
+    `granularity` sets which weights share a range: those of the `model`, of a `tensor` or of an output `channel`.
+    Raises `UserError` if a range is not finite.
     """
     find = ALPHA_RULES[rule]
     if granularity == "model":
@@ -59,8 +59,8 @@ def find_ranges(
         }
     for name, (low, high) in ranges.items():
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise UserError(f"quant.alpha_rule={rule} gives no number for {name}: are its weights finite?")
+            raise UserError(f"quant.alpha_rule={rule} gives no finite range for {name}. Are its weights finite?")
     return ranges
 
 
-importlib.import_module("ptq_exp.quantization.rules")  # last: its files import this one
+importlib.import_module("ptq_exp.quantization.rules")  # last, because its files import this module

@@ -1,4 +1,4 @@
-"""What quantization did to every layer, and what the quantized network weighs."""
+"""The effect of quantization on every layer, and the size of the quantized network."""
 
 import math
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ class Report:
     layers: list[LayerReport]
     bits_mean: float  # stored bits per weight (including sign), the mean over all quantized weights
     sensitivity: dict[str, dict[float, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
-    activations: dict[str, Observation]  # the layers whose input is quantized, as calibrated
-    size_bytes: int  # packed codes and scales, and everything else (batch norm, biases, the rest) in float32
+    activations: dict[str, Observation]  # the calibrated inputs of layers with quantized inputs
+    size_bytes: int  # packed codes, and scales and everything else (batch norm, biases, other layers) in float32
 
 
 def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, output_db: float) -> LayerReport:
-    """The row of `layer`, whose float weights were `weight`."""
+    """The row of `layer` with the float weights `weight`."""
     low, high = layer.ends()
     alpha = torch.maximum(high, -low)
-    beyond = 1e-6 * (high - low)  # scale times level is not the range's end to the last bit
+    beyond = 1e-6 * (high - low)  # scale times level may differ from the end of the range by rounding
     groups = layer.codes.reshape(layer.scale.numel(), -1)
     used = sum(len(torch.unique(group)) for group in groups) / len(groups)
     return LayerReport(
@@ -58,8 +58,8 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
 
 
 def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
-    """Signal to quantization noise ratio in dB; infinite where nothing was lost."""
-    # In double precision: the square of a large weight is beyond single.
+    """Signal-to-quantization-noise ratio in dB; infinite if there is no error."""
+    # In double precision, since the square of a large weight exceeds single precision.
     noise, signal_norm = (torch.linalg.vector_norm(x.double()).item() for x in (signal - quantized, signal))
     if noise == 0:
         return math.inf
@@ -68,12 +68,14 @@ def sqnr_db(signal: Tensor, quantized: Tensor) -> float:
 
 @torch.no_grad()
 def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """Outputs of those of the modules called `names` that run, on the first of the normalized `images`; of several
-    calls one after the other. Vectors."""
+    """The outputs (flattened vectors) of the modules called `names` on the first of the normalized `images`.
+
+    Modules that do not run are left out. The outputs of several calls are concatenated.
+    """
     found: dict[str, list[Tensor]] = {}
 
     def keep(name: str, _: Inputs, output: Tensor) -> None:
-        found.setdefault(name, []).append(output.clone())  # a copy: a ReLU that works in place comes next
+        found.setdefault(name, []).append(output.clone())  # a copy, since an in-place ReLU may follow
 
     with watching(network, names, outputs=keep) as forward:
         forward(images[:IMAGES])
@@ -81,14 +83,14 @@ def layer_outputs(network: nn.Module, names: list[str], images: Tensor) -> dict[
 
 
 def make_report(context: Context) -> Report:
-    """The report on a context's quantized network, after the last step."""
+    """The report on a context's quantized network after the last step."""
     options, network, weights = context.options, context.network, context.weights()
     wanted = context.calibration.once(
         ("outputs", context.reference, options.layers),
         lambda: layer_outputs(context.reference, list(weights), context.images),
     )
     found = layer_outputs(network, list(context.plan), context.images)
-    # A layer that does not run loses nothing.
+    # A layer that does not run has no error.
     outputs = {name: sqnr_db(wanted[name], found[name]) if name in wanted else math.inf for name in context.plan}
     rows = [
         layer_report(name, layer, weights[name], stored_bits(layer.bits, options.sign_bit, options.grid), outputs[name])
@@ -101,7 +103,7 @@ def make_report(context: Context) -> Report:
 
 
 def _float_numbers(network: nn.Module, quantized: set[str]) -> int:
-    """How many float32 numbers a quantized network stores besides the codes of the layers called `quantized`."""
+    """The number of float32 values in a quantized network besides the codes of the layers called `quantized`."""
     floats = 0
     for name, tensor in unique_state(network).items():
         # A symmetric grid has no zero-point to store.

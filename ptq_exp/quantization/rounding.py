@@ -1,4 +1,4 @@
-"""Which layers are quantized to how many bits, and their weights rounded to nearest."""
+"""The bit width of every quantized layer, and rounding of its weights to nearest."""
 
 import fnmatch
 
@@ -16,15 +16,15 @@ EIGHT = 8
 
 
 def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers whose weights are quantized, by name, in the network's order; `kinds` is conv or all."""
+    """The layers with quantized weights, by name, in network order; `kinds` is conv or all."""
     wanted = nn.Conv2d if kinds == "conv" else nn.Conv2d | nn.Linear
     return {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
 
 
 def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, float]:
-    """The bit width of every layer that is quantized: a pattern overrules the policy for first and last layer.
+    """The bit width of every quantized layer. A pattern overrides the policy for the first and the last layer.
 
-    Raises `UserError` for a pattern in `quant.layer_bits` that no layer's name matches.
+    Raises `UserError` for a pattern in `quant.layer_bits` that matches no layer.
     """
     names = list(target_layers(model, options.layers))
     plan: dict[str, float] = dict.fromkeys(names, bits)
@@ -47,7 +47,7 @@ def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, fl
 
 
 def round_weights(network: nn.Module, options: QuantConfig, plan: dict[str, float]) -> None:
-    """Replace the layers of `plan` by quantized ones, rounded to nearest, in place."""
+    """Replace the layers of `plan` by quantized layers, rounded to nearest, in place."""
     everything = target_layers(network, options.layers)
     layers = {name: everything[name] for name in plan}
     first_conv = next(iter(everything.values())).weight.detach()

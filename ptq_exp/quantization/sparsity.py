@@ -1,17 +1,17 @@
-"""Weights that are exactly zero, as pruning leaves them: they stay zero, or what pruning saved is lost in silence."""
+"""Exact zeros of pruned weights. They must stay zero, or the savings of pruning are silently lost."""
 
 import torch
 from torch import Tensor
 
-# Share of an output channel's weights from which its zeros are meant. Weights that were only trained are practically
-# never exactly zero, so that dense networks lie far below; pruning that is worth storing lies far above.
+# If at least this share of an output channel's weights is zero, the zeros count as intended. Weights that were only
+# trained are practically never exactly zero, so dense networks lie far below. Useful pruning lies far above.
 SPARSE = 0.01
 
 
 def groups_with_zeros(weights: dict[str, Tensor], granularity: str) -> dict[str, Tensor]:
-    """For every layer which of its groups, (1,) or (C,), have a channel with so many zeros that zero must be a level.
+    """For every layer, the groups, (1,) or (C,) bool, with a channel of so many zeros that zero must be a level.
 
-    `granularity` is that of the ranges: with `model` all layers share one.
+    `granularity` is that of the ranges. With `model`, all layers share one group.
     """
     channels = {name: (weight == 0).flatten(1).float().mean(1) >= SPARSE for name, weight in weights.items()}
     if granularity == "channel":
@@ -23,7 +23,7 @@ def groups_with_zeros(weights: dict[str, Tensor], granularity: str) -> dict[str,
 
 
 def zeros_of(weight: Tensor, groups: Tensor) -> Tensor | None:
-    """Where `weight` is zero and has to stay so, given which of its groups have zeros; None where nowhere."""
+    """A mask of the zeros in `weight` that must stay zero, given the groups with zeros, or None if there are none."""
     if not groups.any():
         return None
     return (weight == 0) & groups.reshape(-1, *[1] * (weight.dim() - 1))

@@ -9,16 +9,16 @@ def check_bits(key: str, bits: object) -> None:
     """Raise `UserError` unless `bits` is a bit width; `key` is its name on the command line."""
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS_RANGE:
         raise UserError(
-            f"{key}={bits} is not a bit width. Allowed: whole numbers from {BITS_RANGE.start} to "
-            f"{BITS_RANGE.stop - 1}, or a list of them, {key}='[4,8]' for example."
+            f"{key}={bits} is not a bit width. Allowed: integers from {BITS_RANGE.start} to "
+            f"{BITS_RANGE.stop - 1}, or a list of them, for example {key}='[4,8]'."
         )
 
 
 def check_widths(options: QuantConfig) -> None:
-    """Raise `UserError` for a bit width of the weights that the grid cannot have."""
+    """Raise `UserError` for a bit width of the weights that the grid does not support."""
     widths, two_sided = options.bit_widths(), options.grid in TWO_SIDED
     if not widths:
-        raise UserError("quant.bits is empty. Give a bit width or a list of them, quant.bits='[4,8]' for example.")
+        raise UserError("quant.bits is empty. Give a bit width or a list of them, for example quant.bits='[4,8]'.")
     for key, bits in (
         [("quant.bits", b) for b in widths]
         + [(f"quant.layer_bits.{name}", b) for name, b in options.layer_bits.items()]
@@ -33,4 +33,4 @@ def check_widths(options: QuantConfig) -> None:
                 f"quant.sign_bit=extra, or quant.grid=float_zero_point."
             )
     if len(set(widths)) < len(widths):
-        raise UserError(f"quant.bits={widths} names a bit width twice.")
+        raise UserError(f"quant.bits={widths} contains a bit width twice.")

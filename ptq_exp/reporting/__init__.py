@@ -1,8 +1,8 @@
 """Outputs of finished work: terminal, plots, HTML report, MLflow, all behind one protocol.
 
 An output is one folder with a class derived from `Reporter`, and one entry in `REPORTERS`. It implements `job` and
-`sweep`. Nothing here measures or decides anything. This module imports no torch: the schema of the command line needs
-the options of an output.
+`sweep`. Nothing here measures or decides anything. This module does not import torch, because the schema of the command
+line needs the options of an output.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ptq_exp.reporting.mlflow.options import TrackingOptions
     from ptq_exp.results.records import JobRecord, SweepRecord
 
-# In this order. The terminal comes first: what follows may fail.
+# The outputs in order. The terminal comes first, because the others may fail.
 REPORTERS = [
     "ptq_exp.reporting.terminal.reporter:Terminal",
     "ptq_exp.reporting.plots.reporter:Plots",
@@ -27,10 +27,10 @@ REPORTERS = [
 
 @dataclass(frozen=True)
 class JobStart:
-    """What is known of a job when it starts."""
+    """The facts about a job that are known when it starts."""
 
     name: str
-    key: str  # SHA-256 (hex) of what decides its result
+    key: str  # SHA-256 (hex) of everything that determines its result
     folder: Path
     alone: bool  # not a job of a sweep
     started: int  # ms since 1970
@@ -39,7 +39,7 @@ class JobStart:
 
 @dataclass(frozen=True)
 class SweepStart:
-    """What is known of a sweep when it starts."""
+    """The facts about a sweep that are known when it starts."""
 
     name: str
     command: list[str]  # the overrides as typed
@@ -49,7 +49,7 @@ class SweepStart:
 
 
 class Reporter:
-    """One output. `job` and `sweep` do its work; the other methods are for outputs that follow a run while it lasts."""
+    """One output. `job` and `sweep` do its work. The other methods are for outputs that follow a run in progress."""
 
     def __init__(self, tracking: "TrackingOptions"):
         self.tracking = tracking
@@ -66,7 +66,7 @@ class Reporter:
         """Called before a job's work."""
 
     def job_failed(self, error: BaseException) -> None:
-        """Called instead of `job` where the job that began raises `error`."""
+        """Called instead of `job` if the job raises `error`."""
 
     def sweep_begins(self, start: SweepStart) -> None:
         """Called before a sweep's first job, in the process that runs the sweep."""
@@ -76,17 +76,17 @@ class Reporter:
         return contextlib.nullcontext()
 
     def find(self, key: str, folder: Path) -> "JobRecord | None":
-        """The record of an earlier job with this key, fetched into `folder`; None where this output keeps none."""
+        """The record of an earlier job with this key, fetched into `folder`, or None if this output has none."""
         return None
 
     def gather(self, folder: Path) -> None:
-        """Fetch into a sweep's folder the jobs that ran where it is not: on workers without a shared disk."""
+        """Fetch the jobs that ran on workers without a shared disk into the sweep's folder."""
 
     def close(self, status: str) -> None:
-        """End everything that is still open in this process, as FAILED or KILLED."""
+        """End everything that is still open in this process with `status` FAILED or KILLED."""
 
     def where(self) -> list[str]:
-        """Lines that say where the result can be seen, for the end of the run."""
+        """Lines on where to view the result, printed at the end of the run."""
         return []
 
 
@@ -98,7 +98,7 @@ class Reports:
 
     @contextlib.contextmanager
     def following(self, start: JobStart) -> Iterator[None]:
-        """Tell every output that a job begins and, where it raises, that it failed."""
+        """Notify every output that a job begins and, if it raises, that it failed."""
         for reporter in self.reporters:
             reporter.job_begins(start)
         try:
@@ -117,21 +117,21 @@ class Reports:
             yield
 
     def job(self, record: "JobRecord") -> None:
-        """Report a finished job everywhere."""
+        """Report a finished job to every output."""
         for reporter in self.reporters:
             reporter.job(record)
 
     def sweep_begins(self, start: SweepStart) -> None:
-        """Tell every output that a sweep begins."""
+        """Notify every output that a sweep begins."""
         for reporter in self.reporters:
             reporter.sweep_begins(start)
 
     def sweep(self, record: "SweepRecord") -> list[str]:
-        """Report a sweep everywhere; what went wrong, in words. An output that fails does not keep the next from it."""
+        """Report a sweep to every output, even if one fails. Returns the error messages."""
         return self._each(lambda reporter: reporter.sweep(record))
 
     def gather(self, folder: Path) -> list[str]:
-        """Fetch the jobs of a sweep that ran elsewhere; what went wrong, in words."""
+        """Fetch the jobs of a sweep that ran elsewhere. Returns the error messages."""
         return self._each(lambda reporter: reporter.gather(folder))
 
     def find(self, key: str, folder: Path) -> "JobRecord | None":
@@ -144,7 +144,7 @@ class Reports:
             reporter.close(status)
 
     def where(self) -> list[str]:
-        """Lines that say where the result can be seen."""
+        """Lines on where to view the result."""
         return [line for reporter in self.reporters for line in reporter.where()]
 
     def _each(self, call: Callable[[Reporter], None]) -> list[str]:

@@ -1,16 +1,17 @@
-"""The result table: as wide as the terminal allows, as Markdown, and as cells for the HTML report.
+"""The result table: for the terminal (as wide as it allows), as Markdown, and as cells for the HTML report.
 
-No number is ever cut. A terminal that is too narrow for the whole table loses, in this order, until the rest fits:
+No number is ever cut. If a terminal is too narrow for the complete table, these parts are dropped in this order until
+the rest fits:
 
-1. the intervals' own columns (they move below the values that they belong to, and headings become shorter),
+1. the separate columns of the intervals (they move below their values, and headings become shorter),
 2. the agreement with the float network,
 3. the size of the float network,
-4. the verdict's words (a mark takes their place, explained below the table),
-5. the 95 % CI of top-1 (that of the drop is the narrower and more telling one),
+4. the words of the verdict (replaced by a mark, which is explained below the table),
+5. the 95 % CI of top-1 (the CI of the drop is narrower and more informative),
 6. the size,
-7. the column that names the series: each series then has a table of its own.
+7. the column with the names of the series (each series then has its own table).
 
-The first four also go where the names of the series would be broken within a word or into more than two lines.
+The first four are also dropped if a series' name would otherwise break within a word or into more than two lines.
 """
 
 import re
@@ -49,18 +50,18 @@ JOB, BITS, NOMINAL, VERDICT, AGREEMENT, SIZE = (
 TOP1, TOP1_CI, DROP, DROP_CI = "top-1 %", "95 % CI", "drop", "95 % CI of the drop"
 MARKS = {NOT_DISTINGUISHABLE: "≈", LOWER: "<", HIGHER: ">"}
 EXPLAINED = "≈ not distinguishable from the float network, < lower, > higher"
-LABEL_LINES = 2  # a column of words more is given up before a series' name takes more lines
-BREAK = re.compile(r"(?<=[ =,_])|(?=\.[A-Za-z])")  # where a label may be broken, so that no number in it is
+LABEL_LINES = 2  # another column is dropped before a series' name takes more lines
+BREAK = re.compile(r"(?<=[ =,_])|(?=\.[A-Za-z])")  # positions for line breaks in a label, never within a number
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table shows."""
+    """The parts that a table shows."""
 
-    intervals: bool = True  # in columns of their own; else below their values
+    intervals: bool = True  # in separate columns; else below their values
     agreement: bool = True
     float_size: bool = True
-    words: bool = True  # of the verdict; else a mark
+    words: bool = True  # the verdict in words; else a mark
     top1_interval: bool = True
     size: bool = True
     job: bool = True
@@ -72,14 +73,14 @@ LAYOUTS = list(accumulate(GIVEN_UP, lambda layout, name: replace(layout, **{name
 
 @dataclass(frozen=True)
 class Cells:
-    """Headings and lines of text; a cell of several lines holds line breaks."""
+    """Headings and lines of text. A cell with several lines contains line breaks."""
 
     headings: list[str]
     lines: list[list[str]]
 
     @property
     def widths(self) -> list[int]:
-        """Columns that each column of the table needs."""
+        """The width in characters that each column of the table needs."""
         return [
             max(cell_len(part) for text in column for part in text.split("\n"))
             for column in zip(self.headings, *self.lines, strict=True)
@@ -87,7 +88,7 @@ class Cells:
 
 
 def table_cells(series: Series, failures: Sequence[Failure], layout: Layout = LAYOUTS[0]) -> Cells:
-    """The table: the column of jobs where there are several series, each float network once, failed jobs last."""
+    """The table, with a column of jobs if there are several series, each float network once, and failed jobs last."""
     nominal = any(nominal_width(row) for found in series.values() for row in found)
     columns = ({JOB: JOB} if layout.job and _named(series) else {}) | _columns(layout, nominal)
     lines, shown = [], None
@@ -111,14 +112,14 @@ def _order(row: BitWidthResult) -> tuple[float, int]:
 
 
 def _widths(stored: str, given: str, layout: Layout, nominal: bool) -> dict[str, str]:
-    """Stored bits, and `quant.bits` where they differ somewhere in the table."""
+    """Stored bits, and also `quant.bits` if they differ anywhere in the table."""
     if not nominal:
         return {BITS: stored or given}
     return {BITS: stored, NOMINAL: given} if layout.intervals else {BITS: f"{stored}\n({given})".strip()}
 
 
 def _columns(layout: Layout, nominal: bool) -> dict[str, str]:
-    """The columns of a layout, each with its heading."""
+    """The columns of a layout and their headings."""
     if layout.intervals:
         shown = [BITS, *([NOMINAL] if nominal else []), TOP1, TOP1_CI, DROP, DROP_CI, VERDICT, AGREEMENT, SIZE]
         return {key: key for key in shown}
@@ -149,7 +150,7 @@ def _values(row: BitWidthResult, layout: Layout, nominal: bool) -> dict[str, str
 
 
 def _stacked(values: dict[str, str], layout: Layout) -> dict[str, str]:
-    """The interval of top-1 below its value."""
+    """The values with the 95 % CI of top-1 below top-1."""
     return values | ({TOP1: f"{values[TOP1]}\n{values[TOP1_CI]}"} if layout.top1_interval else {})
 
 
@@ -166,7 +167,7 @@ def _float_values(row: BitWidthResult, layout: Layout) -> dict[str, str]:
 
 
 def broken(label: str, width: int) -> str:
-    """The label in lines of at most so many columns, or of its longest part that must not be broken."""
+    """The label in lines of at most `width` characters. A longer part that must not be broken stays whole."""
     lines = [""]
     for word in label.split(" "):
         for number, part in enumerate([word] if cell_len(word) <= width else BREAK.split(word)):
@@ -179,7 +180,7 @@ def broken(label: str, width: int) -> str:
 
 
 def longest_part(labels: list[str]) -> int:
-    """Columns that the labels need at least."""
+    """The minimum width in characters that the labels need."""
     return max((cell_len(part.strip()) for label in labels for part in BREAK.split(label)), default=0)
 
 
@@ -211,7 +212,7 @@ class ResultTable:
         return [*self.series, *(failure.overrides for failure in self.failures)]
 
     def _cells(self, layout: Layout, width: int) -> Cells:
-        """The cells, labels broken to the room that the other columns leave."""
+        """The cells, with labels broken to the width that the other columns leave."""
         cells = table_cells(self.series, self.failures, layout)
         if layout.job and _named(self.series):
             room = max(width - _outer_width(cells.widths[1:], 1), longest_part(self._labels()))
@@ -219,7 +220,7 @@ class ResultTable:
         return cells
 
     def _fits(self, layout: Layout, width: int, label_lines: int | None = None) -> bool:
-        """Whether the table is no wider: with labels in at most so many lines of whole words, where that is asked."""
+        """Whether the table fits `width` and, if `label_lines` is given, labels fit so many lines of whole words."""
         cells = self._cells(layout, width)
         if label_lines and layout.job and _named(self.series):
             shown = {line[0] for line in cells.lines}
@@ -230,7 +231,7 @@ class ResultTable:
 
 
 def _outer_width(widths: list[int], further: int = 0) -> int:
-    """With a blank on both sides of a cell and a line between two: `further` counts columns to come."""
+    """The table's width, with padding and borders. `further` counts additional columns."""
     return sum(widths) + 3 * (len(widths) + further) + 1
 
 
@@ -245,7 +246,7 @@ def _rich_table(cells: Cells) -> Table:
 
 
 def markdown_table(series: Series, title: str, failures: Sequence[Failure] = ()) -> str:
-    """The same table in Markdown, for the page of a run."""
+    """The result table in Markdown, for the page of a run."""
 
     def lines() -> Iterator[str]:
         cells = table_cells(series, failures)
@@ -256,7 +257,7 @@ def markdown_table(series: Series, title: str, failures: Sequence[Failure] = ())
 
 
 def sweep_note(record: SweepRecord) -> str:
-    """The table of a sweep in Markdown, and why jobs failed."""
+    """The table of a sweep in Markdown, and the reasons of failures."""
     failures = with_labels(record.jobs, record.failures)
     table = markdown_table(as_series(record.jobs), titled(record.name, record.jobs), failures)
     return "\n\n".join([table, *map(str, failures)])

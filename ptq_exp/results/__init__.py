@@ -1,5 +1,5 @@
-"""What was measured, as frozen dataclasses from measurement to drawing; their files; what several of them say together.
+"""Measured results as frozen dataclasses, the files that store them, and conclusions from several of them.
 
-Here belong records, the one writer and reader of their JSON, series and verdicts. What is drawn, printed or uploaded,
-and whether it has been, belongs to `reporting`; what is measured to `evaluation` and `quantization`.
+This package holds records, the one writer and reader of their JSON, series and verdicts. Drawing, printing and
+uploading, and the bookkeeping of it, belong to `reporting`; measuring belongs to `evaluation` and `quantization`.
 """

@@ -1,4 +1,4 @@
-"""The one writer and the one reader of records: JSON with a version number and a checksum."""
+"""The only writer and the only reader of records: JSON with a version number and a checksum."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,8 @@ from ptq_exp.base.text import read_text, write_text
 from ptq_exp.results import first_edition
 from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 
-VERSION = 2  # raised when the fields change; version 1 had none, and is read by `first_edition`
-RESULTS_FILE = "results.json"  # complete or not there
+VERSION = 2  # raised when the fields change; files of version 1 have no number and are read by `first_edition`
+RESULTS_FILE = "results.json"  # complete or absent
 FAILURE_FILE = "failure.json"
 SWEEP_FILE = "sweep.json"
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def write_job(record: JobRecord) -> None:
-    """Leave `results.json` in the job's folder, complete or not at all."""
+    """Write `results.json` to the job's folder atomically."""
     content = {"version": VERSION} | to_json(record)
     text = json.dumps(content | {"sha256": digest(content)}, indent=1)
     record.folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_job(record: JobRecord) -> None:
 
 
 def read_job(folder: Path) -> JobRecord | None:
-    """What a finished job left in its folder; None where it did not finish or the file is damaged."""
+    """The record in a job's folder, or None if the job did not finish or the file is damaged."""
     try:
         content = json.loads(read_text(folder / RESULTS_FILE))
         if content.pop("sha256") != digest(content):
@@ -46,20 +46,20 @@ def read_job(folder: Path) -> JobRecord | None:
 
 
 def write_failure(failure: Failure) -> None:
-    """Leave `failure.json` in the job's folder."""
+    """Write `failure.json` to the job's folder."""
     failure.folder.mkdir(parents=True, exist_ok=True)
     write_text(failure.folder / FAILURE_FILE, json.dumps(to_json(failure)))
 
 
 def write_sweep(folder: Path, name: str, command: list[str]) -> None:
-    """Note what a sweep is called and how it was started, in its folder."""
+    """Write the name and the command of a sweep to its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"name": name, "command": command})
     write_atomically(folder / SWEEP_FILE, lambda path: write_text(path, text))
 
 
 def read_sweep(folder: Path, known: Mapping[Path, JobRecord] | None = None) -> SweepRecord:
-    """A sweep with everything that its jobs left in its folder. Records that are `known`, by folder, are not read."""
+    """A sweep with all records and failures in its folder. Records in `known`, by folder, are not read from disk."""
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads(read_text(folder / SWEEP_FILE))
@@ -74,13 +74,13 @@ def read_sweep(folder: Path, known: Mapping[Path, JobRecord] | None = None) -> S
 
 
 def job_folders(sweep_folder: Path) -> list[Path]:
-    """The folders of a sweep's jobs, in the order of the jobs."""
+    """The folders of a sweep's jobs, in job order."""
     folders = [path for path in sweep_folder.iterdir() if path.is_dir()] if sweep_folder.is_dir() else []
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def to_json(value: Any) -> Any:
-    """Plain lists, dictionaries, texts and numbers. JSON has no infinity: numbers that are not finite become text."""
+    """Plain lists, dictionaries, strings and numbers. Non-finite numbers become strings, since JSON has none."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         stored = [entry.name for entry in dataclasses.fields(value) if entry.metadata.get("stored", True)]
         return {name: to_json(getattr(value, name)) for name in stored}
@@ -96,7 +96,7 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[T], value: Any) -> T:
     """The inverse of `to_json`, by the types of the fields. Unknown keys are ignored.
 
-    Raises `KeyError`, `TypeError` or `ValueError` where `value` is not of this kind.
+    Raises `KeyError`, `TypeError` or `ValueError` if `value` is not of this kind.
     """
     return typing.cast(T, _read(kind, value))
 

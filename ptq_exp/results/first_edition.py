@@ -1,6 +1,6 @@
-"""Records of version 1, which runs of the first edition left on disk and in MLflow.
+"""Records of version 1, which runs of the first edition stored on disk and in MLflow.
 
-They can be reported on. Their per-layer tables were stored in part only, so figures of layers are not drawn again.
+They can be reported. Their per-layer tables are incomplete, so figures of layers cannot be drawn again.
 """
 
 from pathlib import Path
@@ -8,12 +8,12 @@ from typing import Any
 
 from ptq_exp.results.records import BitWidthResult, DatasetSummary, JobRecord
 
-# What the oldest records do not say.
+# Defaults for fields that the oldest records lack.
 UNKNOWN = {"chance": 0.0, "top1_float_ci_low": 100.0, "top1_float_ci_high": 100.0, "act_bits": None, "diagnosis": ""}
 
 
 def job(content: dict[str, Any], folder: Path) -> JobRecord:
-    """A job's record of today from the content of a version 1 `results.json`. Raises `KeyError` for anything else."""
+    """Convert the content of a version 1 `results.json` to a current record. Raises `KeyError` for anything else."""
     started, dataset = content.get("started", 0), content.get("dataset")
     history = [metrics for step, metrics in content.get("points", []) if step and "train_loss" in metrics]
     return JobRecord(

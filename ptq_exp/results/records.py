@@ -1,4 +1,4 @@
-"""The records: of one bit width, of a job, of a failed job, of a sweep."""
+"""The records of one bit width, a job, a failed job and a sweep."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from ptq_exp.quantization.layer_report import LayerReport
 
-# Fields of a bit width's result that were chosen or are words.
+# Fields of a bit width's result that are settings or text.
 NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers"}
 
 
@@ -15,15 +15,15 @@ NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers"}
 class BitWidthResult:
     """Everything measured at one bit width. Accuracies and their 95 % intervals are in percent, drops in points.
 
-    The names of the numbers are those of the metrics that are logged.
+    The names of the numeric fields are those of the logged metrics.
     """
 
-    bits: int  # quant.bits as given: the sign may come on top
+    bits: int  # quant.bits as given; a sign bit may add to it
     act_bits: int | None
     top1: float
     top1_ci_low: float
     top1_ci_high: float
-    chance: float  # top-1 of guessing
+    chance: float  # top-1 accuracy of guessing
     top1_float: float
     top1_float_ci_low: float
     top1_float_ci_high: float
@@ -31,7 +31,7 @@ class BitWidthResult:
     top1_drop_ci_low: float
     top1_drop_ci_high: float
     top5: float
-    agreement: float  # test images with the float network's prediction
+    agreement: float  # share of test images with the same prediction as the float network
     loss: float  # mean cross entropy, nats
     loss_float: float
     bits_mean: float  # stored bits per quantized weight, sign included
@@ -43,7 +43,7 @@ class BitWidthResult:
     layers: tuple[LayerReport, ...] = ()
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that were measured, by name."""
+        """The measured numbers, by name."""
         names = [entry.name for entry in dataclasses.fields(self) if entry.name not in NOT_METRICS]
         return {name: float(getattr(self, name)) for name in names}
 
@@ -60,19 +60,19 @@ class DatasetSummary:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A finished job: all that is reported besides the files among its artifacts."""
+    """A finished job: everything that is reported, apart from its artifact files."""
 
     title: str
-    name: str  # of its run: the telling part first
+    name: str  # of its run; the most informative part comes first
     method: tuple[str, ...]  # the name of its file, then `key=value` for each change
     overrides: str  # the command line without quant.bits
-    command: tuple[str, ...]  # all of it
-    key: str  # SHA-256 (hex) of what decides the result: equal for a job that would only repeat this one
-    started: int  # ms since 1970, of the work without drawing and logging
+    command: tuple[str, ...]  # the complete command line
+    key: str  # SHA-256 (hex) of everything that determines the result: a repetition of this job has the same key
+    started: int  # ms since 1970; drawing and logging are not included
     ended: int
     results: tuple[BitWidthResult, ...]
     params: dict[str, Any]  # the resolved configuration, by dotted keys
-    defaults: dict[str, Any]  # the default of every param that has another value
+    defaults: dict[str, Any]  # the default of every param that differs from it
     tags: dict[str, str]
     history: tuple[dict[str, float], ...]  # one entry per epoch, if this job trained the float network
     dataset: DatasetSummary | None
@@ -86,7 +86,7 @@ class JobRecord:
         return self.folder / "artifacts"
 
     def returned(self) -> dict[str, float]:
-        """What the job returns: the metrics of its one bit width, or the top-1 of each and of the float network."""
+        """The job's return value: the metrics of a single bit width, or the top-1 of each and of the float network."""
         if len(self.results) == 1:
             return self.results[0].metrics()
         return {f"top1_w{result.bits}": result.top1 for result in self.results} | {
@@ -109,14 +109,14 @@ class Failure:
         return Path(self.log).parent
 
     def __str__(self) -> str:
-        """What failed, why, and where its log is."""
+        """The failed job, the reason, and the path of its log."""
         job = " ".join(filter(None, [f"quant.bits={self.bits}", self.overrides]))
         return f"FAILED {job}: {self.error} (log: {self.log})"
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A finished sweep: its jobs in their order, and those that failed."""
+    """A finished sweep: its jobs in order, and the failures."""
 
     name: str
     folder: Path

@@ -1,4 +1,4 @@
-"""What the results of several jobs say, by series."""
+"""Conclusions from the results of several jobs, by series."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
 
 def as_series(jobs: Sequence[JobRecord]) -> Series:
-    """The rows by what sets their jobs apart besides the bit width, written as on the command line.
+    """The results, grouped by the overrides in which their jobs differ, apart from the bit width.
 
-    A sweep over `quant.bits` alone is one series called ''.
+    A label reads as on the command line. A sweep over `quant.bits` alone is one series with the label ''.
     """
     series: Series = {}
     for job, label in zip(jobs, labels(jobs), strict=True):
@@ -22,9 +22,9 @@ def as_series(jobs: Sequence[JobRecord]) -> Series:
 
 
 def labels(jobs: Sequence[JobRecord | Failure]) -> list[str]:
-    """Of every job, what not all of them have: overrides as typed, and what they changed in their method's file.
+    """For every job, the words that not all jobs share: overrides as typed, and changes to the method's file.
 
-    Where the methods differ, all changes of each are named: the same override changes one method and not the next.
+    If the methods differ, all changes to each are listed, because an override may change one method and not another.
     """
     several = len({method[0] for job in jobs if (method := _method(job))}) > 1
     words = [_words(job, several) for job in jobs]
@@ -36,7 +36,7 @@ def labels(jobs: Sequence[JobRecord | Failure]) -> list[str]:
 
 
 def _method(job: JobRecord | Failure) -> tuple[str, ...]:
-    """The words of a job's method; a job that failed does not say them."""
+    """The words of a job's method. They are not known for a failed job."""
     return job.method if isinstance(job, JobRecord) else ()
 
 
@@ -45,13 +45,13 @@ def _changes(job: JobRecord | Failure) -> list[str]:
 
 
 def _is_change(word: str, job: JobRecord | Failure) -> bool:
-    """Whether a typed word changed the method: by its key, since 2 and 2.0 are one value."""
+    """Whether a typed word changed the method. Only keys are compared, since 2 and 2.0 are the same value."""
     key = word.lstrip("+").partition("=")[0]
     return any(change.startswith((f"{key}=", f"{key}.")) for change in _changes(job))
 
 
 def _words(job: JobRecord | Failure, several: bool) -> list[str]:
-    """Method, changes in it and the other overrides of a job: those as typed, and those of an experiment's file."""
+    """A job's method, the changes to it, and the other overrides, both as typed and from an experiment's file."""
     typed = job.overrides.split(" ")
     if several and _method(job) and not any(word.startswith("quant=") for word in typed):
         typed.insert(0, f"quant={_method(job)[0]}")
@@ -63,19 +63,19 @@ def _words(job: JobRecord | Failure, several: bool) -> list[str]:
 
 
 def titled(name: str, jobs: Sequence[JobRecord]) -> str:
-    """The title of a sweep, with the method of its jobs where all have the same one."""
+    """The title of a sweep, with the method of its jobs if all have the same one."""
     methods = {" ".join(job.method) for job in jobs if job.method}
     return f"{name} ({methods.pop()})" if len(methods) == 1 else name
 
 
 def with_labels(jobs: Sequence[JobRecord], failures: Sequence[Failure]) -> list[Failure]:
-    """The failures, their overrides cut to what sets them apart from the other jobs of the sweep."""
+    """The failures, with their overrides reduced to those in which they differ from the other jobs of the sweep."""
     found = labels([*jobs, *failures])[len(jobs) :]
     return [dataclasses.replace(failure, overrides=label) for failure, label in zip(failures, found, strict=True)]
 
 
 def seed_groups(series: Series) -> Series:
-    """The same rows, those of jobs that differ in nothing but the seed (and bits) together."""
+    """The same results, with jobs that differ only in the seed (and bits) grouped together."""
     groups: Series = {}
     for label, rows in series.items():
         groups.setdefault(without_seed(label), []).extend(rows)
@@ -88,37 +88,37 @@ def without_seed(label: str) -> str:
 
 
 def verdict(row: BitWidthResult) -> str:
-    """Whether the 95 % CI of the drop, from both networks' answers to the same images, excludes zero."""
+    """Whether the 95 % CI of the drop, paired over the test images, excludes zero."""
     if row.top1_drop_ci_low <= 0 <= row.top1_drop_ci_high:
         return NOT_DISTINGUISHABLE
     return LOWER if row.top1_drop_ci_low > 0 else HIGHER
 
 
 def stored_width(row: BitWidthResult) -> str:
-    """The bits that a quantized weight takes when stored, its sign included, on average: `5`, `2.03`."""
+    """The mean number of bits per stored weight, including the sign: `5`, `2.03`."""
     return number(row.bits_mean)
 
 
 def nominal_width(row: BitWidthResult) -> str:
-    """`quant.bits` where it is another number than the stored bits, as with a sign on top of them; else nothing."""
+    """`quant.bits` if it differs from the stored bits, for example by a sign bit; else an empty string."""
     return "" if stored_width(row) == str(row.bits) else str(row.bits)
 
 
 def number(value: float) -> str:
-    """To two decimals, without zeros at the end."""
+    """A number with up to two decimals, without trailing zeros."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def width(row: BitWidthResult) -> str:
-    """Both in words: `4 bits per weight`, `5 bits per weight (quant.bits=4)`."""
+    """Both widths as text: `4 bits per weight`, `5 bits per weight (quant.bits=4)`."""
     nominal = nominal_width(row)
     return f"{stored_width(row)} bits per weight" + (f" (quant.bits={nominal})" if nominal else "")
 
 
 def answers(series: Series) -> list[str]:
-    """How few bits each series (or group of seeds) can take, one sentence each, and which of several takes the fewest.
+    """One sentence per series (or group of seeds) on its fewest bits without a significant loss, and one on the best.
 
-    Widths are compared by what is stored: the sign counts, wherever it comes from.
+    Widths are compared by their stored bits, including the sign.
     """
     found = {label: _answer(rows) for label, rows in seed_groups(series).items()}
     sentences = [f"{label}: {text}" if label else text for label, (_, text) in found.items()]
@@ -131,12 +131,12 @@ def answers(series: Series) -> list[str]:
 
 
 def _answer(rows: list[BitWidthResult]) -> tuple[BitWidthResult | None, str]:
-    """The row of the fewest bits without a significant loss, and the sentence."""
+    """The result with the fewest bits without a significant loss, or None, and the sentence about it."""
     if all(row.top1_float_ci_low <= row.chance for row in rows):
         chance = f"{rows[0].chance:.3g} %"
         return None, f"The float network is no better than guessing ({chance}), so no bit width can be judged."
     by_width = {row.bits: row for row in sorted(rows, key=lambda row: row.bits_mean)}
-    lossy = {row.bits for row in rows if verdict(row) == LOWER}  # in one seed, at least
+    lossy = {row.bits for row in rows if verdict(row) == LOWER}  # for at least one seed
     good = [bits for bits in by_width if bits not in lossy]
     tried = f"of those tried ({', '.join(map(stored_width, by_width.values()))}"
     tried += f"; quant.bits={','.join(map(str, by_width))})" if any(map(nominal_width, rows)) else ")"

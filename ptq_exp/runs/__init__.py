@@ -1,4 +1,4 @@
-"""Jobs and sweeps: the story from a configuration to a reported result, and the only package that imports hydra.
+"""Jobs and sweeps: the path from a configuration to a reported result. Only this package imports hydra.
 
-Start with `job.py`. What a step computes belongs to the package that the step is of.
+Start with `job.py`. The computation of each step belongs to the package of that step.
 """

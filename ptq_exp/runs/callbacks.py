@@ -1,4 +1,4 @@
-"""The Hydra callback of a multirun: outputs are told before the first job and report all jobs after the last."""
+"""The Hydra callback of a multirun: it notifies the outputs before the first job and reports all jobs at the end."""
 
 import atexit
 import itertools
@@ -20,27 +20,27 @@ from ptq_exp.base.errors import without_password
 from ptq_exp.config import SWEPT_VARIABLE, before_the_job
 from ptq_exp.reporting import SweepStart
 
-# Our launchers' files bear the names of the plugins', so that either may be typed; Hydra finds that worth a warning.
+# Our launchers' files have the same names as the plugins' so that either can be typed. Hydra warns about that.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 
-# The keys and groups that decide whether files fit each other: of a long sweep only these are checked beforehand.
+# The keys and groups that decide whether files fit each other. In a long sweep only these are checked beforehand.
 DECIDES_FILES = {"model", "data", "checkpoint", "device", "experiment"}
-MOST_CHECKED = 8  # composing a configuration takes a tenth of a second
+MOST_CHECKED = 8  # composing a configuration takes 0.1 s
 
-# Sweep and the checks beforehand need torch: they are imported once a run starts, not for --help.
+# Sweep and the preflight checks need torch. They are imported when a run starts, not for --help.
 
 
 class SweepCallback(Callback):
-    """Begins the sweep before its first job and finishes it after the last, also when a job failed.
+    """Begins the sweep before its first job and finishes it after the last, even if a job failed.
 
-    Hydra skips `on_multirun_end` when a job failed: then `close_sweep` does it.
+    Hydra skips `on_multirun_end` if a job failed. In that case `close_sweep` finishes the sweep.
     """
 
     def __init__(self) -> None:
         self.finished = True
 
     def on_run_start(self, config: Any, **_: Any) -> None:
-        """Refuse a single job that cannot succeed, before it leaves anything behind."""
+        """Reject a single job that cannot succeed, before it writes anything."""
         refuse_hopeless(lambda: [config])
 
     def on_multirun_start(self, config: Any, config_name: str | None = None, **_: Any) -> None:
@@ -58,18 +58,18 @@ class SweepCallback(Callback):
         try:
             self.sweep.begin()
         except Exception as error:
-            raise SystemExit(1) from error  # run.py explains it; Hydra would turn it into a warning and go on
+            raise SystemExit(1) from error  # run.py explains it; Hydra would turn it into a warning and continue
         os.environ[SWEPT_VARIABLE] = " ".join(sorted(swept(overrides)))
         self.finished = False
         self.process = os.getpid()
         _begun.append(self)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Every job finished."""
+        """Finish the sweep after every job has ended."""
         self.finish()
 
     def finish(self) -> None:
-        """Report the sweep. Runs once, in the process that started the sweep."""
+        """Report the sweep. This happens once, in the process that started the sweep."""
         if self.finished or os.getpid() != self.process:
             return
         self.finished = True
@@ -79,7 +79,7 @@ class SweepCallback(Callback):
         except Exception as error:  # Hydra would turn it into a warning and exit code 0
             self.sweep.reports.close("FAILED")
             kept = self.sweep.start.folder
-            raise SystemExit(f"Error: the sweep's end failed, its jobs are kept in {kept}: {error!r}") from error
+            raise SystemExit(f"Error: finishing the sweep failed. Its jobs are kept in {kept}: {error!r}") from error
 
 
 _begun: list[SweepCallback] = []
@@ -93,12 +93,12 @@ def close_sweep() -> None:
 
 
 def sweep_name(overrides: list[str]) -> str:
-    """`sweep quant.bits=4,8`: the overrides that take several values, or all of them where none does."""
+    """`sweep quant.bits=4,8`: the overrides with several values, or all overrides if none has several."""
     return without_password(" ".join(["sweep", *(swept(overrides).values() or overrides)]))
 
 
 def swept(overrides: list[str]) -> dict[str, str]:
-    """The overrides that take several values, by their keys."""
+    """The overrides with several values, by key."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     return {
         override.get_key_element().lstrip("+"): text
@@ -107,10 +107,10 @@ def swept(overrides: list[str]) -> dict[str, str]:
 
 
 def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
-    """The configurations of a sweep's jobs; of a long sweep without the keys that decide nothing about files."""
+    """The configurations of a sweep's jobs. In a long sweep, only the keys in `DECIDES_FILES` vary."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    parser = OverridesParser.create(config_loader=hydra.config_loader)  # which knows what model=glob(resnet*) means
+    parser = OverridesParser.create(config_loader=hydra.config_loader)  # it resolves model=glob(resnet*)
     every, files = [], []
     for text, override in zip(overrides, parser.parse_overrides(overrides), strict=True):
         key = override.get_key_element()
@@ -121,15 +121,15 @@ def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
             files.append(values)
     short = math.prod(map(len, every)) <= MOST_CHECKED
     jobs = list(itertools.product(*(every if short else files)))
-    if len(jobs) > MOST_CHECKED:  # too many to look at beforehand: each is checked in its turn
+    if len(jobs) > MOST_CHECKED:  # too many to check beforehand: each job checks itself when it starts
         return []
     return [hydra.compose_config(config_name, list(job), RunMode.RUN, with_log_configuration=False) for job in jobs]
 
 
 def refuse_hopeless(configs: Callable[[], list[Any]]) -> None:
-    """End the program, with the error as its cause, where no job can succeed.
+    """Raise `SystemExit`, with the error as its cause, if no job can succeed.
 
-    Whatever is raised here must end it: Hydra turns other exceptions of a callback into warnings and goes on.
+    Only `SystemExit` ends the program: Hydra turns other exceptions of a callback into warnings and continues.
     """
     from ptq_exp.runs.preflight import check_all
 

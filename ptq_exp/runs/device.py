@@ -11,10 +11,10 @@ from ptq_exp.base.machine import claim, keep_freed_memory
 def pick_device(name: str) -> torch.device:
     """The device called `name`; `auto` is an unclaimed CUDA GPU if there is one, else the CPU.
 
-    Raises `UserError` where it is not there.
+    Raises `UserError` if the device does not exist.
     """
-    # Float32 means float32: by default cuDNN's convolutions drop 13 bits, which would blur 8-bit comparisons. And
-    # the same seed gives the same weights: cuDNN may not choose other algorithms from run to run.
+    # Float32 means float32: by default cuDNN's convolutions drop 13 bits, which would blur 8-bit comparisons. Also,
+    # the same seed must give the same weights, so cuDNN may not choose different algorithms from run to run.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     keep_freed_memory()
@@ -25,12 +25,12 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(check_device(name))
     if device.index is not None:
-        torch.cuda.set_device(device)  # streams and graphs are made on the current device
+        torch.cuda.set_device(device)  # streams and graphs are created on the current device
     return device
 
 
 def check_device(name: str) -> str:
-    """The device's name as torch has it: `gpu` means cuda. Raises `UserError` where there is no such device."""
+    """The device's name in torch: `gpu` becomes `cuda`. Raises `UserError` if there is no such device."""
     kind, colon, number = name.partition(":")
     kind = "cuda" if kind == "gpu" else kind
     check_choice("device", kind, ["auto", "cuda", "cpu"])
@@ -38,13 +38,13 @@ def check_device(name: str) -> str:
         raise UserError(f"device={name} is not known. Allowed: auto, cuda, cuda:N with a number N, cpu.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device={name} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
+            f"device={name} does not exist: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
         )
     return f"{kind}{colon}{number}"
 
 
 def hardware(device: torch.device) -> str:
-    """The device in words."""
+    """A description of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

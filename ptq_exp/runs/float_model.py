@@ -1,4 +1,4 @@
-"""The float network that is quantized: from a checkpoint file, from the store, or trained and stored."""
+"""The float network to be quantized: read from a checkpoint file or the store, or trained and stored."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,31 +27,31 @@ from ptq_exp.networks.store import StoreEntry
 from ptq_exp.training.loop import TrainingState, resolve_recipe, train
 
 SHIPPED = PROJECT_ROOT / "checkpoints"
-Watch = Callable[[], AbstractContextManager[Any]]  # what watches a training
+Watch = Callable[[], AbstractContextManager[Any]]  # the context in which a training runs
 
 DATA_BY_CLASSES = {10: "data=cifar10", 100: "data=cifar100"}
 
 
 @dataclass
 class FloatModel:
-    """A float network on its device, ready to be evaluated and quantized."""
+    """A float network on its device, ready for evaluation and quantization."""
 
     model: nn.Module
     normalize: Normalizer
     digest: str  # SHA-256 (hex) of the training configuration and data, or of the file it came from
-    options: dict[str, Any]  # what was really built: architecture, depth, shortcut
-    config: Config  # with the network, the recipe and the normalization really used
+    options: dict[str, Any]  # of the network that was built: architecture, depth, shortcut
+    config: Config  # with the network, recipe and normalization that were used
     source: str  # a sentence for the log
-    history: list[dict[str, float]] = field(default_factory=list)  # of the training, if it was done in this job
-    claim: tuple[str, float] | None = None  # the name and the percent of the accuracy that the file says it has
+    history: list[dict[str, float]] = field(default_factory=list)  # of the training, if this job trained the network
+    claim: tuple[str, float] | None = None  # the accuracy stated in the file: its name and its value in percent
 
 
 def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch: Watch = nullcontext) -> FloatModel:
-    """The float model that `checkpoint` asks for.
+    """The float model that `checkpoint` selects.
 
-    `auto` takes the stored network of this very training configuration and trains it where there is none;
-    `train` trains afresh, inside the context manager that `watch` makes; anything else is a file. Raises `UserError`
-    where a file is missing or does not fit.
+    `auto` uses the stored network of the same training configuration and trains one if there is none. `train` always
+    trains. Anything else is a file. A training runs inside the context manager that `watch` returns. Raises
+    `UserError` if a file is missing or does not fit.
     """
     if config.checkpoint not in ("auto", "train"):
         return from_file(config, dataset, device)
@@ -64,7 +64,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
     config = replace(config, data=data)
     identity = _identity(config, options, dataset)
     entry = StoreEntry(config.cache / "float" / digest(identity)[:16], identity)
-    # Before what the store may hold: the same configuration gives the same network on every machine.
+    # The shipped network precedes the store, so that a configuration gives the same network on every machine.
     if config.checkpoint == "auto" and (found := _shipped_instead(config, options, dataset, device, entry)):
         return found
     stored = "best" if config.trainer.select.startswith("best") else "last"
@@ -97,7 +97,7 @@ def load_or_train(config: Config, dataset: Dataset, device: torch.device, watch:
 
 
 def _identity(config: Config, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """All that decides the weights of a training: the store knows a network by its digest."""
+    """Everything that determines the trained weights. The store identifies a network by the digest of this."""
     identity: dict[str, Any] = {
         "model": options,
         "data": dataset.fingerprint(),
@@ -116,10 +116,10 @@ def _identity(config: Config, options: dict[str, Any], dataset: Dataset) -> dict
 def _shipped_instead(
     config: Config, options: dict[str, Any], dataset: Dataset, device: torch.device, entry: StoreEntry
 ) -> FloatModel | None:
-    """The shipped network, where it stands in for a training.
+    """The shipped network, or None if it does not replace this training.
 
-    In a sweep over seeds it does not: it is one seed's, and the others would be compared with it. Without a GPU it also
-    stands in for a training that differs only in the epoch that is kept, since that takes hours.
+    It is not used in a sweep over seeds, because it belongs to one seed and the others would be compared with it.
+    Without a GPU, it also replaces a training that differs only in the selected epoch, because training takes hours.
     """
     last_epoch = replace(config, trainer=replace(config.trainer, select="last"))
     other_epoch = config.trainer.select == "best_test" and device.type == "cpu" and not entry.complete()
@@ -128,25 +128,26 @@ def _shipped_instead(
         return None
     if "seed" in swept_keys():
         log.info(
-            "This sweep varies the seed, so every seed trains its own network: the shipped one is seed %d's. To keep "
-            "one network and vary the calibration images, sweep quant.calibration_seed.", config.seed,
+            "This sweep varies the seed, so every seed trains its own network; the shipped network belongs to seed %d. "
+            "To keep one network and vary the calibration images, sweep quant.calibration_seed.", config.seed,
         )  # fmt: skip
         return None
     found = from_file(replace(last_epoch, checkpoint=str(file)), dataset, device)
-    found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains afresh)"
+    found.source = f"shipped with ptq_exp ({file.relative_to(PROJECT_ROOT)}; checkpoint=train trains a new one)"
     if other_epoch:
         log.warning(
-            "Without a GPU this training would take hours: the shipped network stands in. It was trained by the same "
-            "recipe and holds the last epoch, not the best one on the test set. checkpoint=train trains as configured."
+            "Without a GPU this training would take hours, so the shipped network is used instead. It was trained with "
+            "the same recipe, but it is the last epoch, not the best one on the test set. checkpoint=train trains as "
+            "configured."
         )
     return found
 
 
 def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path | None:
-    """The checkpoint in this repository that the resolved `config` would train, or None.
+    """The checkpoint in this repository that matches the resolved training `config`, or None.
 
-    CIFAR-10 counts as the same data whether its images are lossless or were JPEG files, and a training as the same in
-    any precision: the model card says which it was. A folder that is called cifar10 is not CIFAR-10.
+    CIFAR-10 counts as the same data whether its images are lossless or from JPEG files. Trainings in different
+    precisions also match; the model card states the precision. A folder named cifar10 is not CIFAR-10.
     """
     if config.trainer.select != "last":
         return None
@@ -179,7 +180,7 @@ def _metadata(options: dict[str, Any], config: Config, dataset: Dataset) -> dict
 def from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatModel:
     """The network of the checkpoint file that `config` names, checked against the configuration and the images.
 
-    Raises `UserError` where the file, the configuration and the data do not fit each other.
+    Raises `UserError` if the file, the configuration and the data do not fit each other.
     """
     checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
     network = fitting_network(config, checkpoint)
@@ -200,7 +201,7 @@ def from_file(config: Config, dataset: Dataset, device: torch.device) -> FloatMo
 
 
 def fitting_network(config: Config, checkpoint: Checkpoint) -> Identity:
-    """The network that the file holds. Raises `UserError` where the user chose another one."""
+    """The network in the file. Raises `UserError` if the user chose a different one."""
     found = Identity(checkpoint.architecture, checkpoint.options, checkpoint.classes)
     for key, value in {"architecture": found.architecture, **found.options}.items():
         wanted = config.model.get(key)
@@ -208,8 +209,8 @@ def fitting_network(config: Config, checkpoint: Checkpoint) -> Identity:
             name = f"{found.architecture}{found.options.get('depth', '')}"
             remedy = "model.shortcut=auto" if key == "shortcut" else f"model={name}"
             raise UserError(
-                f"checkpoint={checkpoint.path} does not fit: it holds a {found}, and model.{key} is {wanted}. "
-                f"Set {remedy}, or leave it out: the file decides then."
+                f"checkpoint={checkpoint.path} does not fit: it holds a {found}, but model.{key} is {wanted}. "
+                f"Set {remedy}, or leave it out so that the file decides."
             )
     return found
 
@@ -222,22 +223,22 @@ def _chosen(config: Config, key: str) -> bool:
 
 
 def check_classes(network: Identity, path: Path, data: str, classes: int) -> None:
-    """Raise `UserError` where the network tells more or fewer classes apart than the data has."""
+    """Raise `UserError` if the network and the data have different numbers of classes."""
     if network.classes != classes:
         raise UserError(
-            f"checkpoint={path} does not fit: it tells {network.classes} classes apart, and the data ({data}) has "
+            f"checkpoint={path} does not fit: the network has {network.classes} classes, but the data ({data}) has "
             f"{classes}. {_data_advice(network.classes)}"
         )
 
 
 def _data_advice(classes: int) -> str:
     if classes in DATA_BY_CLASSES:
-        return f"Choose the data that it was trained on, {DATA_BY_CLASSES[classes]} for example."
-    return f"Give the images that it was trained on, {classes} class folders, as data=image_folder data.root=..."
+        return f"Choose the data that it was trained on, for example {DATA_BY_CLASSES[classes]}."
+    return f"Use its training images, in {classes} class folders, with data=image_folder data.root=..."
 
 
 def _constants(config: Config, checkpoint: Checkpoint, model: nn.Module, dataset: Dataset) -> Constants:
-    """The normalization that the user gave, else the file's own, else the known one that fits the network best."""
+    """The normalization given by the user, else the one in the file, else the known one that fits the network best."""
     stored, data = checkpoint.normalization, config.data
     if data.mean is not None and data.std is not None:
         given = named(tuple(data.mean), tuple(data.std), "the given constants")
@@ -250,12 +251,12 @@ def _constants(config: Config, checkpoint: Checkpoint, model: nn.Module, dataset
         found = chosen
     else:
         found = Constants(f"the constants of {dataset.name}", dataset.mean, dataset.std)
-        log.info("Normalization: %s. The network has no trained batch norm that would tell its own.", found)
+        log.info("Normalization: %s. The network has no trained batch norm to infer the constants from.", found)
     return Constants(found.name, tuple(data.mean or found.mean), tuple(data.std or found.std))
 
 
 def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -> None:
-    """Raise `UserError`, with the cause, where the network cannot take the images."""
+    """Raise `UserError`, with the cause, if the network does not accept the images."""
     normalize = Normalizer(dataset.mean, dataset.std, device)
     try:
         with torch.no_grad():
@@ -263,9 +264,9 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         size = "x".join(map(str, dataset.test_images.shape[2:]))
-        advice = "Set data.resize=32, or the size that it was trained on."
+        advice = "Set data.resize=32, or the image size that the network was trained on."
         if "view size is not compatible" in reason:
             advice = "Use x.flatten(1) or x.reshape(...) in its forward function instead of x.view(...)."
         raise UserError(
-            f"The network does not take the images of {dataset.name} ({size} pixels): {reason}. {advice}"
+            f"The network does not accept the images of {dataset.name} ({size} pixels): {reason}. {advice}"
         ) from error

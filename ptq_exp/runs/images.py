@@ -1,4 +1,4 @@
-"""The images of a job."""
+"""Loading the images of a job."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from ptq_exp.data.dataset import Dataset
 
 
 def load_images(config: Config, device: torch.device) -> Dataset:
-    """The data set of `config` on `device`. Raises `UserError` where it cannot be had."""
+    """Load the data set of `config` to `device`. Raises `UserError` if it is not available."""
     options = config.data
     if options.name != "auto" or config.checkpoint in ("auto", "train"):
         return load_dataset(options, config.cache, device)
@@ -23,8 +23,8 @@ def load_images(config: Config, device: torch.device) -> Dataset:
 
 
 def no_stand_in(checkpoint: str, reason: DataUnavailable) -> UserError:
-    """The refusal of data=auto where a checkpoint file is given: the digits are not what it was trained on."""
+    """The error for data=auto with a checkpoint file: it was trained on CIFAR-10, so the digits are no substitute."""
     return UserError(
-        f"The digits do not stand in for CIFAR-10 where checkpoint={checkpoint} is given. Name the "
-        f"data set that it was trained on, data=image_folder or data=digits for example. {reason}"
+        f"The digits cannot replace CIFAR-10 if checkpoint={checkpoint} is given. Choose the data set that it was "
+        f"trained on, for example data=image_folder or data=digits. {reason}"
     )

@@ -1,4 +1,4 @@
-"""One job, from configuration to metrics: load data and float network, quantize, evaluate, report."""
+"""One job, from configuration to metrics: load the data and the float network, quantize, evaluate, report."""
 
 import dataclasses
 import os
@@ -22,13 +22,13 @@ from ptq_exp.runs.record import make_record
 from ptq_exp.runs.resume import finished
 from ptq_exp.runs.shared import prepare
 
-_finished: dict[Path, JobRecord] = {}  # of this process, by folder: its sweep need not read them from disk
+_finished: dict[Path, JobRecord] = {}  # of this process, by folder, so that its sweep need not read them from disk
 
 
 def run(cfg: Any) -> dict[str, float]:
     """Run one job described by `cfg`, a composed Hydra configuration or a `Config`.
 
-    Returns the metrics of its one bit width, or `top1_w<bits>` for each of several and `top1_float`.
+    Returns the metrics of a single bit width, or `top1_w<bits>` for each of several and `top1_float`.
     """
     folder = Path(cfg.output_dir)
     set_quiet(cfg.quiet is True)
@@ -48,11 +48,11 @@ def run(cfg: Any) -> dict[str, float]:
 def run_job(config: Config, device: torch.device, start: JobStart, reports: Reports) -> JobRecord:
     """Load or train the float network, quantize it at every bit width, evaluate and report."""
     here = start.folder.absolute().is_relative_to(Path.cwd())
-    log.info("%s: results go to %s.", start.name, os.path.relpath(start.folder) if here else start.folder)
+    log.info("%s: writing results to %s.", start.name, os.path.relpath(start.folder) if here else start.folder)
     with reports.following(start):
         Ledger.of(config, start.key).write(start.folder)
         shared = prepare(config, device, reports.training)
-        config = dataclasses.replace(config, model=shared.float_model.config.model)  # a file may hold another depth
+        config = dataclasses.replace(config, model=shared.float_model.config.model)  # a file may have another depth
         name = run_name(config, shared.dataset.name)
         artifacts = start.folder / "artifacts"
         results = [measure_bit_width(bits, config, shared, device, artifacts) for bits in config.quant.bit_widths()]
@@ -64,13 +64,13 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
 
 
 def keep_and_report(record: JobRecord, reports: Reports) -> None:
-    """Leave the record in the job's folder, then report it."""
+    """Write the record to the job's folder, then report it."""
     write_job(record)
     reports.job(record)
 
 
 def start_of(config: Config, device: torch.device, folder: Path) -> JobStart:
-    """What is known of the job now."""
+    """The facts about a job that are known before it runs."""
     key = job_key(config, device.type)
     name = run_name(config, config.data.name)
     earlier = Ledger.of(config, key).read() if config.resume else None
@@ -78,7 +78,7 @@ def start_of(config: Config, device: torch.device, folder: Path) -> JobStart:
 
 
 def run_name(config: Config, dataset_name: str) -> str:
-    """The telling part first, since MLflow shows about 18 characters: `w4 notebook resnet20 cifar10`."""
+    """`w4 notebook resnet20 cifar10`: the most informative part first, since MLflow shows about 18 characters."""
     widths = ",".join(map(str, config.quant.bit_widths()))
     activations = f"a{config.quant.act_bits}" if config.quant.act_bits else ""
     seed = [word for word in config.overrides.split() if word.startswith("seed=")]
@@ -87,5 +87,5 @@ def run_name(config: Config, dataset_name: str) -> str:
 
 
 def finished_here() -> dict[Path, JobRecord]:
-    """The records of the jobs that this process has finished, by folder."""
+    """The records of the jobs that finished in this process, by folder."""
     return dict(_finished)

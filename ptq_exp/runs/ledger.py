@@ -1,6 +1,6 @@
-"""A job's key, where `resume=true` finds what the last job with that key left, and what a failed job leaves.
+"""Job keys, the pointers by which `resume=true` finds earlier jobs, and the records of failed jobs.
 
-`<cache>/jobs/<key>.json` points to the folder of the last job with a key.
+`<cache>/jobs/<key>.json` points to the folder of the last job with that key.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ UNRELATED = (
     "searchpath",
 )  # fmt: skip
 
-# Set by the sweep callback: the folder of the sweep. Its jobs leave the table to it.
+# The folder of the sweep, set by the sweep callback. The sweep prints the table, so its jobs do not.
 SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
 
 
 def job_key(config: Config, device_type: str) -> str:
-    """SHA-256 (hex) of all that decides a job's result: equal for a job that would only repeat another."""
+    """SHA-256 (hex) of everything that determines a job's result: a repeated job has the same key."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
-    relevant["quant"]["name"] = ""  # what a method is called decides nothing
+    relevant["quant"]["name"] = ""  # a method's name does not affect the result
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
     root = config.data.folder
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
-    there = config.data.name == "auto" and root.exists()  # decides what auto means
+    there = config.data.name == "auto" and root.exists()  # decides the meaning of auto
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
     where += [config.tracking.register] if config.tracking.register else []
     versions = [VERSION, RECONSTRUCTION_VERSION]
@@ -57,14 +57,14 @@ class Ledger:
         return cls(config.cache / "jobs" / f"{key[:32]}.json")
 
     def read(self) -> Path | None:
-        """The folder; None where there is none or the pointer cannot be read."""
+        """The folder, or None if there is no pointer or it cannot be read."""
         try:
             return Path(json.loads(read_text(self.path))["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
-        """Point to a job that begins."""
+        """Point to the folder of a job that starts."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"folder": str(folder.absolute())})
         write_atomically(self.path, lambda path: write_text(path, content))
@@ -72,12 +72,12 @@ class Ledger:
 
 @contextlib.contextmanager
 def failure_kept(folder: Path, bits: object, overrides: str, fail_fast: bool) -> Iterator[None]:
-    """Leave `failure.json` where a job fails. With `fail_fast` the jobs of the sweep after it are not begun."""
+    """Write `failure.json` if a job fails. With `fail_fast`, the sweep's later jobs do not start."""
     sweep = os.environ.get(SWEEP_VARIABLE)
     stop = Path(sweep) / STOP_FILE if sweep else None
     try:
         if stop and stop.exists():
-            raise UserError("Not run: another job failed, and fail_fast=true.")
+            raise UserError("Not run because another job failed (fail_fast=true).")
         yield
     except Exception as error:
         reason = without_password(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""One bit width: the network quantized, its accuracy measured, its tables and figures left among the artifacts."""
+"""One bit width: quantize the network, measure its accuracy, and write tables and figures to the artifacts."""
 
 import csv
 import dataclasses
@@ -32,9 +32,9 @@ from ptq_exp.runs.shared import Shared
 def measure_bit_width(
     bits: int, config: Config, shared: Shared, device: torch.device, artifacts: Path
 ) -> BitWidthResult:
-    """Quantize to `bits` bits, evaluate, and leave tables, figures and the network in `artifacts`.
+    """Quantize to `bits` bits, evaluate, and write tables, figures and the network to `artifacts`.
 
-    Raises `UserError` where the quantized network answers with numbers that are not finite.
+    Raises `UserError` if the quantized network's outputs are not finite.
     """
     calibration, store = shared.calibration(config), reconstruction_store(config, shared, bits, device)
     started = time.perf_counter()
@@ -42,7 +42,7 @@ def measure_bit_width(
     seconds = time.perf_counter() - started
     evaluation = shared.measure(quantized.network, f"Evaluating {bits} bits")
     if not math.isfinite(evaluation.loss):
-        raise UserError(f"The network quantized to {bits} bits answers with numbers that are not finite.")
+        raise UserError(f"The outputs of the network quantized to {bits} bits are not finite.")
     result = make_result(bits, config, shared, quantized.report, evaluation, seconds)
     model = str(config.model["name"])
     figures = BitWidthFigures(result, config.quant, model, shared.dataset, quantized, shared.baseline, evaluation)
@@ -60,7 +60,7 @@ def measure_bit_width(
 def make_result(
     bits: int, config: Config, shared: Shared, report: Report, evaluation: Evaluation, quantize_seconds: float
 ) -> BitWidthResult:
-    """The result of one bit width from both networks' answers to the test images."""
+    """The result of one bit width from both networks' predictions on the test images."""
     baseline = shared.baseline
     low, high = evaluation.interval()
     float_low, float_high = baseline.interval()
@@ -95,7 +95,7 @@ def make_result(
 
 
 def headline(result: BitWidthResult, method: str) -> str:
-    """The line that a job prints for one bit width."""
+    """The line that a job logs for one bit width."""
     activations = "" if result.act_bits is None else f", {result.act_bits}-bit activations"
     told = f", {NOT_DISTINGUISHABLE}" if verdict(result) == NOT_DISTINGUISHABLE else ""
     return (
@@ -105,14 +105,14 @@ def headline(result: BitWidthResult, method: str) -> str:
 
 
 def show_progress(description: str, steps: int) -> Any:
-    """A progress bar in a terminal, a line elsewhere."""
+    """Show a progress bar in a terminal, or log a line elsewhere."""
     if not console.is_terminal:
         log.info("%s", description)
     return progress(description, steps)
 
 
 def reconstruction_store(config: Config, shared: Shared, bits: int, device: torch.device) -> Path | None:
-    """Where the units of a learned rounding are kept, so that an interrupted one goes on; None without one."""
+    """The folder of reconstructed units, so that an interrupted run can continue, or None without learned rounding."""
     if config.quant.rounding == "nearest":
         return None
     unrelated = {"name": "", "sensitivity": False, "calibration_seed": None}
@@ -124,10 +124,10 @@ def reconstruction_store(config: Config, shared: Shared, bits: int, device: torc
 
 
 def save_tables(folder: Path, result: BitWidthResult, report: Report) -> None:
-    """The per-layer table as CSV and JSON and, of mixed precision, the sensitivities."""
+    """Write the per-layer table as CSV and JSON and, for mixed precision, the sensitivities."""
     table = [dataclasses.asdict(layer) for layer in result.layers]
     _write_csv(folder / f"layers_w{result.bits}.csv", table)
-    # JSON has no infinity: the SQNR of a layer that lost nothing is null there.
+    # JSON has no infinity, so the SQNR of a layer without quantization error is null.
     finite = [
         {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         for line in table
@@ -140,7 +140,7 @@ def save_tables(folder: Path, result: BitWidthResult, report: Report) -> None:
 def save_network(
     folder: Path, result: BitWidthResult, config: Config, shared: Shared, network: torch.nn.Module
 ) -> None:
-    """The quantized network, with what `ptq_exp.load` needs to build it again."""
+    """Write the quantized network, with the metadata that `ptq_exp.load` needs to rebuild it."""
     float_model = shared.float_model
     about = {
         "model": float_model.options,
@@ -157,7 +157,7 @@ def save_network(
 def measure_sensitivity(
     result: BitWidthResult, quantized: Quantized, config: Config, shared: Shared, artifacts: Path
 ) -> None:
-    """Accuracy with one layer's weights rounded at a time, to the bits it has in the plan: a table and a figure."""
+    """Measure the accuracy with one layer rounded at a time, to its bits in the plan. Writes a table and a figure."""
     dataset = shared.dataset
     plan = quantized.plan
     sqnr = {layer.layer: layer.sqnr_db for layer in result.layers}

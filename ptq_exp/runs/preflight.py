@@ -1,4 +1,4 @@
-"""What can be known to fail from configuration and files alone is refused before anything is computed or written."""
+"""Checks that reject a job before it computes or writes anything, from its configuration and files alone."""
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
@@ -8,13 +8,13 @@ from ptq_exp.runs.device import check_device
 from ptq_exp.runs.float_model import check_classes, fitting_network
 from ptq_exp.runs.images import no_stand_in
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of the data sets that always have the same
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}  # of the data sets with a fixed number of classes
 
 
 def check_all(configs: list[Config]) -> None:
-    """Raise the first job's `UserError` where no job of a sweep can succeed.
+    """Raise the first job's `UserError` if no job of a sweep can succeed.
 
-    Where some can, they run, and the others fail in their turn.
+    If some can, the sweep runs, and the others fail when they start.
     """
     errors = []
     for config in configs:
@@ -28,7 +28,7 @@ def check_all(configs: list[Config]) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` for values, devices, data folders and checkpoint files that cannot work, alone or together."""
+    """Raise `UserError` for invalid or incompatible values, devices, data folders and checkpoint files."""
     validate(config)
     check_device(config.device)
     _check_data(config)

@@ -24,14 +24,14 @@ from ptq_exp.runs.device import hardware
 from ptq_exp.runs.shared import Shared
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
-# Where and by which words a job was started would be the first that MLflow's compare page shows of two jobs.
+# MLflow's compare page would otherwise list the folder and the command line of two jobs first.
 NOT_PARAMS = ("output_dir", "command", "overrides", "method", "searchpath")  # the method is `quant.name`
 
 
 def make_record(
     start: JobStart, config: Config, shared: Shared, device: torch.device, results: tuple[BitWidthResult, ...]
 ) -> JobRecord:
-    """All that is reported of a job whose work ends now; its resolved configuration is left among the artifacts."""
+    """The record of a job that has just ended. Writes its resolved configuration to the artifacts."""
     ended, float_model, dataset = int(1000 * time.time()), shared.float_model, shared.dataset
     resolved = resolve(config, shared)
     write_text(
@@ -63,7 +63,7 @@ def make_record(
 
 
 def resolve(config: Config, shared: Shared) -> Config:
-    """The configuration with the network, recipe and normalization really used, and without passwords."""
+    """The configuration with the network, recipe and normalization that were used, without passwords."""
     used = shared.float_model.config
     tracking = dataclasses.replace(config.tracking, uri=config.tracking.uri and without_password(config.tracking.uri))
     return dataclasses.replace(
@@ -74,18 +74,18 @@ def resolve(config: Config, shared: Shared) -> Config:
 
 
 def parameters(resolved: Config, shared: Shared) -> dict[str, Any]:
-    """The resolved configuration by dotted keys, and the data set and network really used."""
+    """The resolved configuration by dotted keys, and the data set and network that were used."""
     plain = dataclasses.replace(resolved, quant=dataclasses.replace(resolved.quant, layer_bits={}))
     options = shared.float_model.options
     return {key: value for key, value in flatten(plain).items() if key not in NOT_PARAMS} | {
-        "quant.layer_bits": json.dumps(resolved.quant.layer_bits),  # its keys are patterns, which name no param
+        "quant.layer_bits": json.dumps(resolved.quant.layer_bits),  # its keys are patterns, not param names
         "data.used": shared.dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in options.items()),
     }
 
 
 def tags_of(config: Config, shared: Shared, device: torch.device) -> dict[str, str]:
-    """What tells apart the runs of different networks, data and machines."""
+    """The tags that distinguish runs of different networks, data and machines."""
     network, fingerprint = shared.network_digest, shared.fingerprint
     quant = dataclasses.replace(config.quant, name="")
     return {
@@ -108,7 +108,7 @@ def describe(dataset: Dataset, config: Config, fingerprint: str) -> DatasetSumma
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that a result may depend on."""
+    """The versions of all software that a result may depend on."""
     system = f"{platform.system()} {platform.release()}, {platform.machine()}"
     others = {"system": system, "commit": commit().get("git.commit", "")}
     return {"Python": platform.python_version()} | installed(PACKAGES) | others

@@ -1,4 +1,4 @@
-"""`resume=true`: what an earlier job with the same configuration left, so that nothing is done twice."""
+"""`resume=true`: reuse the results of an earlier job with the same configuration."""
 
 import shutil
 from dataclasses import replace
@@ -16,14 +16,14 @@ NOT_COPIED = (RESULTS_FILE, FAILURE_FILE, "run.log", "hydra")
 
 
 def finished(config: Config, start: JobStart, reports: Reports) -> JobRecord | None:
-    """The record of the job with this key, if it finished before, with its files in the job's folder; else None.
+    """The record of an earlier finished job with this key, with its files copied to the job's folder; else None.
 
-    A job that was killed while it was reported is reported now. The record is looked for on disk, then in the outputs
-    that keep records, since the job may have run on another machine.
+    A job that was killed during its reporting is reported now. The record is searched on disk, then in the outputs
+    that keep records, because the job may have run on another machine.
     """
     record = read_job(start.earlier) if start.earlier else None
     if record is not None and record.key == start.key:
-        reports.job(record)  # without effect where it was reported
+        reports.job(record)  # no effect if it was already reported
         _copy(record.folder, start.folder)
     else:
         record = reports.find(start.key, start.folder)
@@ -32,12 +32,12 @@ def finished(config: Config, start: JobStart, reports: Reports) -> JobRecord | N
     words = without_password(config.overrides)
     record = replace(record, overrides=words, method=tuple(words_of(config)), folder=start.folder)
     write_job(record)
-    log.info("%s: finished before, not run again (resume=true).", record.name)
+    log.info("%s: already finished, not run again (resume=true).", record.name)
     return record
 
 
 def _copy(source: Path, target: Path) -> None:
-    """What outputs left in the earlier folder: the sweep's report shows the figures."""
+    """Copy the files of an earlier job, because the sweep's report shows its figures."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.name not in NOT_COPIED and not (target / path.name).exists():

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep share: data set, float network and its accuracy, calibration images."""
+"""The data that jobs of a sweep share: data set, float network and its accuracy, calibration images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,32 +31,32 @@ class Shared:
     fingerprint: str
     float_model: FloatModel
     baseline: Evaluation
-    network_digest: str  # SHA-256 (hex) of the float weights and the normalization: what a quantizer really sees
+    network_digest: str  # SHA-256 (hex) of the float weights and the normalization, the input of a quantizer
     calibrations: dict[tuple[int, int], Calibration] = field(default_factory=dict)  # by number of images and seed
 
     def measure(self, network: nn.Module, description: str) -> Evaluation:
-        """What `network` answers on the test images."""
+        """Evaluate `network` on the test images."""
         return _measure(network, self.dataset, self.float_model, description)
 
     def calibration(self, config: Config) -> Calibration:
-        """Training images drawn by the calibration seed, without their labels. Jobs with the same images share it."""
+        """Training images without labels, drawn by the calibration seed. Jobs with the same images share them."""
         count, seed = config.quant.calibration_images, config.calibration_seed
         if (count, seed) not in self.calibrations:
             images = self.dataset.train_images
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-            self.calibrations.clear()  # one draw at a time: it can be large
+            self.calibrations.clear()  # keep one set at a time, since it can be large
             chosen = self.float_model.normalize(images[order[:count].to(images.device)])
             self.calibrations[count, seed] = Calibration(chosen, seed)
         return self.calibrations[count, seed]
 
 
-_shared: dict[str, Shared] = {}  # at most one entry: it holds a data set, and the jobs of a sweep share it
+_shared: dict[str, Shared] = {}  # at most one entry, since it holds a data set; the jobs of a sweep share it
 
 
 def prepare(config: Config, device: torch.device, training: Callable[[], AbstractContextManager[Any]]) -> Shared:
-    """Data set, float network and baseline, computed once in a process for the jobs that share them.
+    """Data set, float network and baseline, computed once per process for the jobs that share them.
 
-    A training runs inside the context manager that `training` makes.
+    A training runs inside the context manager that `training` returns.
     """
     relevant = dataclasses.asdict(config)
     for unrelated in ("quant", *UNRELATED):

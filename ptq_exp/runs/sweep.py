@@ -1,4 +1,4 @@
-"""A sweep around its jobs: outputs are told before the first, and report all of them after the last."""
+"""A sweep: it notifies the outputs before its first job, and they report all jobs after the last."""
 
 import os
 import sys
@@ -21,9 +21,9 @@ class Sweep:
         self.start, self.reports = start, Reports(tracking)
 
     def begin(self) -> None:
-        """Tell every output; tell the jobs, whichever process they run in, by the environment.
+        """Notify every output, and the jobs (in any process) through an environment variable.
 
-        Raises `UserError` where an output cannot be used.
+        Raises `UserError` if an output cannot be used.
         """
         self.reports.sweep_begins(self.start)
         write_sweep(self.start.folder, self.start.name, list(map(without_password, self.start.command)))
@@ -31,7 +31,7 @@ class Sweep:
         background.start()
 
     def finish(self) -> None:
-        """Report all jobs. Raises `SystemExit` where something could not be reported: it is kept on disk."""
+        """Report all jobs. Raises `SystemExit` if something could not be reported; it stays on disk."""
         os.environ.pop(SWEEP_VARIABLE, None)
         folder = self.start.folder
         problems = background.finish()

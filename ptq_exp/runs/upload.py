@@ -9,10 +9,10 @@ from ptq_exp.reporting.mlflow.content import upload_folder
 
 
 def main() -> int:
-    """Log a run's folder, a sweep's or a whole tree of them."""
+    """Log the folder of a run or a sweep, or a tree of such folders."""
     parser = argparse.ArgumentParser(prog="python -m ptq_exp.runs.upload", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a job, of a sweep, or one that holds several")
-    parser.add_argument("--uri", help="another store than the one that the jobs were meant for")
+    parser.add_argument("folder", type=Path, help="the folder of a job or a sweep, or one that contains several")
+    parser.add_argument("--uri", help="a store to use instead of the one in the jobs' configuration")
     arguments = parser.parse_args()
     return exit_code(lambda: upload_folder(arguments.folder, arguments.uri))
 

@@ -1,5 +1,5 @@
 """Training of a float network: the loop, the captured step, and fused kernels for CIFAR ResNets.
 
-How networks are built, stored or evaluated does not belong here: the loop is given a network and a function that
+Building, storing and evaluating networks does not belong here. The loop receives a network and a function that
 measures its accuracy.
 """

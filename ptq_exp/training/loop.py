@@ -1,4 +1,4 @@
-"""Training of the float model: plain supervised SGD on batches that live on the device."""
+"""Training of the float model: plain supervised SGD on batches on the device."""
 
 import copy
 import importlib
@@ -21,8 +21,9 @@ from ptq_exp.training.options import TrainingOptions
 from ptq_exp.training.step import TrainingStep
 
 LONG_TRAINING_SECONDS = 600
-DIVERGED = 10  # times the loss of guessing
-# Those that torch also has as one kernel for all parameters, where one for each takes longer to launch than to compute.
+DIVERGED = 10  # as a multiple of the loss of guessing
+# Optimizers that torch also offers as one kernel for all parameters. One kernel per parameter takes longer to launch
+# than to compute.
 FUSED_OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW")
 
 Weights = dict[str, Tensor]
@@ -30,19 +31,19 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class TrainingState:
-    """Everything needed to go on after an epoch; batches and augmentation follow from seed and epoch."""
+    """Everything needed to continue after an epoch. Batches and augmentation follow from seed and epoch."""
 
-    epoch: int = 0  # epochs done
+    epoch: int = 0  # number of finished epochs
     model: Weights = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)  # one entry an epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry per epoch
     best: Weights = field(default_factory=dict)
     best_epoch: int = 0
     best_top1: float = -1.0
 
     def networks(self) -> dict[str, tuple[Weights, dict[str, float]]]:
-        """The weights of the last and of the best epoch, each with the epoch's number and top-1."""
+        """The weights of the last and the best epoch, with the epoch's number and top-1."""
 
         def about(epoch: int) -> dict[str, float]:
             measured = {key: value for key, value in self.history[epoch - 1].items() if key.endswith("_top1")}
@@ -52,9 +53,9 @@ class TrainingState:
 
 
 def resolve_recipe(options: TrainingOptions, recipe: Recipe) -> TrainingOptions:
-    """The options with the data set's own recipe where optimizer, scheduler and trainer are null.
+    """The options, with null values of optimizer, scheduler and trainer filled in from the data set's recipe.
 
-    Milestones keep their place in the training where only the number of epochs was changed.
+    If only the number of epochs was changed, milestones keep their relative positions.
     """
     epochs = options.trainer.epochs or recipe.epochs
     milestones = [max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones]
@@ -71,7 +72,7 @@ def resolve_recipe(options: TrainingOptions, recipe: Recipe) -> TrainingOptions:
 
 
 def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
-    """The object that `_target_` names, made from `first` and the other keys; `UserError` says what is wrong."""
+    """The object named by `_target_`, created from `first` and the other keys. Raises `UserError` if that fails."""
     path = str(node.get("_target_"))
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     module, _, name = path.rpartition(".")
@@ -80,7 +81,7 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
         allowed = list(inspect.signature(target).parameters)[1:]
     except (ImportError, AttributeError, ValueError, TypeError):
         raise UserError(
-            f"{group}._target_={path} cannot be imported. Expected is a class, torch.optim.SGD say."
+            f"{group}._target_={path} cannot be imported. Expected: a class, for example torch.optim.SGD."
         ) from None
     for key in arguments:
         if key not in allowed:
@@ -95,7 +96,7 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
 
 
 def build_optimizer(node: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a configuration; on CUDA with the fused kernel, unless `node` chooses."""
+    """The optimizer of a configuration. On CUDA it uses the fused kernel unless `node` specifies one."""
     if node.get("_target_") in FUSED_OPTIMIZERS and parameters[0].is_cuda and not node.keys() & {"fused", "foreach"}:
         node = node | {"fused": True}
     optimizer: torch.optim.Optimizer = instantiate("optimizer", node, parameters)
@@ -110,13 +111,13 @@ def train(
     accuracy: Callable[[nn.Module], float],
     state: TrainingState,
 ) -> Iterator[TrainingState]:
-    """Train `model` in place, going on from `state`, which is yielded, brought up to date, after every epoch.
+    """Train `model` in place from `state`, which is updated and yielded after every epoch.
 
-    The options must be resolved (`resolve_recipe`). `accuracy` gives the top-1 (percent) on the split that decides
-    which epoch is the best (`Dataset.monitored`). Raises `UserError` when the loss is no longer a number.
+    The options must be resolved (`resolve_recipe`). `accuracy` returns the top-1 (percent) on the split that selects
+    the best epoch (`Dataset.monitored`). Raises `UserError` if the training diverges.
     """
     if len(dataset.classes) < 2:
-        raise UserError(f"{dataset.name} has one class only, {dataset.classes[0]}: there is nothing to tell apart.")
+        raise UserError(f"{dataset.name} has only one class, {dataset.classes[0]}. Training needs at least two.")
     trainer, recipe = options.trainer, dataset.recipe
     epochs = trainer.epochs or 0
     loader = TrainingLoader(
@@ -125,15 +126,15 @@ def train(
     )  # fmt: skip
     optimizer = build_optimizer(options.optimizer, list(model.parameters()))
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise UserError(f"optimizer._target_={options.optimizer['_target_']} needs a closure, which no epoch here has.")
+        raise UserError(f"optimizer._target_={options.optimizer['_target_']} needs a closure, which is not supported.")
     scheduler = instantiate("scheduler", options.scheduler, optimizer)
     if trainer.precision != "fp32" and not loader.labels.is_cuda:
-        log.info("trainer.precision=%s is for CUDA: this CPU trains in fp32.", trainer.precision)
+        log.info("trainer.precision=%s needs CUDA. Training in fp32 on this CPU.", trainer.precision)
     if state.epoch:
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
         scheduler.load_state_dict(state.scheduler)
-        log.info("Training goes on after epoch %d of %d.", state.epoch, epochs)
+        log.info("Continuing the training after epoch %d of %d.", state.epoch, epochs)
     elif loader.labels.device.type == "cpu":
         _warn_if_long(model, loader, normalize, epochs)
 
@@ -145,11 +146,11 @@ def train(
         for epoch in range(state.epoch, epochs):
             rate = optimizer.param_groups[0]["lr"]
             loss, train_top1 = train_epoch(step, loader, epoch, advance)
-            # The one scheduler that looks at the training: it gets the training loss.
+            # Only this scheduler depends on the progress of the training. It gets the training loss.
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
             scheduler.step(loss) if plateau else scheduler.step()
             top1 = accuracy(model)
-            # Guessing costs log(classes): a mean loss far above it is as lost as one that is no number.
+            # The loss of guessing is log(classes). A mean loss far above it counts as diverged, and so does NaN.
             if not loss < DIVERGED * math.log(len(dataset.classes)):
                 raise UserError(
                     f"Training diverged in epoch {epoch + 1}: the loss is {loss:.4g}. "
@@ -172,7 +173,7 @@ def train(
 def train_epoch(
     step: TrainingStep, loader: TrainingLoader, epoch: int, advance: Callable[..., None]
 ) -> tuple[float, float]:
-    """One pass over the training images: their mean loss and top-1 (percent), measured while training."""
+    """One pass over the training images. Returns their mean loss and top-1 (percent), measured during training."""
     step.model.train()
     step.totals.zero_()
     shown, seen = time.monotonic(), 0
@@ -180,7 +181,7 @@ def train_epoch(
         step(images, labels)
         advance()
         seen += len(labels)
-        # An epoch takes a minute on a CPU and less than a second on CUDA, where reading the loss would stall it.
+        # An epoch takes a minute on a CPU but less than a second on CUDA, where reading the loss would stall it.
         if step.device.type == "cpu" and time.monotonic() - shown > 1:
             shown = time.monotonic()
             advance(0, loss=f"loss {step.totals[0].item() / seen:.3f}")
@@ -203,7 +204,7 @@ def _log_epoch(state: TrainingState, epochs: int, monitor: str) -> None:
 
 
 def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalizer, epochs: int) -> None:
-    """Time a few steps on a copy of the model and, where the training would be long, name the quicker ways."""
+    """Time a few steps on a copy of the model and, if the training would be long, log faster alternatives."""
     trial = copy.deepcopy(model)
     optimizer = torch.optim.SGD(trial.parameters(), lr=1e-3)
     quickest = math.inf
@@ -213,12 +214,12 @@ def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalize
         optimizer.step()
         quickest = min(quickest, time.perf_counter() - started)
         seconds = quickest * len(loader) * epochs
-        if seconds <= LONG_TRAINING_SECONDS:  # it takes at most so long: a short one need not be timed any better
+        if seconds <= LONG_TRAINING_SECONDS:  # this is an upper bound, so a short training needs no more timing
             return
     log.warning(
-        "Training will take about %s on this CPU (%d epochs of %d images). Quicker ways: "
+        "Training will take about %s on this CPU (%d epochs of %d images). Faster alternatives: "
         "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
-        "The training can be interrupted and taken up again by the same command.",
+        "The training can be interrupted and continued with the same command.",
         duration(seconds), epochs, len(loader.labels),
         max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
     )  # fmt: skip

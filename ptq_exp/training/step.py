@@ -1,4 +1,4 @@
-"""One step of training: on CUDA a captured graph, so that the card never waits for Python."""
+"""One training step. On CUDA it is a captured graph, so that the GPU never waits for Python."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ from ptq_exp.base.machine import tf32
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.training.fused import fuse
 
-WARM_UP = 3  # eager passes before the capture: libraries allocate their workspaces in the first ones
+WARM_UP = 3  # eager passes before the capture, in which libraries allocate their workspaces
 
 
 class TrainingStep:
     """Forward and backward pass on a batch, then the optimizer's step.
 
-    `totals` (2,) sums, on the device, the losses and the correct predictions of the images seen. ResNet-20's kernels
-    take a few microseconds each, less than Python needs to launch them: on CUDA the passes over the first batch's
-    shape are captured once and replayed. A batch of another shape, the last of an epoch, runs kernel by kernel.
-    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast), the last two on CUDA
-    alone: a CPU trains in fp32, since most emulate bf16, at a fraction of the speed. `fused`: through the kernels of
-    `ptq_exp.training.fused` where they know the model; they take half a minute to compile.
+    `totals` (2,) holds the sums of the losses and of the correct predictions so far, on the device. ResNet-20's kernels
+    take a few microseconds each, less than Python needs to launch them. On CUDA, the passes for the first batch's shape
+    are therefore captured once and replayed. A batch of another shape (the last of an epoch) runs kernel by kernel.
+    `precision` is fp32, tf32 (convolutions round their operands to 10 bits) or bf16 (autocast). The last two need CUDA:
+    a CPU trains in fp32, since most CPUs emulate bf16 at a fraction of the speed. `fused` uses the kernels of
+    `ptq_exp.training.fused` if they support the model. They take half a minute to compile.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingStep:
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
-        # The passes below move batch norm's running statistics and the totals, which no training step did.
+        # The passes below change batch norm's running statistics and the totals, so these are restored afterwards.
         touched = [*self.model.buffers(), self.totals]
         before = [buffer.clone() for buffer in touched]
         stream = torch.cuda.Stream()

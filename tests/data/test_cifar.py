@@ -185,7 +185,7 @@ def test_a_damaged_batch_on_disk_is_refused_without_download_and_fetched_again_w
 ) -> None:
     folder = cifar10_archive.unpack(tmp_path / "root")
     flip_pixel(folder / "data_batch_3")
-    with pytest.raises(DataUnavailable, match="broken"):
+    with pytest.raises(DataUnavailable, match="damaged"):
         load(tmp_path, "cifar10", download=False)
     cifar10_archive.assert_equal(load(tmp_path, "cifar10"))
 

@@ -166,10 +166,10 @@ def test_a_list_in_an_archive_counts_beside_the_splits_alone(tmp_path: Path, kin
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        (["a", "b", "c"], r"data\.classes does not match the 2 class folders: no folder is called 'c'\."),
+        (["a", "b", "c"], r"data\.classes does not match the 2 class folders: no such folder: 'c'\."),
         (["a"], r"not listed: 'b'\."),
         (["a", "b", "a"], r"listed twice: 'a'\."),
-        (["A", "b"], r"no folder is called 'A'; not listed: 'a'\."),
+        (["A", "b"], r"no such folder: 'A'; not listed: 'a'\."),
         ([], r"not listed: 'a', 'b'\."),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_list_of_other_classes_is_refused(tmp_path: Path, classes: list[str], 
 def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
     root = tree(tmp_path / "tree", ["a", "b"])
     (root / "classes.txt").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(UserError, match=r"classes\.txt in data\.root=.* cannot be read as text in UTF-8"):
+    with pytest.raises(UserError, match=r"classes\.txt in data\.root=.* cannot be read as UTF-8 text"):
         load(root)
 
 
@@ -198,7 +198,7 @@ def test_the_key_is_known_on_the_command_line(cli: Callable[..., Any], tmp_path:
     tree(tmp_path / "tree", ["1", "2"])
     outcome = cli("data=image_folder", f"data.root={tmp_path / 'tree'}", "data.classes=[1,3]")
     assert outcome.code == 1
-    assert "data.classes does not match the 2 class folders: no folder is called '3'; not listed: '2'." in outcome.err
+    assert "data.classes does not match the 2 class folders: no such folder: '3'; not listed: '2'." in outcome.err
 
 
 def test_a_list_of_classes_that_nothing_reads_is_refused() -> None:
@@ -216,12 +216,12 @@ def test_a_list_of_classes_that_nothing_reads_is_refused() -> None:
         (["Train/a/0.png", "Test/a/0.png"], ["Rename the folder Train to train."]),
         (["training/a/0.png", "testing/a/0.png"], ["Rename the folder training to train."]),
         (["a/0.png", "b/0.png"], ["a (1), b (1)", "Move the class folders into a folder train"]),
-        (["train/0.png", "test/0.png"], ["test (1), train (1)", "one folder for each class"]),
+        (["train/0.png", "test/0.png"], ["test (1), train (1)", "one folder per class"]),
         (["a/train/0.png", "a/test/0.png", "b/train/0.png", "b/test/0.png"], ["Swap the levels"]),
-        (["train/a/x/0.png", "test/a/x/0.png"], ["too deep"]),
+        (["train/a/x/0.png", "test/a/x/0.png"], ["nested too deeply"]),
         (["train/a/0.png"], ["There is no folder test"]),
-        (["train/a/0.npy", "labels.csv"], ["no images, but files with these endings: .csv, .npy"]),
-        ([], ["No file was found"]),
+        (["train/a/0.npy", "labels.csv"], ["no images, but files with these extensions: .csv, .npy"]),
+        ([], ["Found no files"]),
     ],
 )
 def test_a_tree_of_another_layout_is_described(tmp_path: Path, files: list[str], words: list[str]) -> None:
@@ -281,7 +281,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_cifar_itself_is_answered_with_a_setting_that_works(cifar: Path, root: str, holder: str) -> None:
     place = cifar / holder
-    with pytest.raises(UserError, match=r"is CIFAR-10 itself\. Set data=cifar10 data\.root=") as error:
+    with pytest.raises(UserError, match=r"is the original CIFAR-10\. Set data=cifar10 data\.root=") as error:
         load(cifar / root)
     assert str(error.value).endswith(f"data.root={place}.")
     data = load_dataset(DataOptions(name="cifar10", root=str(place), download=False), UNUSED, CPU)

@@ -218,7 +218,7 @@ def test_a_broken_image_is_named_and_leaves_nothing_in_the_cache(
     image = tmp_path / "tree" / "test" / "dog" / "1.png"
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2] if isinstance(broken, str) else broken)
-    with pytest.raises(UserError, match=r"test/dog/1\.png is not an image"):
+    with pytest.raises(UserError, match=r"test/dog/1\.png cannot be read as an image"):
         load(tmp_path, "image_folder", root=str(pack(tmp_path / "tree", kind)))
     assert left_in_cache(tmp_path) == []
     image.write_bytes(whole)
@@ -253,7 +253,7 @@ def test_a_root_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_a_root_is_asked_for() -> None:
-    with pytest.raises(UserError, match=r"data\.root is needed with data=image_folder"):
+    with pytest.raises(UserError, match=r"data=image_folder needs data\.root"):
         load_dataset(DataOptions(name="image_folder"), Path("unused"), CPU)
 
 
@@ -271,7 +271,7 @@ def test_a_tree_without_classes_is_answered_with_the_layout_expected(tmp_path: P
 def test_a_test_class_that_train_does_not_have_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path / "tree")
     (tmp_path / "tree" / "test" / "dog").rename(tmp_path / "tree" / "test" / "yak")
-    with pytest.raises(UserError, match=r"test has the classes \['yak'\], which train does not have"):
+    with pytest.raises(UserError, match=r"test has the classes \['yak'\], which are not in train"):
         load(tmp_path, "image_folder", root=str(tmp_path / "tree"))
 
 
@@ -281,7 +281,7 @@ def test_a_class_without_test_images_is_said(tmp_path: Path) -> None:
         (tree / split / label).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tree / split / label / "0.png")
     data = load(tmp_path, "image_folder", root=str(tree))
-    assert data.note == "No test image is of the classes ['dog']."
+    assert data.note == "There are no test images of the classes ['dog']."
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:

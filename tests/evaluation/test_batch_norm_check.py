@@ -100,7 +100,7 @@ def test_constants_that_cannot_be_told_apart_are_named(lines: Callable[[int], li
     model = trained_on(data, between)
     chosen = choose_constants(model, data)
     assert chosen in (CIFAR10, CIFAR100)
-    (tied,) = [line for line in lines(logging.INFO) if "cannot tell" in line]
+    (tied,) = [line for line in lines(logging.INFO) if "cannot distinguish" in line]
     assert CIFAR10.name in tied
     assert CIFAR100.name in tied
     same = torch.equal(*(BatchNormCheck(model, data).predictions(each) for each in (CIFAR10, CIFAR100)))

@@ -61,7 +61,7 @@ def test_images_of_another_kind_are_not_taken_in_silence(cli: Cli, tmp_path: Pat
         network(torch.rand(2, 3, 32, 32))
     outcome = cli(*TINY, f"checkpoint={file}")  # and it is no float checkpoint
     assert outcome.code == 1
-    assert "is a network that ptq_exp quantized" in outcome.err
+    assert "is a network quantized by ptq_exp" in outcome.err
 
 
 def test_float_weights_are_no_quantized_network(tmp_path: Path) -> None:

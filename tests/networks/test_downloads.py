@@ -86,7 +86,7 @@ def test_a_failed_download_leaves_nothing_and_the_next_succeeds(
 
 def test_a_download_that_breaks_off_is_called_so(tmp_path: Path, server: Loopback, stored: bytes) -> None:
     server.answer = http_answer(stored, sent=len(stored) - 1)
-    with pytest.raises(UserError, match="broke off"):
+    with pytest.raises(UserError, match="interrupted"):
         read_checkpoint(server.url, tmp_path / "cache", timeout=5)
 
 

@@ -47,7 +47,7 @@ def test_a_network_with_the_names_but_not_the_shapes_of_a_family_says_what_diffe
     weights = build_model("vgg", 10, depth=11).state_dict()
     weights["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     message = refusal(weights, tmp_path / "grey.pt")
-    assert "A VGG-11 comes closest and cannot hold it" in message
+    assert "The closest is a VGG-11, but it does not fit" in message
     assert "features.0.weight (64, 1, 3, 3) instead of (64, 3, 3, 3)" in message
 
 

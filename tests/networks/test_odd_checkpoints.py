@@ -63,7 +63,7 @@ def test_which_of_two_networks_in_a_file_is_used_is_said(tmp_path: Path, caplog:
     caplog.set_level("INFO", logger="ptq_exp")
     torch.save(ODD["model and ema"](weights()), tmp_path / "odd.pt")
     read(tmp_path / "odd.pt")
-    assert "the weights under model are used, not those under ema" in caplog.text
+    assert "using the weights under model, not those under ema" in caplog.text
 
 
 def test_a_file_saved_on_a_gpu_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +85,8 @@ def test_any_file_name(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda value: value.to(torch.int8), "linear.bias holds int8 values"),
-        (lambda value: torch.empty_like(value, device="meta"), "linear.bias has a shape and no values"),
+        (lambda value: value.to(torch.int8), "linear.bias has int8 values"),
+        (lambda value: torch.empty_like(value, device="meta"), "linear.bias has a shape but no values"),
     ],
 )
 def test_weights_without_float_values_are_refused(
@@ -100,5 +100,5 @@ def test_weights_without_float_values_are_refused(
 
 def test_a_temperature_is_named_as_what_does_not_fit(tmp_path: Path) -> None:
     torch.save(weights() | {"temperature": torch.tensor(1.5)}, tmp_path / "odd.pt")
-    with pytest.raises(UserError, match=r"A ResNet-8 with conv shortcuts comes closest.*unexpected: temperature"):
+    with pytest.raises(UserError, match=r"The closest is a ResNet-8 with conv shortcuts.*unexpected: temperature"):
         read(tmp_path / "odd.pt")

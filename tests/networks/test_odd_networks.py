@@ -172,4 +172,4 @@ def test_odd_class_names_go_through_a_whole_job(cli: Cli, tmp_path: Path) -> Non
     given = ["data=image_folder", f"data.root={tmp_path / 'tree'}", "data.train_limit=null", "data.test_limit=null"]
     outcome = cli("quant.bits=4", *TINY, *given)
     assert outcome.code == 0, outcome.err
-    assert "No test image is of the classes ['a dog']." in outcome.out + outcome.err
+    assert "There are no test images of the classes ['a dog']." in outcome.out + outcome.err

@@ -84,7 +84,7 @@ def test_a_cause_is_what_the_layers_show(change: dict[str, Any], config: QuantCo
 def test_nothing_is_explained_where_nothing_was_lost() -> None:
     config = QuantConfig(granularity="channel", alpha_rule="max")
     assert diagnose(report({"sqnr_db": 24.0}), config, significant=False) == (
-        "No significant loss. The layer with the least signal left is layer1 (24.0 dB)."
+        "No significant loss. The layer with the lowest SQNR is layer1 (24.0 dB)."
     )
     assert diagnose(report({"sqnr_db": 9.0}), config, significant=False).startswith(
         "No significant loss. Likeliest to cost accuracy: rounding to 31 levels, most in layer1"

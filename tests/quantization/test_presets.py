@@ -79,7 +79,7 @@ def test_one_layer_at_a_time_is_a_table_and_a_figure(cli: Callable[..., Outcome]
         (["quant=best", "quant.grid=apot"], "uniform grid"),
         (["quant.mean_bits=3"], "quant.mixed=true"),
         (["quant.mixed=true"], "quant.granularity=channel"),
-        (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=1000"], "Give one of them"),
+        (["quant=mixed", "quant.mean_bits=3", "quant.size_budget=1000"], "Give only one of them"),
         (["quant.rounding=adaruond"], "Did you mean 'adaround'?"),
         (["quant.reconstruction.drop=1"], "below 1"),
         (["quant.alpha_rule=mse", "quant.first_and_last=eight"], "quant.granularity=channel"),

@@ -51,7 +51,7 @@ MISTAKES = [
     (["experiment=notbook"], ["experiment=notbook", "Did you mean 'notebook'?"]),
     (["quant=4"], ["quant", "notebook"]),
     (["quant.bits=4,8"], ["quant.bits=4,8", "-m", "quant.bits=[4,8]"]),
-    (["quant=best,mse"], ["quant=best,mse holds several values. Add -m to run one job for each of them.\n"]),
+    (["quant=best,mse"], ["quant=best,mse has several values. Add -m to run one job for each of them.\n"]),
     (["quant=[best,mse]"], ["quant=[best,mse]: quant takes one option", "quant=best,mse -m"]),
     (["quant=[best,mse]", "quant.bits=3,4", "-m"], ["quant=[best,mse]: quant takes one option"]),
     (["model=[resnet20,vgg16]"], ["model takes one option", "model=resnet20,vgg16 -m"]),
@@ -78,10 +78,10 @@ MISTAKES = [
     (["data.mean=[0.5,0.5]"], ["data.mean", "three numbers"]),
     (["data.std=[0,1,1]"], ["data.std", "positive"]),
     (["device=cuda:99"], ["device=cuda:99", "device=cpu"]),
-    (["device=gpu"], ["device=gpu is not there", "CUDA devices"]),
+    (["device=gpu"], ["device=gpu does not exist", "CUDA devices"]),
     (["device=graphics"], ["device=graphics", "cuda"]),
     (["data=digits", "data.validation_images=5000"], ["data.validation_images=5000", "1433"]),
-    (["data=image_folder"], ["data.root is needed"]),
+    (["data=image_folder"], ["data=image_folder needs data.root"]),
     (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere", "does not exist"]),
     (["data=image_folder", "data.root=wide/test"], ["no classes", "train/<class>"]),
     (["data=cifar10", "data.download=false", "data.root=nowhere"], ["cifar10", "nowhere", "data.root"]),
@@ -100,7 +100,7 @@ MISTAKES = [
         [*TINY, "model=vgg16", "model.depth=11", "data=image_folder", "data.root=wide", "data.resize=null"],
         ["64x64", "data.resize=32"],
     ),
-    (["data=image_folder", "data.root=wide", "data.resize=32"], ["one class only", "cat"]),
+    (["data=image_folder", "data.root=wide", "data.resize=32"], ["only one class", "cat"]),
     (["quant.layer_bits={linear:8}"], ["+quant.layer_bits="]),
     (["trainer.select=best_test", "data.validation_images=5"], ["best_validation"]),
     (["data=auto", "data.download=false", "data.root=nowhere", "checkpoint=some.th"], ["data=image_folder"]),
@@ -136,9 +136,9 @@ MISTAKES = [
     (["quant.bits=range(4", "-m"], ["quant.bits=range(4 cannot be read"]),
     (["~quant.nothing"], ["quant.nothing"]),
     (["hydra/launcher=jolib", "-m"], ["hydra/launcher=jolib", "Did you mean 'joblib'?"]),
-    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "no checkpoint"]),
-    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "broken"]),
-    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could run code"]),
+    ([*TINY, "checkpoint=notes.txt"], ["checkpoint=notes.txt", "not a checkpoint"]),
+    ([*TINY, "checkpoint=empty.safetensors"], ["checkpoint=empty.safetensors", "damaged"]),
+    ([*TINY, "checkpoint=harmful.pth"], ["checkpoint=harmful.pth", "could execute hidden code"]),
     ([*TINY, "checkpoint=wide"], ["checkpoint=wide", "no such file"]),
     ([*TINY, "checkpoint=ftp://127.0.0.1/a.pth"], ["ftp://127.0.0.1/a.pth"]),
     (["data=image_folder", "data.root=notes.txt"], ["data.root=notes.txt", "neither a folder nor"]),
@@ -213,7 +213,7 @@ def test_a_broken_yaml_is_named_and_does_not_hide_other_mistakes(tmp_path: Path)
     broken.write_text("name: mine\nbits: [2, 3\nlayers: all\n")
     with pytest.raises(Exception, match="mine") as caught:
         OmegaConf.load(broken)
-    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is no valid YAML")
+    assert (explain(caught.value, conf) or "").startswith(f"{broken}, line 3: this is not valid YAML")
     assert "trainer.trainer" not in known_keys(conf)
     unknown = RuntimeError("Could not override 'quant.bit'.")
     assert "Did you mean 'quant.bits'?" in (explain(unknown, conf) or "")

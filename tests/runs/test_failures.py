@@ -56,7 +56,7 @@ def test_a_failed_job_has_its_error_and_log_and_the_table_names_it(cli: Cli, sto
 def test_fail_fast_stops_at_the_first(cli: Cli, tmp_path: Path) -> None:
     outcome = cli(*TINY, "quant.bits=99,3,4", "fail_fast=true", "-m")
     assert outcome.code == 1
-    assert outcome.out.count("Not run: another job failed") >= 2
+    assert outcome.out.count("Not run because another job failed") >= 2
     assert list(tmp_path.glob("outputs/*/*/*/results.json")) == []
     assert "quant.bits=99" in outcome.err
 

@@ -110,7 +110,7 @@ def test_a_killed_training_process_is_taken_up_again(process: Callable[..., Any]
     resumed = process(*arguments, f"cache_dir={tmp_path / 'killed'}")
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
-    assert "Training goes on after epoch" in output
+    assert "Continuing the training after epoch" in output
     whole = process(*arguments, f"cache_dir={tmp_path / 'whole'}")
     assert whole.wait(timeout=120) == 0
     files = [next((tmp_path / name).glob("float/*/last.safetensors")) for name in ("killed", "whole")]

@@ -59,7 +59,7 @@ def test_a_server_that_goes_away_loses_nothing(process: Process, tmp_path: Path)
     assert down.returncode == 1
     assert "Traceback" not in down.stderr
     with server(tmp_path, port) as uri:
-        for expected in ("", "0 logged, 3 were there already."):  # twice: the second changes nothing
+        for expected in ("", "0 logged, 3 already in the store."):  # twice: the second changes nothing
             done = subprocess.run(upload, cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             assert expected in done.stdout

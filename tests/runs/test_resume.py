@@ -41,8 +41,8 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     monkeypatch.setattr(job, "measure_bit_width", measure)
     second = cli(*given, "resume=true")
     assert second.code == 0, second.err
-    assert second.out.count("finished before, not run again") == 2
-    assert second.out.count("results go to") == 2
+    assert second.out.count("already finished, not run again") == 2
+    assert second.out.count("writing results to") == 2
     for file in tmp_path.glob("outputs/*/*/*/results.json"):  # the report of the second sweep shows them all
         assert list((file.parent / "artifacts").glob("confusion_w*.png")), file
     runs = all_runs(store)
@@ -61,7 +61,7 @@ def test_a_job_that_finished_elsewhere_is_found_in_the_store(cli: Cli, store: st
     shutil.rmtree(tmp_path / "outputs")
     outcome = cli(*given, f"cache_dir={tmp_path / 'there'}", "resume=true")
     assert outcome.code == 0, outcome.err
-    assert "finished before, not run again" in outcome.out
+    assert "already finished, not run again" in outcome.out
     assert len(all_runs(store)) == 1
 
 

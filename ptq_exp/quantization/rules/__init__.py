@@ -1,8 +1,8 @@
-"""Alpha rules, one file each: every file here is imported and registers what it holds.
+"""Alpha rules, in one file each. Every file here is imported and registers its rules.
 
 A rule is a function `(groups, context) -> (low, high)` with the decorator `@alpha_rule("<name>")`, which makes it
-available as `quant.alpha_rule=<name>`. `groups` has shape (G, n): one row for each group of weights that shares a
-range; `low` and `high` have shape (G,). On a symmetric grid alpha, the clipping value, is the larger magnitude.
+available as `quant.alpha_rule=<name>`. `groups` has shape (G, n), with one row per group of weights that shares a
+range; `low` and `high` have shape (G,). On a symmetric grid, the clipping value alpha is the larger magnitude.
 """
 
 import importlib

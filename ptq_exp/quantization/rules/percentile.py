@@ -1,4 +1,4 @@
-"""Most of the weights, the outliers clipped."""
+"""A percentile of the weights: outliers are clipped."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from ptq_exp.quantization.ranges import Range, RangeContext, alpha_rule
 
 @alpha_rule("percentile")
 def percentile(groups: Tensor, context: RangeContext) -> Range:
-    """The middle `percentile` percent of the group's weights; on a symmetric grid, of their magnitudes."""
+    """The central `percentile` percent of the group's weights or, on a symmetric grid, of their magnitudes."""
     share = context.percentile / 100
     if context.kind in TWO_SIDED:
         ends = torch.tensor([(1 - share) / 2, (1 + share) / 2], dtype=groups.dtype, device=groups.device)

@@ -9,7 +9,7 @@ from ptq_exp.quantization.ranges import Range, RangeContext, alpha_rule
 
 @alpha_rule("mse")
 def mse(groups: Tensor, context: RangeContext) -> Range:
-    """The range with the smallest mean squared rounding error, searched on 100 candidates a side."""
+    """The range with the smallest mean squared rounding error, searched on 100 candidates per side."""
     return _smallest_error(groups, context, 2.0)
 
 
@@ -20,7 +20,7 @@ def lp(groups: Tensor, context: RangeContext) -> Range:
 
 
 def _smallest_error(groups: Tensor, context: RangeContext, power: float) -> Range:
-    """Shrink the range from both ends; an asymmetric one first as a whole, then each end on its own."""
+    """Shrink the range from both ends. An asymmetric range is first shrunk as a whole, then at each end separately."""
     low, high = groups.amin(dim=1), groups.amax(dim=1)
     if context.kind not in TWO_SIDED:
         high = torch.maximum(high, -low)

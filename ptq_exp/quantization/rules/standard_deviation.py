@@ -7,7 +7,7 @@ from ptq_exp.quantization.ranges import Range, RangeContext, alpha_rule
 
 @alpha_rule("first_conv_std")
 def first_conv_std(groups: Tensor, context: RangeContext) -> Range:
-    """multiplier * population std of the first convolution's weights, whatever the group (the notebook)."""
+    """multiplier * population std of the first convolution's weights, for every group (the notebook)."""
     alpha = (context.multiplier * context.first_conv.std(correction=0)).expand(len(groups))
     return -alpha, alpha
 

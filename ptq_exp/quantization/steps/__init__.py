@@ -1,4 +1,4 @@
-"""The steps of a quantization method, one file each. Their order here is the order in which they run."""
+"""The steps of a quantization method, in one file each. They run in the order of `STEPS`."""
 
 from ptq_exp.base.options import check_options
 from ptq_exp.quantization.options import QuantConfig
@@ -25,7 +25,7 @@ STEPS: tuple[Step, ...] = (
 
 
 def check_method(options: QuantConfig) -> None:
-    """Raise `UserError` for a value that its field does not allow, and for what a step cannot do."""
+    """Raise `UserError` for a value that its field does not allow, or that a step does not support."""
     check_options(options, "quant.")
     for step in STEPS:
         step.check(options)

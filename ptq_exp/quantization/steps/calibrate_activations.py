@@ -1,4 +1,4 @@
-"""Quantizers of activations, with ranges from what the float network shows on the calibration images."""
+"""Activation quantizers with ranges from the float network's activations on the calibration images."""
 
 import math
 
@@ -19,9 +19,9 @@ from ptq_exp.quantization.widths import check_bits
 
 
 class CalibrateActivations(Step):
-    """Put a quantizer before every quantized layer and, where asked for, before every residual addition.
+    """Insert a quantizer before every quantized layer and, if requested, before every residual addition.
 
-    The layer that sees the image is spared unless `act_input_image` is set. A number for `act_alpha` overrides the
+    The layer that receives the image is skipped unless `act_input_image` is set. A number for `act_alpha` overrides the
     ranges. Tensors with negative values get a signed grid.
     """
 
@@ -57,7 +57,7 @@ class CalibrateActivations(Step):
 
 
 def _observations(context: Context, names: list[str]) -> dict[str, list[Observation]]:
-    """What enters the modules called `names` that run, in the float network."""
+    """The observed inputs of the modules called `names` in the float network, without modules that do not run."""
 
     def compute() -> dict[str, list[Observation]]:
         steps = 2 * math.ceil(len(context.images) / BATCH)
@@ -65,7 +65,7 @@ def _observations(context: Context, names: list[str]) -> dict[str, list[Observat
             return observe(context.reference, names, context.images, advance)
 
     every = context.calibration.once(("observations", context.reference, *names), compute)
-    return {name: found for name, found in every.items() if found}  # a module may be there and never run
+    return {name: found for name, found in every.items() if found}  # a module may exist but never run
 
 
 def _quantizer(options: QuantConfig, seen: Observation, bits: int) -> ActivationQuantizer:

@@ -1,4 +1,4 @@
-"""Bias correction: the mean output of every layer is put back where the float network's is."""
+"""Bias correction: the mean output of every layer is restored to that of the float network."""
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,10 @@ class CorrectBiases(Step):
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor, progress: Progress | None = None) -> None:
-    """Shift every quantized layer's bias so that its mean output per channel is the float network's, in place.
+    """Shift every quantized layer's bias so that its mean output per channel equals the float network's, in place.
 
-    Empirical bias correction, layer after layer, so that a layer sees its corrected predecessors (Nagel et al.
-    2019, section 4.2). `reference` is the float network with the same layers.
+    This is empirical bias correction, one layer after the other, so that the predecessors of a layer are already
+    corrected (Nagel et al. 2019, section 4.2). `reference` is the float network with the same layers.
     """
     layers = quantized_layers(model)
     wanted = output_means(reference, list(layers), images)
@@ -41,12 +41,15 @@ def correct_biases(model: nn.Module, reference: nn.Module, images: Tensor, progr
 
 @torch.no_grad()
 def output_means(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """Mean output per channel (C,) of those of the modules called `names` that run, over `images` and all calls."""
+    """Mean output per channel (C,) of the modules called `names`, over `images` and all calls.
+
+    Modules that do not run are left out.
+    """
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
 
     def add(name: str, _: Inputs, output: Tensor) -> None:
-        # Channels come second in images, and last in what a linear layer gives.
+        # Channels are the second dimension of images, and the last dimension of a linear layer's output.
         channels = output.movedim(1 if output.dim() == 4 else -1, 0).flatten(1).double()
         totals[name] = totals[name] + channels.sum(1) if name in totals else channels.sum(1)
         counts[name] += channels.shape[1]

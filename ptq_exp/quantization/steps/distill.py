@@ -7,7 +7,7 @@ from ptq_exp.quantization.learning import learn_once, worth_learning
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
 
-DRAW = 999  # after those of the units, which are numbered from 0
+DRAW = 999  # number of this random draw, above those of the units, which are numbered from 0
 
 
 class Distill(Step):

@@ -20,7 +20,9 @@ class Equalize(Step):
 
     def check(self, options: QuantConfig) -> None:
         if options.equalize and not options.fold_batch_norm:
-            raise UserError("quant.equalize=true needs quant.fold_batch_norm=true: it moves scale between layers.")
+            raise UserError(
+                "quant.equalize=true needs quant.fold_batch_norm=true, since it moves scale between layers."
+            )
 
     def run(self, context: Context) -> None:
         if context.options.equalize:
@@ -29,11 +31,11 @@ class Equalize(Step):
 
 @torch.no_grad()
 def equalize(model: nn.Module, sweeps: int = 20) -> None:
-    """Give both sides of every unbranched pair of layers the same weight range per channel, in place.
+    """Equalize the weight ranges per channel within every unbranched pair of layers, in place.
 
-    Channel i of the first layer is divided by s_i and of the second multiplied, s_i = sqrt(r1_i r2_i) / r2_i
-    (Nagel et al. 2019, "Data-Free Quantization", equation 11). The function of the network stays the same; batch
-    norm must be folded.
+    Channel i is divided by s_i in the first layer and multiplied by s_i in the second, with
+    s_i = sqrt(r1_i r2_i) / r2_i (Nagel et al. 2019, "Data-Free Quantization", equation 11). The function of the network
+    stays the same. Batch norm must be folded.
     """
     pairs: list[Any] = [tuple(map(model.get_submodule, names)) for names in layer_pairs(model)]
     for _ in range(sweeps):
@@ -44,7 +46,7 @@ def equalize(model: nn.Module, sweeps: int = 20) -> None:
             rows = first.weight.flatten(1).abs().amax(1)
             columns = second.weight.transpose(0, 1).flatten(1).abs().amax(1)
             factor = torch.sqrt(rows * columns) / columns
-            # Not where a channel has no weights, nor where they are too small for the arithmetic.
+            # Skip channels without weights, or with weights too small for the arithmetic.
             usable = (rows > 0) & (columns > 0) & (factor > 0) & torch.isfinite(factor)
             factor = torch.where(usable, factor, torch.ones_like(rows))
             first.weight.div_(factor.view(-1, *[1] * (first.weight.dim() - 1)))

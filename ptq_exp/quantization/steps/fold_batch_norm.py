@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them."""
+"""Folding of batch norms into the preceding convolutions."""
 
 import torch
 from torch import nn
@@ -23,10 +23,10 @@ class FoldBatchNorm(Step):
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module) -> list[str]:
-    """Move every batch norm that follows a convolution into its weights and bias, in place; returns their names.
+    """Fold every batch norm that follows a convolution into its weights and bias, in place. Returns the norms' names.
 
-    The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14): a batch norm of which the
-    graph does not prove that it can be folded stays.
+    The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14). A batch norm stays if the
+    graph does not prove that it can be folded.
     """
     pairs = batch_norm_pairs(model, OPAQUE)
     for conv_name, norm_name in pairs:

@@ -1,7 +1,7 @@
 """Learned rounding: AdaRound, and block reconstruction with dropped activation quantization.
 
-A unit (a layer or a residual block) is made to give the float network's output again by learning, for every weight,
-whether it is rounded up or down, and for every activation its clipping value.
+A unit (a layer or a residual block) is optimized to reproduce the float network's output. The method learns whether
+each weight is rounded up or down, and the clipping value of each activation.
 """
 
 import math
@@ -35,7 +35,7 @@ BETA_START, BETA_END = 20.0, 2.0
 
 
 class Reconstruct(Step):
-    """Learn the rounding of one unit after the other."""
+    """Learn the rounding, one unit after the other."""
 
     name = "reconstruct"
     reads = ("rounding", "reconstruction", "act_bits", "layers", "grid")
@@ -50,7 +50,7 @@ class Reconstruct(Step):
         names, open_weights = units(context.network, context.options.rounding), context.weights()
         for number, name in enumerate(names):
             unit = context.network.get_submodule(name)
-            # A layer that two units share is learned with the first.
+            # A layer that two units share is learned with the first one.
             own = {n: open_weights.pop(n) for n in layers_of(context.network, unit) if n in open_weights}
             learn = partial(_learn, context, name, own, f"Reconstructing {name} ({number + 1}/{len(names)})")
             learn_once(context, unit, f"{number:03d}", number, learn)
@@ -62,7 +62,7 @@ def _learn(context: Context, name: str, weights: dict[str, Tensor], title: str) 
 
 
 def units(network: nn.Module, rounding: str) -> list[str]:
-    """What is reconstructed, in the network's order: every layer, or every block and each layer outside of one."""
+    """The units to reconstruct, in network order: every layer, or every block and every layer outside a block."""
     layers = list(quantized_layers(network))
     if rounding == "adaround":
         return layers
@@ -76,7 +76,7 @@ def units(network: nn.Module, rounding: str) -> list[str]:
 
 
 def layers_of(model: nn.Module, unit: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers inside `unit`, by the names that they have in `model`."""
+    """The quantized layers inside `unit`, by their names in `model`."""
     inside = set(unit.modules())
     return {name: layer for name, layer in quantized_layers(model).items() if layer in inside}
 
@@ -84,13 +84,13 @@ def layers_of(model: nn.Module, unit: nn.Module) -> dict[str, QuantizedLayer]:
 def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], advance: Callable[[], None]) -> None:
     """Learn the rounding of the unit called `name` of the quantized network, in place.
 
-    The unit's input is that of the quantized network, with QDrop mixed element by element with the float network's;
-    its target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). Where it is called
-    several times, all calls count alike. `weights` are the float weights of the layers to learn, by name; `advance` is
-    called after every step. All randomness comes from torch's global generator.
+    The unit's input is that of the quantized network. With QDrop, it is mixed element by element with the float
+    network's input. The target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). If
+    the unit is called several times, all calls have equal weight. `weights` are the float weights of the layers to
+    learn, by name. `advance` is called after every step. All randomness comes from torch's global generator.
     """
     network, images, how = context.network, context.images, context.options.reconstruction
-    drop = how.drop if context.options.act_bits is not None else 0.0  # share of activations that pass unquantized
+    drop = how.drop if context.options.act_bits is not None else 0.0  # share of unquantized activations
     unit = network.get_submodule(name)
     every = layers_of(network, unit)
     layers = {n: layer for n, layer in every.items() if n in weights}
@@ -142,10 +142,12 @@ def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], ad
 
 
 def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of the module called `name` on normalized `images`, for all of them at once, one pair a call:
-    vectors (N, C), or images (N, H, W, C), which `take` gives back as (B, C, H, W)."""
+    """Input and output of the module called `name` on all normalized `images`, one pair per call.
+
+    They are vectors (N, C), or images (N, H, W, C), which `take` returns as (B, C, H, W).
+    """
     seen: list[tuple[Tensor, Tensor]] = []
-    calls = math.inf  # after which the rest of the network need not run
+    calls = math.inf  # after so many calls the rest of the network need not run
     batches = []
 
     def keep(_: str, given: Inputs, output: Tensor) -> None:
@@ -165,7 +167,7 @@ def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, T
 
 
 def take(stored: Tensor, chosen: Tensor) -> Tensor:
-    """The rows `chosen` (B,) of what `collect` stored, images as (B, C, H, W), channels last."""
+    """The rows `chosen` (B,) of a result of `collect`; images as (B, C, H, W), channels last."""
     rows = stored[chosen]
     return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 

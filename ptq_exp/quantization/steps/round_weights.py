@@ -1,4 +1,4 @@
-"""The plan, which layer gets how many bits, and the weights rounded to nearest."""
+"""The plan of bit widths per layer, and rounding of the weights to nearest."""
 
 import copy
 
@@ -19,7 +19,7 @@ class RoundWeights(Step):
     reads = (
         "bits", "sign_bit", "grid", "alpha_rule", "alpha_multiplier", "percentile", "lp_norm", "granularity", "layers",
         "first_and_last", "layer_bits", "mixed", "mixed_candidates", "mean_bits", "size_budget",
-        # What a budget leaves for the weights, and how sensitivities are measured, depends on later steps.
+        # The share of a budget for the weights, and the measurement of sensitivities, depend on later steps.
         "act_bits", "bias_correction", "reconstruction",
     )  # fmt: skip
 
@@ -30,7 +30,7 @@ class RoundWeights(Step):
         several = bool(options.layer_bits) or options.first_and_last == "eight"
         if several and options.granularity == "model" and options.alpha_rule in ("mse", "lp"):
             raise UserError(
-                f"quant.alpha_rule={options.alpha_rule} finds the best range for one bit width: layers of several "
+                f"quant.alpha_rule={options.alpha_rule} finds the best range for one bit width, so layers of different "
                 f"widths cannot share it. Set quant.granularity=channel or tensor."
             )
 
@@ -45,10 +45,10 @@ class RoundWeights(Step):
 
 def _check_mixed(options: QuantConfig) -> None:
     if options.mean_bits is not None and options.size_budget is not None:
-        raise UserError("quant.mean_bits and quant.size_budget are two names of one limit. Give one of them.")
+        raise UserError("quant.mean_bits and quant.size_budget set the same limit. Give only one of them.")
     if (options.mean_bits or options.size_budget) and not options.mixed:
         raise UserError("quant.mean_bits and quant.size_budget have no effect without quant.mixed=true.")
     if options.mixed and (options.layer_bits or options.first_and_last != "same"):
-        raise UserError("quant.mixed=true chooses every layer's bits: leave layer_bits and first_and_last alone.")
+        raise UserError("quant.mixed=true chooses every layer's bits. Do not set layer_bits or first_and_last.")
     if options.mixed and options.granularity == "model":
-        raise UserError("Mixed precision needs a range for each layer. Set quant.granularity=channel or tensor.")
+        raise UserError("Mixed precision needs one range per layer. Set quant.granularity=channel or tensor.")

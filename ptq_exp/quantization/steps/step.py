@@ -1,4 +1,4 @@
-"""What a step of a quantization method is."""
+"""The interface of a step of a quantization method."""
 
 from typing import ClassVar
 
@@ -7,14 +7,14 @@ from ptq_exp.quantization.options import QuantConfig
 
 
 class Step:
-    """One step of a method. It does nothing where the options do not ask for it."""
+    """One step of a method. It does nothing if the options do not request it."""
 
     name: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]]  # the fields of `QuantConfig` that it looks at
+    reads: ClassVar[tuple[str, ...]]  # the fields of `QuantConfig` that it uses
 
     def check(self, options: QuantConfig) -> None:
-        """Raise `UserError` for values and combinations that this step cannot do."""
+        """Raise `UserError` for values and combinations that this step does not support."""
 
     def run(self, context: Context) -> None:
-        """Change the context's networks in place, or put others there."""
+        """Change the context's networks in place, or replace them."""
         raise NotImplementedError

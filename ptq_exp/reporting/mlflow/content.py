@@ -1,4 +1,4 @@
-"""What is logged of a finished job or sweep."""
+"""The content that is logged for a finished job or sweep."""
 
 import dataclasses
 import json
@@ -20,11 +20,11 @@ Points = list[tuple[int, dict[str, float]]]  # (step, metrics)
 
 
 def log_job(record: JobRecord, run: Run, place: Place, uri: str | None = None, parent: str | None = None) -> None:
-    """Log a job, end its run as FINISHED, and note in its folder that it is done.
+    """Log a job, end its run as FINISHED, and mark it as logged in its folder.
 
-    Doing it again adds what is missing. `run` is the job's run where it is open, else the one of `place` is taken up;
-    `uri` and `parent` replace the store and the sweep that it was meant for. Raises `UserError` where the store cannot
-    be used.
+    A repeated call adds what is missing. `run` is the job's open run; if it is not open, the run of `place` is
+    reopened. `uri` and `parent` replace the store and the sweep of `place`. Raises `UserError` if the store cannot be
+    used.
     """
     if run.client is None:
         belongs_to = parent or place.parent
@@ -38,12 +38,12 @@ def log_job(record: JobRecord, run: Run, place: Place, uri: str | None = None, p
     if record.register:
         register(run, record.register, record.artifacts, record.results)
     run.end(ended=record.ended)
-    # Last: whatever is killed before is done again.
+    # This comes last, so that a job killed earlier is logged again.
     dataclasses.replace(place, run_id=run.run_id, logged=True).write(record.folder)
 
 
 def points(record: JobRecord) -> Points:
-    """The metrics of a job: those of its one bit width, or series with the bits as steps; and the training's."""
+    """The metrics of a job and its training: those of a single bit width, or series with the bits as steps."""
     if len(record.results) == 1:
         found: Points = [(0, record.results[0].metrics())]
     else:
@@ -56,7 +56,7 @@ def points(record: JobRecord) -> Points:
 
 
 def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
-    """Log the table, the report, the figures and the curves of the finished jobs on the parent run, and end it."""
+    """Log the table, report, figures and curves of the finished jobs to the parent run, and end it."""
     record.figures.mkdir(exist_ok=True)
     if record.jobs:
         run_ids = [place.run_id for job in record.jobs if (place := Place.read(job.folder))]
@@ -70,23 +70,23 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
     parent.log_folder(record.figures)
     for failure in with_labels(record.jobs, record.failures):
         place = Place.read(failure.folder)
-        if place is None or not place.run_id:  # it failed before it had a run: its configuration is at fault
+        if place is None or not place.run_id:  # it failed before it had a run, because of its configuration
             run = child(parent, " ".join(filter(None, [f"w{failure.bits}", failure.overrides])))
             run.log(tags={"error": failure.error})
             run.log_file(Path(failure.log))
             run.end("FAILED")
-    # A job with several bit widths logs its curve itself: a copy would draw it twice.
+    # A job with several bit widths logs its own curve, so a copy would appear twice.
     if record.jobs and all(len(job.results) == 1 for job in record.jobs):
         _log_curves(parent, as_series(record.jobs))
     parent.end(status)
 
 
 def _fitting(note: str) -> str:
-    """The note, whole lines of it where it is longer than MLflow takes."""
+    """The note, cut after a whole line if it is longer than MLflow allows."""
     if len(note) <= MAX_VALUE_LENGTH:
         return note
     end = note.rfind("\n", 0, MAX_VALUE_LENGTH - 100)
-    return f"{note[:end]}\n\nToo long for this page: all of it is in `table.md` among the artifacts."
+    return f"{note[:end]}\n\nThe table is too long for this page. The complete table is the artifact `table.md`."
 
 
 def _log_curves(parent: Run, series: Series) -> None:
@@ -103,14 +103,14 @@ def _log_curves(parent: Run, series: Series) -> None:
 
 
 def upload_folder(folder: Path, uri: str | None = None) -> str:
-    """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns what was done, in words.
+    """Log everything below `folder` that is not in its store yet: jobs, then sweeps. Returns a summary to print.
 
-    `uri` replaces the store that the jobs were meant for. Raises `UserError` where there is nothing to log or the store
+    `uri` replaces the store in the jobs' configuration. Raises `UserError` if there is nothing to log or the store
     cannot be used.
     """
     jobs = sorted(path.parent for path in folder.rglob(RESULTS_FILE) if path.parent.name != "artifacts")
     if not jobs:
-        raise UserError(f"{folder} holds no finished job: there is no {RESULTS_FILE} below it.")
+        raise UserError(f"{folder} contains no finished job: there is no {RESULTS_FILE} below it.")
     sweeps = {path.parent: place for path in folder.rglob(SWEEP_FILE) if (place := Place.read(path.parent))}
     parents = {place: start_run(at.options(uri), at.name, old=at.run_id) for place, at in sweeps.items()}
     count = 0
@@ -124,4 +124,4 @@ def upload_folder(folder: Path, uri: str | None = None) -> str:
     for sweep_folder, parent in parents.items():
         sweep = read_sweep(sweep_folder)
         log_sweep(parent, sweep, "FAILED" if sweep.failures else "FINISHED")
-    return f"{count} logged, {len(jobs) - count} were there already."
+    return f"{count} logged, {len(jobs) - count} already in the store."

@@ -1,4 +1,4 @@
-"""Where a job or a sweep belongs in a store: `mlflow.json` in its folder, so that it can be logged later."""
+"""The location of a job or a sweep in a store, kept as `mlflow.json` in its folder so that it can be logged later."""
 
 import json
 import os
@@ -16,7 +16,7 @@ FILE = "mlflow.json"
 
 @dataclass(frozen=True)
 class Place:
-    """A run's address, without passwords, and whether everything has been logged."""
+    """The location of a run, without passwords, and whether everything has been logged."""
 
     uri: str
     experiment: str
@@ -27,7 +27,7 @@ class Place:
 
     @classmethod
     def of(cls, options: TrackingOptions, name: str) -> "Place | None":
-        """Where a run called `name` belongs; None without a store."""
+        """The location of a run called `name`, or None without a store."""
         if not options.enabled:
             return None
         uri = without_password(options.uri or default_uri())
@@ -35,21 +35,21 @@ class Place:
 
     @classmethod
     def read(cls, folder: Path) -> "Place | None":
-        """What `write` left in a folder; None where there is nothing that can be read."""
+        """The location stored in a folder, or None if there is no readable file."""
         try:
             return cls(**json.loads(read_text(folder / FILE)))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, folder: Path) -> None:
-        """Leave `mlflow.json` in a folder, complete or not at all."""
+        """Write `mlflow.json` to a folder atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(asdict(self))
         write_atomically(folder / FILE, lambda path: write_text(path, content))
 
     def options(self, uri: str | None = None) -> TrackingOptions:
-        """The options that lead there; `uri` replaces the store. Raises `UserError` where a password is missing."""
+        """The options for this store; `uri` replaces the store. Raises `UserError` if a password is missing."""
         where = uri or self.uri
         if ":***@" in where:
-            raise UserError(f"The password of {where} was not kept. Give the whole address with --uri.")
+            raise UserError(f"The password of {where} was not stored. Give the complete address with --uri.")
         return TrackingOptions(True, where, self.experiment)

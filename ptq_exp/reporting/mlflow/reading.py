@@ -1,4 +1,4 @@
-"""Reading back from a store what earlier runs left there."""
+"""Reading earlier runs from a store."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SUMMARY_FILE = "summary.json"  # of a sweep: what its jobs' records do not say
+SUMMARY_FILE = "summary.json"  # the facts about a sweep that its jobs' records lack
 
 
 def find_job(options: TrackingOptions, key: str, folder: Path) -> tuple[JobRecord, str] | None:
-    """The newest finished job with this key, fetched into `folder`, and its run's id; None where there is none."""
+    """The newest finished job with this key, fetched into `folder`, and the id of its run, or None if there is none."""
     client, experiment_id = open_store(options.uri or default_uri(), options.experiment)
     wanted = f"tags.{JOB_TAG} = '{key}' and attributes.status = 'FINISHED'"
     for found in client.search_runs([experiment_id], wanted, max_results=1):
@@ -30,7 +30,7 @@ def find_job(options: TrackingOptions, key: str, folder: Path) -> tuple[JobRecor
 
 
 def fetch_job(client: "MlflowClient", run_id: str, folder: Path) -> JobRecord | None:
-    """Fetch the record and the figures of a run into `folder`; None where it is not a job's, or its files are gone."""
+    """Fetch a job's record and figures into `folder`. None if the run is not of a job or its files no longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(UserError):
         artifact(client, run_id, RESULTS_FILE, folder)
@@ -41,12 +41,12 @@ def fetch_job(client: "MlflowClient", run_id: str, folder: Path) -> JobRecord | 
 
 
 def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
-    """A sweep as its run and those of its jobs tell it, with the jobs' figures below `folder`."""
+    """A sweep, read from its run and its jobs' runs, with the jobs' figures below `folder`."""
     about: dict[str, Any] = {}
     with contextlib.suppress(UserError, ValueError):  # the sweep did not end, or an older version logged it
         assert parent.client is not None
         about = json.loads(read_text(artifact(parent.client, parent.run_id, SUMMARY_FILE, folder)))
-    # Jobs that were resumed hang below the sweep that ran them.
+    # Runs of resumed jobs are children of the sweep that ran them.
     run_ids = list(dict.fromkeys([*filter(None, about.get("jobs", [])), *finished_children(parent)]))
     fetched = [
         fetch_job(parent.client, run_id, folder / f"{number:04d}-{run_id[:8]}")
@@ -61,7 +61,7 @@ def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
 
 
 def finished_children(parent: Run) -> list[str]:
-    """The ids of the jobs below `parent` that are FINISHED, the oldest first."""
+    """The ids of the FINISHED jobs below `parent`, oldest first."""
     if parent.client is None:
         return []
     wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FINISHED' and tags.{JOB_TAG} != ''"
@@ -72,7 +72,7 @@ def finished_children(parent: Run) -> list[str]:
 
 
 def failed_children(parent: Run) -> list[Failure]:
-    """What is known of the jobs below `parent` that FAILED, as far as their runs tell it."""
+    """The FAILED jobs below `parent`, as far as their runs describe them."""
     if parent.client is None:
         return []
     wanted = f"tags.mlflow.parentRunId = '{parent.run_id}' and attributes.status = 'FAILED'"
@@ -86,7 +86,7 @@ def failed_children(parent: Run) -> list[Failure]:
 
 
 def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Path:
-    """Fetch one artifact of a run into `folder`. Raises `UserError` where there is none."""
+    """Fetch one artifact of a run into `folder`. Raises `UserError` if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -96,7 +96,7 @@ def artifact(client: "MlflowClient", run_id: str, name: str, folder: Path) -> Pa
 
 
 def artifact_names(client: "MlflowClient", run_id: str) -> list[str]:
-    """The names of a run's artifacts, folders left out."""
+    """The names of a run's artifacts, without folders."""
     return [found.path for found in client.list_artifacts(run_id) if not found.is_dir]
 
 
@@ -108,7 +108,7 @@ def figures(client: "MlflowClient", run_id: str, folder: Path) -> None:
 
 
 def existing_run(uri: str, run_id: str) -> tuple[Run, str]:
-    """A run that is in the store already, to read from, and its name. Raises `UserError` where it is not."""
+    """An existing run in the store, for reading, and its name. Raises `UserError` if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     client = open_existing(uri)

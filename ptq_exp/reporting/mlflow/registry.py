@@ -1,4 +1,4 @@
-"""Quantized networks as versions of a model in MLflow's registry, as pyfunc models without pickles."""
+"""Quantized networks as versions of a model in MLflow's registry: pyfunc models without pickles."""
 
 import json
 import logging
@@ -14,10 +14,10 @@ BITS_TAG = "bits"
 
 
 def register(run: Run, name: str, artifacts: Path, results: tuple[BitWidthResult, ...]) -> None:
-    """Make every quantized network of a job a version of the model `name`; those that are one already stay.
+    """Register every quantized network of a job as a version of the model `name`. Existing versions stay.
 
     `mlflow.pyfunc.load_model("models:/<name>/<version>").predict(images)` takes uint8 images (N, 3, H, W) and returns
-    logits, float32 (N, classes). The weights stay safetensors, read by `ptq_exp.load`.
+    logits, float32 (N, classes). The weights remain a safetensors file, which `ptq_exp.load` reads.
     """
     if run.client is None:
         return
@@ -55,7 +55,7 @@ def save_model(folder: Path, weights: Path) -> None:
     images = TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1), "images")
     logits = TensorSpec(np.dtype("float32"), (-1, len(about["classes"])))
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):  # it wants an example of an image; the signature says it all
+    with warnings.catch_warnings(action="ignore"):  # MLflow asks for an example image; the signature is enough
         pyfunc.save_model(
             str(folder), loader_module="ptq_exp.export.inference", data_path=str(weights),
             pip_requirements=requirements(), signature=ModelSignature(Schema([images]), Schema([logits])),
@@ -63,7 +63,7 @@ def save_model(folder: Path, weights: Path) -> None:
 
 
 def requirements() -> list[str]:
-    """What loading needs; ptq_exp itself from the working tree it was logged by, as it is in no package index."""
+    """The packages needed for loading. ptq_exp is not in a package index, so it is the working tree that logged it."""
     from importlib.metadata import version
 
     return [

@@ -23,7 +23,7 @@ NOT_THE_SWEEP = ("resume=", "fail_fast=", "tracking.", "tracking=")
 
 
 class Mlflow(Reporter):
-    """Logs to the store of `tracking.uri`; with tracking=none every call does nothing."""
+    """Logs to the store of `tracking.uri`. With tracking=none, every call does nothing."""
 
     def __init__(self, tracking: TrackingOptions):
         super().__init__(tracking)
@@ -31,10 +31,10 @@ class Mlflow(Reporter):
         self.start: JobStart | None = None
 
     def job_begins(self, start: JobStart) -> None:
-        """Start the job's run, or take up that of an earlier attempt.
+        """Start the job's run, or reopen that of an earlier attempt.
 
-        In a sweep the job goes on where the store has become unreachable: it is logged later. Raises `UserError` for a
-        single job whose store cannot be used.
+        In a sweep, a job continues if the store has become unreachable, and it is logged later. Raises `UserError` for
+        a single job if the store cannot be used.
         """
         self.start, parent = start, os.environ.get(PARENT_VARIABLE)
         earlier = Place.read(start.earlier) if start.earlier else None
@@ -44,12 +44,12 @@ class Mlflow(Reporter):
         except Exception as error:
             if parent is None:
                 raise
-            log.warning("%s The job goes on; its results are kept in its folder.", _first_line(error))
+            log.warning("%s The job continues; its results are kept in its folder.", _first_line(error))
         if place := Place.of(self.tracking, start.name):
             dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
-        """Log the machine's load meanwhile."""
+        """Log the machine's load during a training."""
         return self.run.system_metrics()
 
     def job_failed(self, error: BaseException) -> None:
@@ -61,9 +61,9 @@ class Mlflow(Reporter):
         tolerant(self.run.end, "KILLED" if killed else "FAILED")
 
     def job(self, record: JobRecord) -> None:
-        """Log a finished job and end its run. Where that fails, a sweep tries again at its end.
+        """Log a finished job and end its run. If that fails in a sweep, the sweep retries at its end.
 
-        Raises `UserError` for a single job that cannot be logged.
+        Raises `UserError` if a single job cannot be logged.
         """
         place = Place.read(record.folder)
         if place is None or place.logged:
@@ -86,9 +86,9 @@ class Mlflow(Reporter):
         return record
 
     def sweep_begins(self, start: SweepStart) -> None:
-        """Start the parent run; with `resume` that of the same sweep before, where there was one.
+        """Start the parent run. With `resume`, reopen the run of the same earlier sweep if there is one.
 
-        Raises `UserError` where the store cannot be used.
+        Raises `UserError` if the store cannot be used.
         """
         place = Place.of(self.tracking, start.name)
         if place is None:
@@ -100,13 +100,13 @@ class Mlflow(Reporter):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 old = str(json.loads(read_text(pointer))["run_id"])
         self.run = start_run(self.tracking, start.name, old=old)
-        # What the sweep was told: its row of the runs page shows it.
+        # The runs page shows the sweep's overrides in its row.
         self.run.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
         dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"run_id": self.run.run_id})
         write_atomically(pointer, lambda path: write_text(path, content))
-        os.environ[PARENT_VARIABLE] = self.run.run_id  # jobs read it, whichever process they run in
+        os.environ[PARENT_VARIABLE] = self.run.run_id  # jobs in any process read it
 
     def gather(self, folder: Path) -> None:
         """Fetch the jobs that ran on workers without a shared disk."""
@@ -122,9 +122,9 @@ class Mlflow(Reporter):
                     dataclasses.replace(place, parent=self.run.run_id, run_id=run_id, logged=True).write(target)
 
     def sweep(self, record: SweepRecord) -> None:
-        """Log the jobs that could not be logged when they ran, then table, report, figures and curves on the parent.
+        """Log the jobs that could not be logged earlier, then table, report, figures and curves to the parent run.
 
-        Raises `UserError` where something could not be logged.
+        Raises `UserError` if something could not be logged.
         """
         if not self.tracking.enabled:
             return
@@ -141,17 +141,17 @@ class Mlflow(Reporter):
             raise UserError(problems[0])
 
     def close(self, status: str) -> None:
-        """End every run that this process has open."""
+        """End every open run of this process."""
         os.environ.pop(PARENT_VARIABLE, None)
         end_open_runs(status)
 
     def where(self) -> list[str]:
-        """How to open the run."""
+        """Instructions for opening the run."""
         return self.run.how_to_open()
 
 
 def how_to_log_later(folder: Path) -> str:
-    """A sentence with the command."""
+    """A sentence with the upload command."""
     return f"To log it later: python -m ptq_exp.runs.upload {folder}"
 
 

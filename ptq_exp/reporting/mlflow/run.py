@@ -1,4 +1,4 @@
-"""One run in a store: opened, taken up again, logged to, ended."""
+"""One run in a store: open, reopen, log, end."""
 
 import contextlib
 import json
@@ -21,15 +21,15 @@ from ptq_exp.results.records import DatasetSummary
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-JOB_TAG = "job"  # on the run of a job: its key (`JobRecord.key`), by which resume=true finds it
-MAX_VALUE_LENGTH = 5000  # MLflow refuses params of more than 6000 characters
+JOB_TAG = "job"  # the tag with a job's key (`JobRecord.key`), by which resume=true finds its run
+MAX_VALUE_LENGTH = 5000  # MLflow rejects params of more than 6000 characters
 
 
 class Run:
-    """One run in an MLflow store, or nowhere (`client` is None): then every call does nothing.
+    """One run in an MLflow store. If `client` is None, there is no store and every call does nothing.
 
-    `known` holds what the run had already when it was taken up again: params cannot be changed, and a point of a
-    metric that is logged twice would be there twice. A run that is not `ours` is only read from.
+    `known` holds the earlier content of a reopened run, because params cannot be changed and a metric point that is
+    logged twice appears twice. A run that is not `ours` is read only.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Run:
         params: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        """Log in one request: metrics at `step`, params and tags (values too long for MLflow are cut)."""
+        """Log metrics at `step`, params and tags in one request. Values that are too long for MLflow are cut."""
         self.log_series([(step, metrics or {})], params, tags)
 
     def log_series(
@@ -61,7 +61,7 @@ class Run:
         params: dict[str, Any] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        """Log metrics of several steps, (step, metrics) each, in as few requests as MLflow allows."""
+        """Log metrics of several steps, as (step, metrics) pairs, in as few requests as MLflow allows."""
         if self.client is None:
             return
         from mlflow.entities import Metric, Param, RunTag
@@ -95,7 +95,7 @@ class Run:
             self.client.log_artifacts(self.run_id, str(folder))
 
     def log_file(self, path: Path) -> None:
-        """Log one file as an artifact, if it is there."""
+        """Log one file as an artifact if it exists."""
         if self.client is not None and path.is_file():
             self.client.log_artifact(self.run_id, str(path))
 
@@ -107,7 +107,7 @@ class Run:
 
         dataset = Dataset(
             name=about.name,
-            digest=about.fingerprint[:36],  # MLflow keeps no more
+            digest=about.fingerprint[:36],  # MLflow's maximum
             source_type="local",
             source=json.dumps({"uri": about.source}),
             profile=json.dumps(about.profile),
@@ -116,13 +116,13 @@ class Run:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
     def system_metrics(self) -> contextlib.AbstractContextManager[None]:
-        """A context manager; while it is open, the machine's load is logged."""
+        """A context manager that logs the machine's load while it is open."""
         from ptq_exp.reporting.mlflow.system import sampled
 
         return sampled(self.run_id, self.uri) if self.client is not None else contextlib.nullcontext()
 
     def rename(self, name: str) -> None:
-        """Give the run the name that the MLflow pages show."""
+        """Set the name of the run on the MLflow pages."""
         if self.client is not None:
             self.client.update_run(self.run_id, None, name)
 
@@ -133,7 +133,7 @@ class Run:
             self.client.set_terminated(self.run_id, status, ended or _now())
 
     def how_to_open(self) -> list[str]:
-        """What to do to see this run, and all of them, in MLflow's pages; nothing where there is no run."""
+        """Instructions for viewing this run, and all runs, in MLflow. Empty if there is no run."""
         if self.client is None:
             return []
         page, everything = f"#/experiments/{self.experiment_id}/runs/{self.run_id}", view.page(self.experiment_id)
@@ -156,12 +156,12 @@ def _now() -> int:
 
 
 def _named(key: str) -> str:
-    """As MLflow allows: a layer pattern in the key may hold a star."""
+    """A key with only the characters that MLflow allows. Layer patterns in keys may contain a star."""
     return re.sub(r"[^\w\-./: ]", "_", key)
 
 
 def _loggable(value: Any) -> str:
-    text = str(value).encode("utf-8", "backslashreplace").decode()  # a path that is no UTF-8 breaks a database
+    text = str(value).encode("utf-8", "backslashreplace").decode()  # a path that is not valid UTF-8 breaks a database
     return without_password(text)[:MAX_VALUE_LENGTH]
 
 
@@ -171,9 +171,8 @@ def start_run(
 ) -> Run:  # fmt: skip
     """Open the store, creating it and the experiment if needed, and start a run called `name` in it.
 
-    `job` is the key of the job that the run is of, `started` (milliseconds) the time when it began, else now. The run
-    with the id `old` is taken up again if it is still there.
-    Raises `UserError` where the store cannot be used.
+    `job` is the key of the run's job. `started` (milliseconds) is the time when it began, by default now. The run with
+    the id `old` is reopened if it still exists. Raises `UserError` if the store cannot be used.
     """
     if not config.enabled:
         return Run(None)
@@ -184,7 +183,7 @@ def start_run(
 
 
 def child(parent: Run, name: str) -> Run:
-    """The run called `name` below `parent`, in the same store: a new one where there is none."""
+    """The run called `name` below `parent`, in the same store. It is created if there is none."""
     if parent.client is None:
         return parent
     if parent.known is not None:
@@ -196,7 +195,7 @@ def child(parent: Run, name: str) -> Run:
 
 
 def _tags(parent: str | None, job: str = "") -> dict[str, str]:
-    """Those that every run is created with."""
+    """The tags of a new run."""
     tags = {"mlflow.source.name": "run.py", "mlflow.source.type": "LOCAL", "mlflow.user": user()} | commit()
     tags[PROCESS_TAG] = this_process()
     if parent:
@@ -214,7 +213,7 @@ def _create_run(
 
 
 def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
-    """Reopen an earlier run; None where it is gone."""
+    """Reopen an earlier run. None if it no longer exists."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -233,13 +232,13 @@ def _take_up(client: "MlflowClient", run_id: str, uri: str) -> Run | None:
 
 
 def end_open_runs(status: str) -> None:
-    """Close whatever this process still has open; what cannot be reached stays as it is."""
+    """Close all open runs of this process. Runs in an unreachable store stay as they are."""
     for run in list(_open_runs.values()):
         tolerant(run.end, status)
 
 
 def tolerant(call: Any, *arguments: Any) -> None:
-    """A call that is not worth the job: where the store does not answer, say so and go on."""
+    """Call a function whose failure must not stop the job: an error is logged as a warning."""
     try:
         call(*arguments)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Opening an MLflow store: created once, fails fast if unreachable, without the runs of processes that died."""
+"""Opening an MLflow store: creates it once, fails fast if it is unreachable, and closes the runs of dead processes."""
 
 import contextlib
 import functools
@@ -22,19 +22,19 @@ from ptq_exp.reporting.mlflow import view
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Set by the sweep callback for the jobs of a multirun, whichever process they run in.
+# Set by the sweep callback for the jobs of a multirun, in any process.
 PARENT_VARIABLE = "PTQ_EXP_PARENT_RUN"
-PROCESS_TAG = "process"  # host, process id and its start time: tells later whether a RUNNING run still runs
-PATIENCE = {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}  # MLflow's own waits for many minutes
+PROCESS_TAG = "process"  # host, process id and start time, to find out later whether a RUNNING run is alive
+PATIENCE = {"MAX_RETRIES": "2", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}  # MLflow's defaults wait for many minutes
 
 
 def default_uri() -> str:
-    """The store that is used where neither `tracking.uri` nor the environment names one."""
+    """The store to use if neither `tracking.uri` nor the environment names one."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT_ROOT / 'mlflow.db'}"
 
 
 def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
-    """A client and the experiment's id, both created if needed. Raises `UserError` where the store cannot be used."""
+    """A client and the experiment's id, both created if needed. Raises `UserError` if the store cannot be used."""
     from_mlflow = _errors_of_mlflow()
     try:
         _check_reachable(uri)
@@ -42,18 +42,18 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     except from_mlflow as error:
         raise UserError(
             without_password(f"tracking.uri={uri} cannot be used: {str(error).splitlines()[0]} ")
-            + "Use sqlite:///<file>, the http address of a running MLflow server, or tracking=none to log nowhere."
+            + "Use sqlite:///<file>, the http address of a running MLflow server, or tracking=none to disable logging."
         ) from error
 
 
 def open_existing(uri: str) -> "MlflowClient":
-    """A client of a store that is there already. Raises `UserError` where it is not."""
+    """A client of an existing store. Raises `UserError` if it does not exist."""
     from_mlflow = _errors_of_mlflow()
     from mlflow import MlflowClient
 
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).exists():
-        raise UserError(f"There is no store {uri}: the file does not exist.")
+        raise UserError(f"The store {uri} does not exist.")
     try:
         _check_reachable(uri)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -62,7 +62,7 @@ def open_existing(uri: str) -> "MlflowClient":
 
 
 def _errors_of_mlflow() -> tuple[type[Exception], ...]:
-    """What a store that is down, full or broken raises."""
+    """The exceptions of a store that is down, full or damaged."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name, value in PATIENCE.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
@@ -73,11 +73,10 @@ def _errors_of_mlflow() -> tuple[type[Exception], ...]:
 
 @functools.cache
 def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
-    """One process at a time creates what is missing: a fresh store that several open at once would be set up by all of
-    them and break."""
+    """Open a store under a lock, because a new store breaks if several processes set it up at the same time."""
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # their migration messages are not the user's
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # their migration messages do not concern the user
         logging.getLogger(name).setLevel(logging.WARNING)
     with FileLock(_lock_path(uri)):
         _create_database(uri)
@@ -96,7 +95,7 @@ def _open(uri: str, experiment: str) -> tuple["MlflowClient", str]:
 
 
 def _create_database(uri: str) -> None:
-    """A new sqlite file appears complete or not at all: one whose tables are half made is refused for ever."""
+    """Create a new sqlite file atomically, because MLflow permanently rejects a file with incomplete tables."""
     if not uri.startswith("sqlite:///") or "?" in uri:
         return
     database = Path(uri.removeprefix("sqlite:///"))
@@ -123,7 +122,7 @@ def _create(client: "MlflowClient", experiment: str, artifact_location: str | No
 
 
 def close_dead_runs(client: "MlflowClient", experiment_id: str) -> None:
-    """Mark as KILLED what a process of this machine left RUNNING when it died."""
+    """Mark the RUNNING runs of dead processes of this machine as KILLED."""
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
         if _is_dead(run.data.tags.get(PROCESS_TAG, "")):
             with contextlib.suppress(Exception):  # another process was faster
@@ -138,9 +137,9 @@ def this_process() -> str:
 def _is_dead(process: str) -> bool:
     host, _, rest = process.partition(" ")
     if host != socket.gethostname():
-        return False  # not known from here
+        return False  # unknown on this machine
     number, _, started = rest.partition(" ")
-    try:  # numbers of processes are used again, but not with the same time of birth
+    try:  # process ids are reused, but with another start time
         return abs(psutil.Process(int(number)).create_time() - float(started)) > 2
     except (psutil.NoSuchProcess, ValueError):
         return True
@@ -155,14 +154,14 @@ def _lock_path(uri: str) -> Path:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Beside an sqlite file, as an absolute path (MLflow's own default follows the working directory)."""
+    """A folder beside an sqlite file, as an absolute path (MLflow's default depends on the working directory)."""
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
     return None  # the server decides
 
 
 def _check_reachable(uri: str) -> None:
-    """MLflow retries where nobody answers; a user wants to know at once."""
+    """Fail fast if the server does not respond, since MLflow would retry."""
     address = urlparse(uri)
     if address.scheme in ("http", "https"):
         port = address.port or (443 if address.scheme == "https" else 80)
@@ -171,13 +170,13 @@ def _check_reachable(uri: str) -> None:
 
 
 def user() -> str:
-    """The name that MLflow shows for who started a run."""
+    """The user name that MLflow shows for a run."""
     return os.environ.get("USER") or os.environ.get("USERNAME") or "unknown"
 
 
-@functools.cache  # what runs is what was imported at the start
+@functools.cache  # the running code is the one imported at the start
 def commit() -> dict[str, str]:
-    """The commit of this working tree, marked where files differ from it; nothing outside a repository."""
+    """The commit of this working tree, marked if files differ from it. Empty outside a repository."""
     git = ["git", "-C", str(PROJECT_ROOT)]
     try:
         found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)

@@ -1,7 +1,7 @@
-"""How MLflow's runs page looks when it is opened by our link: the columns and the chart that tell bit widths apart.
+"""The view of MLflow's runs page behind our link: the columns and the chart for comparing bit widths.
 
-By itself the page shows neither metrics nor parameters. It takes its settings from a tag of the experiment where the
-link names one, as MLflow's own "share view" does.
+By default the page shows neither metrics nor parameters. If the link names a tag of the experiment, the page takes its
+settings from that tag. MLflow's "share view" uses the same mechanism.
 """
 
 import json
@@ -32,11 +32,11 @@ STATE = json.dumps({"selectedColumns": COLUMNS, "compareRunCharts": [CHART], "co
 
 
 def share(client: "MlflowClient", experiment: "Experiment") -> None:
-    """Leave the view with the experiment, where it is not there yet."""
+    """Store the view with the experiment if it is not there yet."""
     if experiment.tags.get(TAG) != STATE:
         client.set_experiment_tag(experiment.experiment_id, TAG, STATE)
 
 
 def page(experiment_id: str) -> str:
-    """The address of the runs page in this view, below the server's own."""
+    """The address of the runs page in this view, relative to the server's address."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={NAME}"

@@ -1,1 +1,1 @@
-"""The terminal: the result table, what it says, and failures."""
+"""The terminal output: the result table, its conclusions, and failures."""

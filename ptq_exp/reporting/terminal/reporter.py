@@ -1,4 +1,4 @@
-"""The result table of a job or a sweep, and what it says."""
+"""The result table of a job or a sweep, and its conclusions."""
 
 from ptq_exp.base.console import console, is_quiet
 from ptq_exp.reporting import JobStart, Reporter
@@ -8,7 +8,7 @@ from ptq_exp.results.series import answers, as_series, titled, with_labels
 
 
 class Terminal(Reporter):
-    """Prints to the shared console. The jobs of a sweep leave their table to the sweep."""
+    """Prints to the shared console. In a sweep, only the sweep prints a table, not its jobs."""
 
     alone = True
 
@@ -16,7 +16,7 @@ class Terminal(Reporter):
         self.alone = start.alone
 
     def job(self, record: JobRecord) -> None:
-        """The table of a single job, and what it says."""
+        """Print the table of a single job and its conclusions."""
         if not self.alone:
             return
         series = {"": list(record.results)}
@@ -25,7 +25,7 @@ class Terminal(Reporter):
             console.print(*answers(series), sep="\n")
 
     def sweep(self, record: SweepRecord) -> None:
-        """The table of all jobs, why jobs failed, and how few bits each series takes."""
+        """Print the table of all jobs, the reasons of failures, and the fewest bits of each series."""
         series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
         if record.jobs or failures:
             console.print(ResultTable(series, titled(record.name, record.jobs), failures))
