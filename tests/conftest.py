@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 # Several tests run at once: one thread each, and each job they start, or the threads wait for each other.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):  # a core for each worker: with one core a sweep needs no process for figures
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 # Nothing of a test's stays in the working tree, and how quick a machine is decides nothing.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"ptq_exp-hypothesis-{os.getuid()}")

@@ -27,9 +27,10 @@ def start() -> None:
     global _worker, _plot_workers
     if _worker is None:
         _worker = ThreadPoolExecutor(1, thread_name_prefix="background")
-        # Plotting is pure Python, so on a thread it would block the jobs.
-        count = min(MOST_PLOT_WORKERS, max(1, _cores() // CORES_PER_PLOT_WORKER))
-        _plot_workers = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _lower_priority)
+        # Plotting is pure Python, so on a thread it would block the jobs. On a single core a process gains nothing.
+        if _cores() > 1:
+            count = min(MOST_PLOT_WORKERS, max(1, _cores() // CORES_PER_PLOT_WORKER))
+            _plot_workers = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _lower_priority)
 
 
 def _cores() -> int:
@@ -103,8 +104,9 @@ def _end() -> None:
 def interrupt() -> None:
     """Drop the work that has not started, so that `finish` returns once the rest has ended. Called after Ctrl-C."""
     _interrupted.set()
-    if _worker is not None and _plot_workers is not None:
+    if _worker is not None:
         _worker.shutdown(wait=False, cancel_futures=True)
+    if _plot_workers is not None:
         for process in list((_plot_workers._processes or {}).values()):
             process.kill()
 
@@ -117,10 +119,11 @@ def interrupted() -> bool:
 def finish() -> list[str]:
     """Wait until all work is done. `later` then runs work immediately again. Returns the error messages."""
     global _worker, _plot_workers
-    if _worker is None or _plot_workers is None:
+    if _worker is None:
         return []
     _worker.shutdown(wait=True)
-    _plot_workers.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
+    if _plot_workers is not None:
+        _plot_workers.shutdown(wait=not _interrupted.is_set(), cancel_futures=True)
     _worker = _plot_workers = None
     pending, _pending[:] = list(_pending), []
     return [problem for future in pending if (problem := _problem(future))]

@@ -141,9 +141,7 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
                 raise UserError(f"data.root={root}: none of the {len(chosen)} images of {split} can be read.")
             size = size or whole[0][1].shape
             if odd := next((member[2] for member, image in whole if image.shape != size), None):
-                raise UserError(
-                    f"{odd} differs in size from the other images. Set one size, for example data.resize=32."
-                )
+                raise UserError(f"{odd} differs in size from other images. Set one size, such as data.resize=32.")
             arrays[f"{split}_images"] = np.stack([image for _, image in whole])
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member, _ in whole], dtype=np.int64)
     tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}

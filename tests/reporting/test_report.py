@@ -165,6 +165,7 @@ def is_parent(run: Any) -> bool:
     return "mlflow.parentRunId" not in run.data.tags
 
 
+@pytest.mark.slow
 def test_a_report_of_an_older_version_is_rebuilt_from_its_jobs(
     cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

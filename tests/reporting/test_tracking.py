@@ -98,6 +98,7 @@ def test_a_list_of_bits_is_one_run_with_a_series(cli: Cli, store: str, runs: Run
     assert (artifacts(run) / "accuracy_against_bits.png").exists()
 
 
+@pytest.mark.slow
 def test_other_swept_keys_give_one_curve_each(cli: Cli, store: str, runs: Runs) -> None:
     outcome = cli(*TINY, "quant.bits=3,5", "quant.alpha_multiplier=2,3", f"tracking.uri={store}", "-m")
     assert outcome.code == 0, outcome.err

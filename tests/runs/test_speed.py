@@ -31,8 +31,10 @@ CPU = torch.device("cpu")
 # Work in the background ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def in_background() -> Iterator[None]:
+@pytest.fixture(params=[1, 4])
+def in_background(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On one core figures are drawn on the thread, on several in a process."""
+    monkeypatch.setattr(background, "_cores", lambda: request.param)
     background.start()
     yield
     background.finish()
@@ -84,8 +86,9 @@ def test_what_comes_after_a_figure_finds_it_drawn(tmp_path: Path) -> None:
     assert there == [True]
 
 
-@pytest.mark.usefixtures("in_background")
-def test_figures_are_drawn_here_where_their_process_was_killed(tmp_path: Path) -> None:
+def test_figures_are_drawn_here_where_their_process_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_cores", lambda: 4)
+    background.start()
     background.draw(time.sleep, 1)
     while not multiprocessing.active_children():
         time.sleep(0.05)
