@@ -26,9 +26,9 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[str, bytes]:
     ("environment", "dash"),
     [
         ({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, "-"),
-        ({"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}, "-"),
+        pytest.param({"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}, "-", marks=pytest.mark.slow),
         (OLD_LOCALE | {"PYTHONIOENCODING": "ascii"}, "-"),
-        ({"PYTHONIOENCODING": "utf-8"}, "–"),
+        pytest.param({"PYTHONIOENCODING": "utf-8"}, "–", marks=pytest.mark.slow),
     ],
     ids=["ascii", "latin-1", "ascii-files", "utf-8"],
 )
