@@ -44,7 +44,7 @@ def test_far_below_the_claim_is_a_warning(
     found = warnings(caplog)
     assert bool(found) == warned
     if warned:
-        assert f"claims best_prec1 = {claim:.2f} %" in found[0]
+        assert f"states best_prec1 = {claim:.2f} %" in found[0]
         assert f"{100 * (1 - share):.2f} %" in found[0]
 
 
