@@ -15,10 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
-from ptq_exp.base.console import set_quiet
 from ptq_exp.base.errors import without_password
 from ptq_exp.config import SWEPT_VARIABLE, before_the_job
-from ptq_exp.reporting import SweepStart
 
 # Our launchers' files have the same names as the plugins' so that either can be typed. Hydra warns about that.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
@@ -27,7 +25,7 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 DECIDES_FILES = {"model", "data", "checkpoint", "device", "experiment"}
 MOST_CHECKED = 8  # composing a configuration takes 0.1 s
 
-# Sweep and the preflight checks need torch. They are imported when a run starts, not for --help.
+# Sweep and the preflight checks need torch, the console needs rich. They are imported when a run starts: not by --help.
 
 
 class SweepCallback(Callback):
@@ -48,6 +46,8 @@ class SweepCallback(Callback):
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
         overrides = list(config.hydra.overrides.task)
         refuse_hopeless(lambda: job_configs(config_name, overrides))
+        from ptq_exp.base.console import set_quiet
+        from ptq_exp.reporting import SweepStart
         from ptq_exp.runs.sweep import Sweep
 
         set_quiet(config.quiet is True)
