@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.base.text import write_text
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it, so that `path` is never incomplete."""
@@ -21,6 +23,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write `content` as JSON atomically. The folder is created if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=indent)
+    write_atomically(path, lambda temporary: write_text(temporary, text))
 
 
 def digest(*parts: Any) -> str:

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ptq_exp.base.console import log
-from ptq_exp.base.files import write_atomically
+from ptq_exp.base.files import write_atomically, write_json
 from ptq_exp.base.tensors import save_checked
-from ptq_exp.base.text import read_text, write_text
+from ptq_exp.base.text import read_text
 
 State = TypeVar("State")
 
@@ -84,8 +84,8 @@ class StoreEntry:
         for name, (weights, about) in networks.items():
             save_weights(self.folder / f"{name}.safetensors", weights, metadata | about)
         sums = {f"{name}.safetensors": _sha256(self.folder / f"{name}.safetensors") for name in networks}
-        content = json.dumps({"identity": self.identity, **metadata, "history": history, "sha256": sums}, indent=1)
-        write_atomically(self.folder / "metadata.json", lambda path: write_text(path, content))
+        content = {"identity": self.identity, **metadata, "history": history, "sha256": sums}
+        write_json(self.folder / "metadata.json", content, indent=1)
         (self.folder / "training-state.pt").unlink(missing_ok=True)
 
 

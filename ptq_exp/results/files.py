@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ptq_exp.base.files import digest, write_atomically
+from ptq_exp.base.files import digest, write_json
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.results import first_edition
 from ptq_exp.results.records import Failure, JobRecord, SweepRecord
@@ -25,9 +25,7 @@ T = TypeVar("T")
 def write_job(record: JobRecord) -> None:
     """Write `results.json` to the job's folder atomically."""
     content = {"version": VERSION} | to_json(record)
-    text = json.dumps(content | {"sha256": digest(content)}, indent=1)
-    record.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(record.folder / RESULTS_FILE, lambda path: write_text(path, text))
+    write_json(record.folder / RESULTS_FILE, content | {"sha256": digest(content)}, indent=1)
 
 
 def read_job(folder: Path) -> JobRecord | None:
@@ -53,9 +51,7 @@ def write_failure(failure: Failure) -> None:
 
 def write_sweep(folder: Path, name: str, command: list[str]) -> None:
     """Write the name and the command of a sweep to its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"name": name, "command": command})
-    write_atomically(folder / SWEEP_FILE, lambda path: write_text(path, text))
+    write_json(folder / SWEEP_FILE, {"name": name, "command": command})
 
 
 def read_sweep(folder: Path, known: Mapping[Path, JobRecord] | None = None) -> SweepRecord:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.base.files import digest, file_digest, write_atomically
-from ptq_exp.base.text import read_text, write_text
+from ptq_exp.base.files import digest, file_digest, write_json
+from ptq_exp.base.text import read_text
 from ptq_exp.config import Config
 from ptq_exp.data.image_folder import source_digest
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
@@ -65,9 +65,7 @@ class Ledger:
 
     def write(self, folder: Path) -> None:
         """Point to the folder of a job that starts."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"folder": str(folder.absolute())})
-        write_atomically(self.path, lambda path: write_text(path, content))
+        write_json(self.path, {"folder": str(folder.absolute())})
 
 
 @contextlib.contextmanager

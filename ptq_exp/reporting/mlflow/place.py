@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.base.files import write_atomically
-from ptq_exp.base.text import read_text, write_text
+from ptq_exp.base.files import write_json
+from ptq_exp.base.text import read_text
 from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.store import PARENT_VARIABLE, default_uri
 
@@ -43,9 +43,7 @@ class Place:
 
     def write(self, folder: Path) -> None:
         """Write `mlflow.json` to a folder atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(asdict(self))
-        write_atomically(folder / FILE, lambda path: write_text(path, content))
+        write_json(folder / FILE, asdict(self))
 
     def options(self, uri: str | None = None) -> TrackingOptions:
         """The options for this store; `uri` replaces the store. Raises `UserError` if a password is missing."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.base.files import digest, write_atomically
-from ptq_exp.base.text import read_text, write_text
+from ptq_exp.base.files import digest, write_json
+from ptq_exp.base.text import read_text
 from ptq_exp.reporting import JobStart, Reporter, SweepStart
 from ptq_exp.reporting.mlflow import content, reading
 from ptq_exp.reporting.mlflow.options import TrackingOptions
@@ -103,9 +103,7 @@ class Mlflow(Reporter):
         # The runs page shows the sweep's overrides in its row.
         self.run.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
         dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"run_id": self.run.run_id})
-        write_atomically(pointer, lambda path: write_text(path, content))
+        write_json(pointer, {"run_id": self.run.run_id})
         os.environ[PARENT_VARIABLE] = self.run.run_id  # jobs in any process read it
 
     def gather(self, folder: Path) -> None:
