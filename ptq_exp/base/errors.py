@@ -37,3 +37,8 @@ def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
     names = sorted(allowed)
     if value not in names:
         raise UserError(f"{key}={value} is not known.{did_you_mean(str(value), names)} Allowed: {', '.join(names)}.")
+
+
+def unknown_key(key: str, allowed: list[str]) -> UserError:
+    """The error for a dotted key that does not exist beside the `allowed` ones."""
+    return UserError(f"There is no key '{key}'.{did_you_mean(key, allowed)} Allowed: {', '.join(allowed)}.")

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.base.errors import UserError, unknown_key
 from ptq_exp.base.options import check_options
 from ptq_exp.config.method import words_of
 from ptq_exp.config.schema import Config
@@ -52,9 +52,7 @@ def _refuse_unknown(node: Any, prefix: str = "") -> None:
     known = [field.name for field in dataclasses.fields(node)]
     for key, value in vars(node).items():
         if key not in known:
-            names = [f"{prefix}{name}" for name in sorted(known)]
-            near = did_you_mean(prefix + key, names)
-            raise UserError(f"There is no key '{prefix}{key}'.{near} Allowed: {', '.join(names)}.")
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(known)])
         if dataclasses.is_dataclass(value):
             _refuse_unknown(value, f"{prefix}{key}.")
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any, get_args
 
-from ptq_exp.base.errors import UserError, check_choice, did_you_mean
+from ptq_exp.base.errors import check_choice, unknown_key
 from ptq_exp.base.options import flatten
 from ptq_exp.base.paths import CONF
 from ptq_exp.base.text import read_text
@@ -64,8 +64,7 @@ def _build(kind: Any, node: dict[str, Any], prefix: str = "") -> Any:
     values: dict[str, Any] = {}
     for key, value in node.items():
         if key not in fields:
-            near = did_you_mean(key, fields)
-            raise UserError(f"There is no key '{prefix}{key}'.{near} Allowed: {', '.join(fields)}.")
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(fields)])
         type_ = fields[key].type
         if dataclasses.is_dataclass(type_) and isinstance(value, dict):
             value = _build(type_, value, f"{prefix}{key}.")
