@@ -123,6 +123,7 @@ class SweepRecord:
     command: tuple[str, ...]  # the overrides as typed
     jobs: tuple[JobRecord, ...]
     failures: tuple[Failure, ...]
+    problems: tuple[str, ...] = ()  # errors outside of the jobs, for example while their results were reported
 
     @property
     def figures(self) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 from ptq_exp.base import background
 from ptq_exp.base.console import console, is_quiet
@@ -39,7 +40,8 @@ class Sweep:
             self.reports.close("KILLED")
             return
         problems += self.reports.gather(folder)
-        problems += self.reports.sweep(read_sweep(folder, finished_here()))
+        record = replace(read_sweep(folder, finished_here()), problems=tuple(problems))
+        problems += self.reports.sweep(record)
         if not is_quiet():
             console.print(*(self.reports.where() or [f"Results: {folder}"]), sep="\n")
         if problems:

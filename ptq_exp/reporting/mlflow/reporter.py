@@ -134,7 +134,8 @@ class Mlflow(Reporter):
                     content.log_job(job, Run(None), place)
                 except Exception as error:
                     problems.append(f"{job.folder}: {error}")
-        content.log_sweep(self.run, record, "FAILED" if record.failures or problems else "FINISHED")
+        failed = record.failures or record.problems or problems
+        content.log_sweep(self.run, record, "FAILED" if failed else "FINISHED")
         if problems:
             raise UserError(problems[0])
 
