@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from ptq_exp.data.dataset import Dataset
 
-_NOT_DATA_SETS = {"archive", "class_names", "dataset", "layout", "loader", "normalization", "options", "pixels"}
+_NOT_DATA_SETS = {
+    "archive", "channels", "class_names", "dataset", "layout", "loader", "normalization", "options", "pixels",
+    "resizing",
+}  # fmt: skip
 
 
 def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "Dataset":
@@ -30,6 +33,8 @@ def load_dataset(options: DataOptions, cache: Path, device: "torch.device") -> "
     options.check()
     dataset: Dataset = importlib.import_module(f"{__name__}.{options.name}").load(options, cache)
     dataset = dataset.limited(options.train_limit, options.test_limit)
+    if options.name != "image_folder":  # which resizes the files while it decodes them
+        dataset = dataset.resized(options.resize, options.crop)
     held_out = options.validation_images
     if held_out >= len(dataset.train_images):
         raise UserError(

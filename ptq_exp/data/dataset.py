@@ -1,12 +1,17 @@
 """The common form of data sets: uint8 tensors, their fingerprint, and the recipe for training a network on them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ptq_exp.data.channels import sampled, statistics, with_channels
+from ptq_exp.data.resizing import resized_tensor
+
+STATISTICS_IMAGES = 10_000  # about this many training images determine a data set's own statistics
 # The true statistics of the CIFAR-10 training images, red, green, blue, on a scale from 0 to 1.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -26,7 +31,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, 3, H, W), labels int64 (N,); `mean` and `std` are on a scale from 0 to 1."""
+    """Images uint8 (N, C, H, W), C 3 or 1, and labels int64 (N,). `mean` and `std` have C numbers on a scale from 0 to
+    1."""
 
     name: str
     classes: tuple[str, ...]
@@ -89,6 +95,39 @@ class Dataset:
             validation_images=self.train_images[held_out],
             validation_labels=self.train_labels[held_out],
         )
+
+    def resized(self, side: int | None, crop: int | None = None) -> "Dataset":
+        """A data set with images of `side` pixels, or `crop` (see `resizing.resized`). None leaves them unchanged."""
+        if side is None:
+            return self
+        return self._mapped(lambda images: resized_tensor(images, side, crop))
+
+    def with_channels(self, count: int) -> "Dataset":
+        """A data set with images of one or three channels. Raises `UserError` for other numbers.
+
+        Grey images become three equal channels with the same mean and std each. Colour images become their luma, whose
+        mean and std are computed from the training images.
+        """
+        have = self.train_images.shape[1]
+        if count == have:
+            return self
+        changed = self._mapped(lambda images: with_channels(images, count))
+        if have == 1:
+            mean, std = self.mean * count, self.std * count
+        else:
+            mean, std = changed.own_statistics()
+        return replace(changed, mean=mean, std=std)
+
+    def own_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of each channel of the training images, or of a fixed sample if there are many."""
+        return statistics(sampled(self.train_images, STATISTICS_IMAGES))
+
+    def _mapped(self, convert: Callable[[Tensor], Tensor]) -> "Dataset":
+        """The same data set with the images of every split converted."""
+        images: dict[str, Any] = {
+            name: convert(value) for name, value in vars(self).items() if name.endswith("_images") and value is not None
+        }
+        return replace(self, **images)
 
     def monitored(self) -> tuple[str, Tensor, Tensor]:
         """Name, images and labels of the split that selects the best epoch: validation if there is one, else test."""

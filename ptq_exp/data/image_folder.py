@@ -32,12 +32,12 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, nearest, parts_of
 from ptq_exp.data.options import DataOptions
 from ptq_exp.data.pixels import as_rgb
+from ptq_exp.data.resizing import MAX_PIXELS, resized
 
 # The exceptions of Pillow, zipfile and zlib for an image or archive member that is damaged, encrypted or not an image.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-MAX_PIXELS = 50_000_000  # of one image; decoding a larger one would take hundreds of megabytes
 CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so that older caches are not used
 
 # One image: its split, its class and its name in the tree.
@@ -80,6 +80,7 @@ def existing_root(options: DataOptions) -> Path:
 def _variant(options: DataOptions) -> str:
     """The options that affect the decoded images."""
     words = [str(options.resize or "as-is")]
+    words += [f"crop-{options.crop}"] if options.crop is not None else []
     words += ["skipped"] if options.skip_broken else []
     words += [f"classes-{digest(options.classes)[:8]}"] if options.classes is not None else []
     return "-".join(words)
@@ -164,16 +165,13 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
 
 def _decode_all(members: list[Member], read: Read, options: DataOptions) -> Iterator[Any]:
     """Decode in threads, since Pillow releases the interpreter lock. With `skip_broken`, unreadable images are None."""
-    resize = options.resize
 
     def decode(key: str) -> np.ndarray | None:
         try:
             file = Image.open(io.BytesIO(read(key)))
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width}x{file.height} pixels are too many")
-            image = as_rgb(file)
-            if resize is not None and image.size != (resize, resize):
-                image = image.resize((resize, resize), Image.Resampling.BILINEAR)
+            image = resized(as_rgb(file), options.resize, options.crop)
             return np.asarray(image).transpose(2, 0, 1)
         except UNREADABLE as error:
             if options.skip_broken:

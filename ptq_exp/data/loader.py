@@ -9,11 +9,14 @@ from torch import Tensor
 
 
 class Normalizer:
-    """Converts uint8 images (N, 3, H, W) to float32 channels-last: (x / 255 - mean) / std, as in torchvision."""
+    """Converts uint8 images (N, C, H, W) to float32 channels-last: (x / 255 - mean) / std, as in torchvision.
+
+    `mean` and `std` have a number for each of the C channels, or one for all.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device):
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
         scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
@@ -32,7 +35,7 @@ class TrainingLoader:
         self.labels, self.batch_size, self.flip, self.seed = labels, batch_size, flip, seed
         self.padding, self.size = crop_padding, images.shape[-2:]
         padded = F.pad(images, (crop_padding,) * 4)
-        # A view (N, 3, offsets, offsets, H, W) of all possible crops. Indexing it copies only the chosen crops.
+        # A view (N, C, offsets, offsets, H, W) of all possible crops. Indexing it copies only the chosen crops.
         self.crops = padded.unfold(2, self.size[0], 1).unfold(3, self.size[1], 1)
 
     def __len__(self) -> int:
@@ -59,5 +62,5 @@ class TrainingLoader:
 
 
 def crop(crops: Tensor, chosen: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Images `chosen` (B,) at their offsets `top`, `left` (B,) in pixels: (B, 3, H, W)."""
+    """Images `chosen` (B,) at their offsets `top`, `left` (B,) in pixels: (B, C, H, W)."""
     return crops[chosen, :, top, left]

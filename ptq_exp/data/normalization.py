@@ -2,17 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Dataset
 
 EQUAL = 0.004  # mean and std closer than this are the same constants, rounded differently
-IMAGES = 10_000  # number of images for a data set's own statistics
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Mean and std of the channels, red, green and blue, on a scale from 0 to 1."""
+    """Mean and std of the channels, red, green and blue or one, on a scale from 0 to 1."""
 
     name: str
     mean: tuple[float, ...]
@@ -20,6 +17,8 @@ class Constants:
 
     def same_as(self, other: "Constants") -> bool:
         """Whether both are the same constants, rounded differently."""
+        if len(self.mean) != len(other.mean):
+            return False
         pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=True)
         # Small values are compared relatively, so that a std of 1/255 does not equal 0.
         return all(abs(a - b) <= EQUAL * min(1.0, 50 * max(abs(a), abs(b))) for a, b in pairs)
@@ -48,30 +47,36 @@ KNOWN = (
 )
 
 
+KNOWN_GREY = (
+    Constants("MNIST's statistics", (0.1307,), (0.3081,)),
+    Constants("Fashion-MNIST's statistics", (0.2860,), (0.3530,)),
+    Constants("mean 0.5 and std 0.5", (0.5,), (0.5,)),
+    Constants("values from 0 to 1", (0.0,), (1.0,)),
+    Constants("values from 0 to 255", (0.0,), (1 / 255,)),
+)
+
+
 def candidates(dataset: Dataset) -> list[Constants]:
-    """The known constants and, if they are different, the data set's own."""
+    """The known constants for the images' channels and, if they are different, the data set's own."""
     own = own_constants(dataset)
-    return [*KNOWN, *([] if any(own.same_as(known) for known in KNOWN) else [own])]
+    known = _known(len(own.mean))
+    return [*known, *([] if any(own.same_as(each) for each in known) else [own])]
 
 
 def own_constants(dataset: Dataset) -> Constants:
     """Mean and std over the pixels of the training images (or of a fixed sample if there are many)."""
-    step = max(1, len(dataset.train_images) // IMAGES)
-    pixels = dataset.train_images[::step].transpose(0, 1).flatten(1)
-    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double().cpu()
-    values = torch.arange(256, dtype=torch.float64) / 255
-    share = counts / counts.sum(1, keepdim=True)
-    mean = share @ values
-    std = (share @ values.square() - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
-    rounded = [tuple(round(value, 4) for value in numbers.tolist()) for numbers in (mean, std)]
-    return Constants(f"{dataset.name}'s own statistics", rounded[0], rounded[1])
+    return Constants(f"{dataset.name}'s own statistics", *dataset.own_statistics())
 
 
 def named(mean: tuple[float, ...], std: tuple[float, ...], whose: str) -> Constants:
     """Constants with their known name, or with the name `whose`."""
     found = Constants(whose, mean, std)
-    name = next((known.name for known in KNOWN if known.same_as(found)), whose)
+    name = next((known.name for known in _known(len(mean)) if known.same_as(found)), whose)
     return Constants(name, mean, std)
+
+
+def _known(channels: int) -> tuple[Constants, ...]:
+    return KNOWN_GREY if channels == 1 else KNOWN
 
 
 def _numbers(values: tuple[float, ...], separator: str = " ") -> str:

@@ -1,6 +1,6 @@
 """The images and their preprocessing: the configuration group `data`. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptq_exp.base.errors import UserError
@@ -19,12 +19,19 @@ class DataOptions:
         "image_folder: the folder or archive of the images, required",
     )
     mean: list[float] | None = option(
-        None, "mean of red, green and blue; null: the checkpoint's if it is known, else the data set's"
+        None, "mean of red, green and blue, or one number; null: the checkpoint's if it is known, else the data set's"
     )
-    std: list[float] | None = option(None, "standard deviation of red, green and blue; null: as for mean", above=0)
+    std: list[float] | None = option(None, "standard deviation of the channels; null: as for mean", above=0)
     resize: int | None = option(
         None,
-        "image_folder: side in pixels that images are scaled to; null: no scaling, all images must have the same size",
+        "side in pixels that the images are scaled to (bilinear with antialiasing), for every data set; null: no "
+        "scaling, and all images of an image_folder must have the same size",
+        at_least=1,
+    )
+    crop: int | None = option(
+        None,
+        "null: images are scaled to a square; else their shorter side is scaled to data.resize and the centre, a "
+        "square of so many pixels, is cut out (ImageNet: data.resize=256 data.crop=224)",
         at_least=1,
     )
     skip_broken: bool = option(
@@ -47,10 +54,37 @@ class DataOptions:
         """The folder in which CIFAR-10 and CIFAR-100 are looked for and to which they are downloaded."""
         return Path(self.root).expanduser() if self.root else PROJECT_ROOT / "datasets"
 
+    def for_channels(self, count: int) -> "DataOptions":
+        """The same options with `mean` and `std`, where given, for images of `count` channels.
+
+        Raises `UserError` if there are three numbers for one channel.
+        """
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, count):
+                raise UserError(
+                    f"data.{key}={values} has {len(values)} numbers, but the network takes images of {count} channel"
+                    f"{'s' if count > 1 else ''}."
+                )
+        mean, std = (
+            values and (values if len(values) == count else values * count) for values in (self.mean, self.std)
+        )
+        return replace(self, mean=mean, std=std)
+
     def check(self) -> None:
         """Raise `UserError` for values that do not fit each other."""
         for key, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) != 3:
-                raise UserError(f"data.{key}={values} needs three numbers: red, green, blue.")
+            if values is not None and len(values) not in (1, 3):
+                raise UserError(f"data.{key}={values} needs three numbers (red, green, blue), or one for all channels.")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise UserError(f"data.mean={self.mean} and data.std={self.std} need the same count of numbers.")
+        if self.crop is not None and (self.resize is None or self.crop > self.resize):
+            raise UserError(
+                f"data.crop={self.crop} is cut out of images whose shorter side is data.resize={_typed(self.resize)}, "
+                f"so data.resize must be at least {self.crop}."
+            )
         if self.classes is not None and self.name != "image_folder":
             raise UserError(f"data.classes has no effect with data={self.name}, whose classes have a fixed order.")
+
+
+def _typed(value: object) -> str:
+    return "null" if value is None else str(value)

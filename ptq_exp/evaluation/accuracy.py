@@ -99,7 +99,7 @@ def evaluate(
     normalize: Normalizer,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Run `model` in evaluation mode on uint8 `images` (N, 3, H, W) with `labels` (N,), all on one device.
+    """Run `model` in evaluation mode on uint8 `images` (N, C, H, W) with `labels` (N,), all on one device.
 
     On CUDA, counts stay on the device and are read once at the end. On a CPU, every core processes its own images,
     because the layers of small networks are too short to be shared by several cores. The model stays unchanged.

@@ -18,7 +18,7 @@ from ptq_exp.networks import build_model
 class QuantizedNetwork(nn.Module):
     """A quantized network with its normalization and its class names, in evaluation mode.
 
-    It takes images (N, 3, H, W). uint8 images are normalized first; float images must already be normalized. It returns
+    It takes images (N, C, H, W). uint8 images are normalized first; float images must already be normalized. It returns
     logits, float32 (N, classes). `about` holds the metadata of the file. Raises `ValueError` for other inputs.
     """
 
@@ -28,9 +28,10 @@ class QuantizedNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != 3:
+        channels = len(self.about["mean"])
+        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != channels:
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-            raise ValueError(f"Expected images as a tensor (N, 3, H, W), not {found}.")
+            raise ValueError(f"Expected images as a tensor (N, {channels}, H, W), not {found}.")
         if images.is_floating_point() and len(images) and images.min() >= 0:
             warnings.warn("Float images must be normalized, but these have no negative values.", stacklevel=2)
         if images.dtype == torch.uint8:
@@ -42,7 +43,7 @@ class QuantizedNetwork(nn.Module):
 def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
     """The quantized network of a `quantized_w<bits>.safetensors`. The file contains the architecture.
 
-    The network takes uint8 images (N, 3, H, W), or float images normalized by `about["mean"]` and `about["std"]`.
+    The network takes uint8 images (N, C, H, W), or float images normalized by `about["mean"]` and `about["std"]`.
 
     Raises `UserError` if the file is missing, damaged or not a quantized network.
     """
@@ -66,7 +67,7 @@ class _Predictor:
 
     @torch.inference_mode()
     def predict(self, images: Any, params: Any = None) -> Any:
-        """Logits (N, classes), float32, of uint8 images (N, 3, H, W) in a numpy array."""
+        """Logits (N, classes), float32, of uint8 images (N, C, H, W) in a numpy array."""
         if isinstance(images, dict):  # a named input
             (images,) = images.values()
         return self.network(torch.as_tensor(images)).numpy()

@@ -158,7 +158,7 @@ def shipped(config: Config, options: dict[str, Any], dataset: Dataset) -> Path |
         return [*groups, about["trainer"]["epochs"], about["trainer"]["batch_size"], about["seed"], normalization]
 
     wanted = recipe(asdict(config) | {"mean": config.data.mean, "std": config.data.std})
-    whole = config.data.train_limit is None and config.data.validation_images == 0
+    whole = config.data.train_limit is None and config.data.validation_images == 0 and config.data.resize is None
     for path in sorted(SHIPPED.glob("*.safetensors")):
         _, about = load_checked(path)
         same_data = dataset.name == about["data"] and config.data.name in ("auto", about["data"]) and whole

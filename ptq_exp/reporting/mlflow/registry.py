@@ -16,7 +16,7 @@ BITS_TAG = "bits"
 def register(run: Run, name: str, artifacts: Path, results: tuple[BitWidthResult, ...]) -> None:
     """Register every quantized network of a job as a version of the model `name`. Existing versions stay.
 
-    `mlflow.pyfunc.load_model("models:/<name>/<version>").predict(images)` takes uint8 images (N, 3, H, W) and returns
+    `mlflow.pyfunc.load_model("models:/<name>/<version>").predict(images)` takes uint8 images (N, C, H, W) and returns
     logits, float32 (N, classes). The weights remain a safetensors file, which `ptq_exp.load` reads.
     """
     if run.client is None:
@@ -52,7 +52,7 @@ def save_model(folder: Path, weights: Path) -> None:
 
     with safe_open(weights, framework="np") as file:
         about = json.loads(file.metadata()["ptq_exp"])
-    images = TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1), "images")
+    images = TensorSpec(np.dtype("uint8"), (-1, len(about["mean"]), -1, -1), "images")
     logits = TensorSpec(np.dtype("float32"), (-1, len(about["classes"])))
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # MLflow asks for an example image; the signature is enough
