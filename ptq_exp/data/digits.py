@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ptq_exp.data.dataset import Dataset, Recipe
 from ptq_exp.data.options import DataOptions
 
+CLASSES = 10
 # Every fifth image of a class is held out: 364 test images, the same on every machine.
 TEST_EVERY = 5
 RECIPE = Recipe(epochs=20, batch_size=64, lr=0.05, weight_decay=5e-4, milestones=(12, 17), crop_padding=4, flip=False)
@@ -29,11 +30,11 @@ def load(options: DataOptions, cache: Path) -> Dataset:
     images = (upsampled * 255 / 16).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for digit in range(10):
+    for digit in range(CLASSES):
         held_out[(labels == digit).nonzero().flatten()[::TEST_EVERY]] = True
     return Dataset(
         name="digits",
-        classes=tuple(str(digit) for digit in range(10)),
+        classes=tuple(str(digit) for digit in range(CLASSES)),
         train_images=images[~held_out],
         train_labels=labels[~held_out],
         test_images=images[held_out],

@@ -65,6 +65,11 @@ def load(options: DataOptions, cache: Path) -> Dataset:
     return dataset
 
 
+def check(options: DataOptions) -> None:
+    """Raise `UserError` if `data.root` is missing or unsuitable."""
+    existing_root(options)
+
+
 def existing_root(options: DataOptions) -> Path:
     """The folder or archive of the images. Raises `UserError` if it is missing, or an original CIFAR archive."""
     if options.root is None:

@@ -15,7 +15,8 @@ class DataOptions:
     name: str = option("auto", "the file of ptq_exp/data that loads the images")
     root: str | None = option(
         None,
-        "CIFAR: the folder that contains the archive or the extracted folder, null: <project root>/datasets; "
+        "published data sets (CIFAR, SVHN, MNIST): the folder that contains the archives or the extracted files, "
+        "null: <project root>/datasets; "
         "image_folder: the folder or archive of the images, required",
     )
     mean: list[float] | None = option(
@@ -41,7 +42,7 @@ class DataOptions:
         None,
         "image_folder: the class folders in the order of the network's outputs; null: as in classes.txt, else by name",
     )
-    download: bool = option(True, "CIFAR: download and verify the archive if it is missing")
+    download: bool = option(True, "published data sets: download and verify the archives if they are missing")
     timeout: float = option(15.0, "seconds without a response or data after which a download is aborted", above=0)
     validation_images: int = option(
         0, "training images set aside to select the epoch (trainer.select=best_validation)", at_least=0
@@ -51,7 +52,7 @@ class DataOptions:
 
     @property
     def folder(self) -> Path:
-        """The folder in which CIFAR-10 and CIFAR-100 are looked for and to which they are downloaded."""
+        """The folder in which published data sets are looked for and to which they are downloaded."""
         return Path(self.root).expanduser() if self.root else PROJECT_ROOT / "datasets"
 
     def for_channels(self, count: int) -> "DataOptions":

@@ -43,12 +43,13 @@ def resized_tensor(images: Tensor, side: int, crop: int | None = None) -> Tensor
     pixels = images.movedim(1, 3).numpy()
     if grey := images.shape[1] == 1:
         pixels = pixels[..., 0]  # Pillow's grey images have no axis of channels
-    result = np.empty((len(images), out, out, *pixels.shape[3:]), dtype=np.uint8)
+    result = np.empty((len(images), images.shape[1], out, out), dtype=np.uint8)
 
     def fill(start: int) -> None:
         for place in range(start, min(start + CHUNK, len(images))):
-            result[place] = resized(Image.fromarray(pixels[place]), side, crop)
+            found = np.asarray(resized(Image.fromarray(pixels[place]), side, crop))
+            result[place] = found if grey else found.transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(fill, range(0, len(images), CHUNK)))
-    return torch.from_numpy(result[..., None] if grey else result).movedim(3, 1).contiguous()
+    return torch.from_numpy(result)

@@ -7,8 +7,8 @@ import torch
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
-from ptq_exp.data.cifar10 import DataUnavailable
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.published import DataUnavailable
 
 
 def load_images(config: Config, device: torch.device) -> Dataset:

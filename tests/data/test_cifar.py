@@ -16,8 +16,8 @@ from loading import DIGITS_FINGERPRINT, flip_pixel, load
 from loopback import Loopback
 from torchvision import datasets
 
-from ptq_exp.data.cifar10 import DataUnavailable
 from ptq_exp.data.dataset import Dataset
+from ptq_exp.data.published import DataUnavailable
 
 
 @pytest.fixture
