@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ptq_exp.data.dataset import Dataset
 
 _NOT_DATA_SETS = {
-    "archive", "channels", "class_names", "dataset", "layout", "loader", "normalization", "options", "pixels",
-    "published", "resizing",
+    "archive", "channels", "class_names", "dataset", "groups", "label_files", "layout", "loader", "normalization",
+    "options", "pixels", "published", "resizing", "splits",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Images in a tree `train/<class>/*` and `test/<class>/*`, as a folder, a zip or a tar.
+"""Images in a tree such as `train/<class>/*` and `test/<class>/*`, as a folder, a zip or a tar.
 
 The images are decoded once into a cache of plain arrays, which later runs map into memory. An archive is read in
 memory and never unpacked to disk, so the names inside it are never used as paths.
@@ -29,19 +29,19 @@ from ptq_exp.base.files import digest, file_digest
 from ptq_exp.data import class_names
 from ptq_exp.data.archive import Read, files_below, open_tree
 from ptq_exp.data.dataset import Dataset
-from ptq_exp.data.layout import SPLITS, SUFFIXES, cifar_itself, is_image, nearest, parts_of
+from ptq_exp.data.groups import Folders
+from ptq_exp.data.label_files import is_label_file
+from ptq_exp.data.layout import SPLITS, cifar_itself, parts_of
 from ptq_exp.data.options import DataOptions
 from ptq_exp.data.pixels import as_rgb
 from ptq_exp.data.resizing import MAX_PIXELS, resized
+from ptq_exp.data.splits import Member, find_layout, is_wanted
 
 # The exceptions of Pillow, zipfile and zlib for an image or archive member that is damaged, encrypted or not an image.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-CACHE_VERSION = 3  # raised when decoding or the order of classes changes, so that older caches are not used
-
-# One image: its split, its class and its name in the tree.
-Member = tuple[str, str, str]
+CACHE_VERSION = 4  # raised when decoding or the order of classes changes, so that older caches are not used
 
 
 def load(options: DataOptions, cache: Path) -> Dataset:
@@ -86,6 +86,10 @@ def _variant(options: DataOptions) -> str:
     """The options that affect the decoded images."""
     words = [str(options.resize or "as-is")]
     words += [f"crop-{options.crop}"] if options.crop is not None else []
+    words += [f"share-{options.test_share:g}"] if options.test_share != DataOptions.test_share else []
+    if options.labels is not None:
+        file = Path(options.labels).expanduser()
+        words.append(f"labels-{digest(options.labels, file_digest(file).hex() if file.is_file() else '')[:8]}")
     words += ["skipped"] if options.skip_broken else []
     words += [f"classes-{digest(options.classes)[:8]}"] if options.classes is not None else []
     return "-".join(words)
@@ -100,7 +104,7 @@ def source_digest(root: Path) -> str:
         for path in files_below(root):
             status = path.stat()
             sha.update(os.fsencode(f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-            if path.name == class_names.FILE:  # swapped lines do not change its size
+            if path.name == class_names.FILE or is_label_file(path.name):  # swapped lines do not change its size
                 sha.update(path.read_bytes())
     return sha.hexdigest()
 
@@ -127,13 +131,13 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
 
     def wanted(name: str) -> bool:
         seen[name] = None
-        return _as_member(name) is not None or parts_of(name)[-1] == class_names.FILE
+        return is_wanted(name) or parts_of(name)[-1] == class_names.FILE
 
     with open_tree(root, wanted) as (names, read):
-        members = [member for name in names if (member := _as_member(name))]
-        _check_layout(members, root, list(seen))
+        layout = find_layout(root, names, list(seen), read, options)
+        members = layout.members
         classes, order = class_names.ordered(
-            list({member[1] for member in members}), *_class_list(options, root, members, names, read)
+            list({member[1] for member in members}), *_class_list(options, root, layout.beside, names, read)
         )
         arrays: dict[str, np.ndarray] = {}
         size: tuple[int, ...] | None = None
@@ -152,7 +156,8 @@ def _decode(root: Path, options: DataOptions, folder: Path) -> None:
             arrays[f"{split}_labels"] = np.array([classes.index(member[1]) for member, _ in whole], dtype=np.int64)
     tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays.items()}
     fingerprint = Dataset(name="", classes=tuple(classes), **tensors).fingerprint()
-    notes = [f"Skipped {len(broken)} images that cannot be read, the first is {broken[0]}."] if broken else []
+    notes = [layout.note] if layout.note else []
+    notes += [f"Skipped {len(broken)} images that cannot be read, the first is {broken[0]}."] if broken else []
     if absent := sorted(set(range(len(classes))) - set(arrays["test_labels"].tolist())):
         notes.append(f"There are no test images of the classes {[classes[label] for label in absent]}.")
     note = " ".join(notes)
@@ -195,28 +200,12 @@ def _plain(error: BaseException) -> str:
     return "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _check_layout(members: list[Member], root: Path, seen: list[str]) -> None:
-    """Raise `UserError` unless both splits have images, and test has no classes that train lacks."""
-    found = {split: {member[1] for member in members if member[0] == split} for split in SPLITS}
-    for split in SPLITS:
-        if not found[split]:
-            raise UserError(
-                cifar_itself(root, seen)
-                or f"data.root={root} has no classes: no image matches {split}/<class>/<name> below it. "
-                f"{nearest(seen)} Expected: folders train and test, each with one folder of images per class "
-                f"({', '.join(sorted(SUFFIXES))})."
-            )
-    if unknown := found["test"] - found["train"]:
-        raise UserError(f"data.root={root}: test has the classes {sorted(unknown)}, which are not in train.")
-
-
 def _class_list(
-    options: DataOptions, root: Path, members: list[Member], names: list[str], read: Read
+    options: DataOptions, root: Path, beside: set[Folders], names: list[str], read: Read
 ) -> tuple[list[str] | None, str]:
     """The user's list of classes, or None, and its source. The configuration takes precedence over a file."""
     if options.classes is not None:
         return list(options.classes), "data.classes"
-    beside = {parts_of(name)[:-3] for *_, name in members}
     files = [name for name in names if parts_of(name)[-1] == class_names.FILE and parts_of(name)[:-1] in beside]
     if not files:
         return None, ""
@@ -225,11 +214,3 @@ def _class_list(
     except UNREADABLE as error:
         raise UserError(f"{files[0]} in data.root={root} cannot be read as UTF-8 text ({error}).") from error
     return [line.strip() for line in lines if line.strip()], files[0]
-
-
-def _as_member(name: str) -> Member | None:
-    """`.../train/cat/1.png` as (train, cat, name), or None if the file is not an image of a split."""
-    parts = parts_of(name)
-    if len(parts) < 3 or parts[-3] not in SPLITS or not is_image(name):
-        return None
-    return parts[-3], parts[-2], name

@@ -1,24 +1,36 @@
-"""Messages for an image tree whose layout is not `train/<class>/*` and `test/<class>/*`."""
+"""The names in an image tree: images, folders of splits, and messages for trees that have no classes."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from ptq_exp.base.errors import UserError
+
 SPLITS = ("train", "test")
+# Folders with the images of a split, in any case. If there are several, the first in this order is used.
+FOLDERS = {
+    "train": ("train", "training", "trainset", "train_set", "training_set", "train_images"),
+    "test": (
+        "test", "testing", "testset", "test_set", "test_images", "eval", "evaluation", "val", "valid", "validation",
+        "validation_set", "val_images",
+    ),
+}  # fmt: skip
+SPLIT_OF = {folder: split for split, folders in FOLDERS.items() for folder in folders}
 SUFFIXES = {
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif",
     ".tiff", ".tga", ".pnm", ".pbm", ".ppm", ".pgm",
 }  # fmt: skip
 JUNK = {"__MACOSX", ".ipynb_checkpoints", "@eaDir"}  # folders with copies of images made by other programs
-OTHER_NAMES = {
-    "train": ("training", "trainset", "train_images", "training_set"),
-    "test": ("testing", "val", "valid", "validation", "eval", "testset", "test_images", "test_set"),
-}
 MOST = 8  # maximum number of folders in a message
 # CIFAR as published by its authors: archives, folders, and the files inside them.
 CIFAR = re.compile(r"cifar-(100?)-(batches-py|python|batches-bin|binary)(\.tar\.gz)?")
 BATCHES = re.compile(r"(data_batch_1|test_batch)(\.bin)?|batches\.meta(\.txt)?")
+
+
+def split_of(folder: str) -> str | None:
+    """`train` or `test` for the name of a folder that holds a split, in any case; else None."""
+    return SPLIT_OF.get(folder.lower())
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -28,9 +40,13 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image, judged by its name."""
+    return not is_junk(name) and PurePosixPath(parts_of(name)[-1]).suffix.lower() in SUFFIXES
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is hidden or a copy made by another program."""
     parts = parts_of(name)
-    hidden = parts[-1].startswith(".") or JUNK & set(parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES
+    return parts[-1].startswith(".") or bool(JUNK & set(parts))
 
 
 def cifar_itself(root: Path, names: Iterable[str] = ()) -> str:
@@ -61,8 +77,22 @@ def _take_cifar(root: Path, holder: tuple[str, ...] | None, number: str, binary:
     return f"data.root={root} is the original CIFAR-{number}. Set {setting}."
 
 
+def no_classes(root: Path, names: list[str], tables: list[str]) -> UserError:
+    """The error for a tree of the files `names` in which no classes were found, nor in the `tables` of labels."""
+    return UserError(
+        cifar_itself(root, names)
+        or f"data.root={root} has no classes. {nearest(names)} Expected: train/<class>/* and test/<class>/*; <class>/* "
+        f"for at least two classes; or images with a table of their labels{_unfit(tables)}. "
+        f"Images end in {', '.join(sorted(SUFFIXES))}."
+    )
+
+
+def _unfit(tables: list[str]) -> str:
+    return f" (data.labels; {', '.join(tables[:MOST])} did not fit the images)" if tables else " (data.labels)"
+
+
 def nearest(names: Iterable[str]) -> str:
-    """One or two sentences on the files found and how to change them to the expected layout."""
+    """One or two sentences on the files found and how to change them to an expected layout."""
     every = [parts_of(name) for name in names if not JUNK & set(parts_of(name))]
     images = [parts_of(name) for name in names if is_image(name)]
     if not images:
@@ -72,24 +102,4 @@ def nearest(names: Iterable[str]) -> str:
     folders = Counter("/".join(parts[:-1]) or "." for parts in images)
     listed = ", ".join(f"{folder} ({count})" for folder, count in folders.most_common(MOST))
     more = f" and {len(folders) - MOST} more" if len(folders) > MOST else ""
-    return f"Found images in the folders {listed}{more}. {_advice(images)}"
-
-
-def _advice(images: list[tuple[str, ...]]) -> str:
-    anywhere = {part for parts in images for part in parts[:-1]}
-    for split in SPLITS:
-        if split not in anywhere:
-            likely = [name for name in anywhere if name.lower() in (split, *OTHER_NAMES[split])]
-            if likely:
-                return f"Rename the folder {min(likely)} to {split}."
-    above = {parts[:-2] for parts in images if len(parts) >= 2 and parts[-2] in SPLITS}
-    if len(above) > 1:
-        return "Swap the levels: train and test come first, with the classes inside them."
-    if above:
-        return "Sort the images of train and test into one folder per class."
-    if any(set(parts[:-3]) & set(SPLITS) for parts in images):
-        return "The images are nested too deeply: put them directly into the folders of their classes."
-    missing = [split for split in SPLITS if split not in anywhere]
-    if len(missing) == 2:
-        return "Move the class folders into a folder train, and the test images into a folder test."
-    return f"There is no folder {missing[0]}. Create it with images of every class." if missing else ""
+    return f"Found images in the folders {listed}{more}. Sort the images into one folder per class."

@@ -38,6 +38,17 @@ class DataOptions:
     skip_broken: bool = option(
         False, "image_folder, true: leave out images that cannot be read, and report how many; false: stop at the first"
     )
+    labels: str | None = option(
+        None,
+        "image_folder: the table of the labels (CSV: name of the image, label), a path in data.root or on disk; null: "
+        "the one table in data.root that fits images without class folders",
+    )
+    test_share: float = option(
+        0.2,
+        "image_folder without test images: the share of each class that is set aside as test images",
+        above=0,
+        below=1,
+    )
     classes: list[str] | None = option(
         None,
         "image_folder: the class folders in the order of the network's outputs; null: as in classes.txt, else by name",
@@ -83,6 +94,8 @@ class DataOptions:
                 f"data.crop={self.crop} is cut out of images whose shorter side is data.resize={_typed(self.resize)}, "
                 f"so data.resize must be at least {self.crop}."
             )
+        if self.labels is not None and self.name != "image_folder":
+            raise UserError(f"data.labels has no effect with data={self.name}, whose images have their labels.")
         if self.classes is not None and self.name != "image_folder":
             raise UserError(f"data.classes has no effect with data={self.name}, whose classes have a fixed order.")
 
