@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.data import class_names
 from ptq_exp.data.archive import BROKEN, Read
 from ptq_exp.data.groups import OUTSIDE, Group
-from ptq_exp.data.layout import is_junk, parts_of, split_of
+from ptq_exp.data.layout import SUFFIXES as IMAGE_SUFFIXES
+from ptq_exp.data.layout import is_junk, parts_of, split_of, stem_and_suffix
 
 SUFFIXES = {".csv", ".tsv", ".txt"}
 LABEL_HEADERS = {
@@ -28,9 +29,10 @@ UNREADABLE = (*BROKEN, RuntimeError, NotImplementedError, csv.Error)
 
 def is_label_file(name: str) -> bool:
     """Whether a file may be a table of labels, judged by its name. A sample submission contains invented labels."""
-    file = PurePosixPath(parts_of(name)[-1])
-    other = file.name == class_names.FILE or "submission" in file.stem.lower()
-    return file.suffix.lower() in SUFFIXES and not other and not is_junk(name)
+    if stem_and_suffix(name)[1] not in SUFFIXES or is_junk(name):
+        return False
+    file = parts_of(name)[-1]
+    return file != class_names.FILE and "submission" not in file.lower()
 
 
 @dataclass
@@ -100,19 +102,27 @@ class Table:
 
 
 class _Names:
-    """Finds the images that a table names: with or without extension, with all, some or none of their folders."""
+    """Finds the images that a table names: with all, some or no folders, and with any image extension or none."""
 
     def __init__(self, images: Iterable[str]):
-        self.by_name: dict[str, list[str]] = defaultdict(list)
+        self.by_name: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for image in images:
-            file = PurePosixPath(parts_of(image)[-1])
-            for key in {file.name, file.stem}:
-                self.by_name[key].append(image)
+            *folders, name = parts_of(image)
+            for key in {name, stem_and_suffix(name)[0]}:
+                self.by_name[(key,)].append(image)
+                self.by_name[*folders[-1:] or [""], key].append(image)
 
     def find(self, cell: str) -> list[str]:
         """Every image with the name in `cell`."""
         *folders, name = parts_of(cell) or ("",)
-        return [image for image in self.by_name.get(name, []) if _same_end(parts_of(image)[:-1], tuple(folders))]
+        stem, suffix = stem_and_suffix(name)
+        return self._find(folders, name) or (self._find(folders, stem) if suffix in IMAGE_SUFFIXES else [])
+
+    def _find(self, folders: list[str], name: str) -> list[str]:
+        if not folders:
+            return self.by_name.get((name,), [])
+        found = [*self.by_name.get((folders[-1], name), []), *self.by_name.get(("", name), [])]
+        return [image for image in found if _same_end(parts_of(image)[:-1], tuple(folders))]
 
 
 def _same_end(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
@@ -123,7 +133,7 @@ def _same_end(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
 def _split_in_name(name: str) -> str | None:
     """The split that a table is about, from its name (`trainLabels.csv`) or its folder."""
     *folders, file = parts_of(name)
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", PurePosixPath(file).stem)
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", stem_and_suffix(file)[0])
     return next((split for word in [*words, *reversed(folders)] if (split := split_of(word))), None)
 
 

@@ -190,6 +190,7 @@ EXPECTED = {number - 1: "cat" if number % 2 else "dog" for number in range(1, 11
         ("trainLabels.csv", ["id,label", *TABLE]),
         ("labels.csv", ["filename,label", *[row.replace(",", ".png,") for row in TABLE]]),
         ("train.csv", TABLE),
+        ("train.csv", ["image,breed", *[f"./train/{row.replace(',', '.JPG,')}" for row in TABLE]]),
         ("train_labels.tsv", ["index\timage\tx\tlabel"] + [f"{n}\ttrain/{row.replace(',', '.png	7	')}"
                                                           for n, row in enumerate(TABLE, start=500)]),
         ("labels.txt", [row.replace(",", " ") for row in TABLE]),
