@@ -3,7 +3,6 @@
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -53,18 +52,18 @@ class Table:
         """Raises `ValueError` or `csv.Error` if the content is not text in two or more columns."""
         self.name = name
         lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-        separator = next((mark for mark in "\t,; " if lines and mark in lines[0].strip()), None)
-        if separator is None:
-            raise ValueError("it has fewer than two columns")
+        separator = next((mark for mark in "\t,; " if lines and mark in lines[0].strip()), ",")
         self.rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+        if not self.rows or len(self.rows[0]) < 2:
+            raise ValueError("it has fewer than two columns")
         self.split = _split_in_name(name)
 
-    def fitting(self, groups: dict[str, Group], given: bool) -> list[Labels]:
+    def fitting(self, pools: list["_Pool"], given: bool) -> list[Labels]:
         """The groups whose images the table labels. A table that the user has not `given` must fit them well."""
-        about = [group for group in groups.values() if self.split and split_of(group.name) == self.split]
-        outside = [group for group in groups.values() if group.name == OUTSIDE]
-        everywhere = list(groups.values()) if given or self.split is None else []
-        found = [self._labels(group) for group in about or (self.split and outside) or everywhere]
+        about = [pool for pool in pools if self.split and split_of(pool.group.name) == self.split]
+        outside = [pool for pool in pools if self.split and pool.group.name == OUTSIDE]
+        everywhere = pools if given or self.split is None else []
+        found = [self._labels(pool) for pool in about or outside or everywhere]
         found = [each for each in found if each.rows]
         first = next((each for each in found if split_of(each.group.name) == "train"), None)
         if first:  # names such as 1.png occur in every split, and it is the training images that come with labels
@@ -74,39 +73,40 @@ class Table:
             return found if given else []
         return [each for each in found if len(each.labels) >= IMAGES_LABELLED * len(each.group.images)]
 
-    def _labels(self, group: Group) -> Labels:
-        names = _Names(group.images)
-        image, label, header = self._columns(names)
-        found = Labels(group, count=len(self.rows) - header)
-        for number, row in enumerate(self.rows[header:]):
-            if len(row) <= max(image, label) or not row[label]:
+    def _labels(self, pool: "_Pool") -> Labels:
+        image, label, header = self._columns(pool)
+        found = Labels(pool.group, count=len(self.rows) - header)
+        for number, row in enumerate(self.rows):
+            if (number == 0 and header) or len(row) <= max(image, label) or not row[label]:
                 continue
-            for match in names.find(row[image]):
+            for match in pool.find(row[image]):
                 found.rows.add(number)
                 if found.labels.setdefault(match, row[label]) != row[label] and not found.conflict:
                     found.conflict = match, found.labels[match], row[label]
         return found
 
-    def _columns(self, names: "_Names") -> tuple[int, int, bool]:
+    def _columns(self, pool: "_Pool") -> tuple[int, int, bool]:
         """The columns of image and label, and whether the first row is a header."""
         width = len(self.rows[0])
         hits = [0] * width
         for row in islice(self.rows, SAMPLE):
             for column, cell in enumerate(row[:width]):
-                hits[column] += bool(names.find(cell))
+                hits[column] += bool(pool.find(cell))
         image = hits.index(max(hits))
-        header = not names.find(self.rows[0][image])
+        header = not pool.find(self.rows[0][image])
         titled = [column for column, title in enumerate(self.rows[0]) if title.lower() in LABEL_HEADERS]
         named = [column for column in titled if header and column != image]
         return image, named[0] if named else image + 1 if image + 1 < width else image - 1, header
 
 
-class _Names:
-    """Finds the images that a table names: with all, some or no folders, and with any image extension or none."""
+class _Pool:
+    """Finds the images of a group that a table names: with all, some or no folders, and with any image extension or
+    none."""
 
-    def __init__(self, images: Iterable[str]):
+    def __init__(self, group: Group):
+        self.group = group
         self.by_name: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for image in images:
+        for image in group.images:
             *folders, name = parts_of(image)
             for key in {name, stem_and_suffix(name)[0]}:
                 self.by_name[(key,)].append(image)
@@ -146,11 +146,11 @@ def label_by_tables(
     table's name. Returns notes and the tables that do not fit. Raises `UserError` if the chosen table does not fit, if
     several fit, or if one gives an image two labels.
     """
-    unlabelled = {name: group for name, group in groups.items() if chosen or len(group.distinct) < 2}
     tables = _read_tables(chosen, names, read)
+    pools = [_Pool(group) for group in groups.values() if tables and (chosen or len(group.distinct) < 2)]
     fitting: dict[str, list[tuple[Table, Labels]]] = defaultdict(list)
     for table in tables:
-        for found in table.fitting(unlabelled, given=chosen is not None):
+        for found in table.fitting(pools, given=chosen is not None):
             fitting[found.group.name or table.split or OUTSIDE].append((table, found))
     if chosen and not fitting:
         example = next((row[0] for row in tables[0].rows[1:]), "nothing")
@@ -200,6 +200,6 @@ def _read_tables(chosen: str | None, names: list[str], read: Read) -> list[Table
         listed = ", ".join(candidates[: class_names.FEW]) or "none"
         raise UserError(f"data.labels={chosen} is not a file, on disk or in data.root. Tables in data.root: {listed}.")
     try:
-        return [Table(chosen, read(inside[0]) if len(inside) == 1 else path.read_bytes())]
+        return [Table(inside[0], read(inside[0])) if len(inside) == 1 else Table(path.name, path.read_bytes())]
     except UNREADABLE as error:
         raise UserError(f"data.labels={chosen} is not a table of images and their labels: {error}.") from error

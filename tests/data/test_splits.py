@@ -274,6 +274,13 @@ def test_a_table_given_by_the_user_takes_precedence_over_folders(tmp_path: Path)
     assert load(root, labels=str(outside)).classes == ("dog", "elk")
 
 
+def test_many_small_tables_do_not_matter(tmp_path: Path) -> None:
+    """One text file of boxes for each image, as for object detectors."""
+    boxes = {f"boxes/{number}.txt": b"0 0.5 0.5 1 1\n" for number in range(300)}
+    root = write(tmp_path / "tree", images(*FLAT) | boxes | {"labels.csv": "\n".join(TABLE).encode()})
+    assert classes_by_value(load(root)) == EXPECTED
+
+
 @pytest.mark.parametrize(
     ("tables", "options", "words"),
     [

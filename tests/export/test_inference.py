@@ -15,6 +15,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
 from ptq_exp.data.digits import load as load_digits
 from ptq_exp.data.options import DataOptions
+from ptq_exp.export.inference import QuantizedNetwork
 from ptq_exp.reporting.mlflow.options import TrackingOptions
 
 Cli = Callable[..., Outcome]
@@ -49,6 +50,15 @@ def test_a_file_that_is_none_is_said(content: bytes | None, tmp_path: Path) -> N
         file.write_bytes(content)
     with pytest.raises(UserError, match="is not a quantized network"):
         ptq_exp.load(file)
+
+
+def test_a_network_of_one_channel_takes_grey_images() -> None:
+    about = {"mean": [0.25], "std": [0.5], "classes": ["a", "b"]}
+    network = QuantizedNetwork(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 4), torch.nn.Flatten()), about)
+    images = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
+    assert torch.allclose(network(images), network((images / 255 - 0.25) / 0.5), atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(N, 1, H, W\), not \(3, 3, 4, 4\)"):
+        network(images.expand(-1, 3, -1, -1))
 
 
 def test_images_of_another_kind_are_not_taken_in_silence(cli: Cli, tmp_path: Path) -> None:

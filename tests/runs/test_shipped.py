@@ -33,6 +33,7 @@ def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Pa
     assert shipped(folder, options, data) is None  # a folder of that name
     assert shipped(replace(resolved, optimizer=resolved.optimizer | {"lr": 0.1}), options, data) is None
     assert shipped(replace(resolved, data=replace(resolved.data, train_limit=5)), options, data) is None
+    assert shipped(replace(resolved, data=replace(resolved.data, resize=64)), options, data) is None
     assert shipped(resolved, options | {"depth": 32}, data) is None
     assert shipped(resolved, options, replace(data, name="cifar100")) is None
 
