@@ -70,8 +70,9 @@ def test_two_objects_share_no_list() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [DataOptions(mean=[0.5]), DataOptions(std=[0.5, 0.5, 0.0]), DataOptions(timeout=0.0), DataOptions(resize=0),
-     DataOptions(validation_images=-1), DataOptions(classes=["a"])],
+    [DataOptions(mean=[0.5, 0.5]), DataOptions(mean=[0.5], std=[0.5, 0.5, 0.5]), DataOptions(std=[0.5, 0.5, 0.0]),
+     DataOptions(timeout=0.0), DataOptions(resize=0), DataOptions(crop=8), DataOptions(test_share=1.0),
+     DataOptions(validation_images=-1), DataOptions(classes=["a"]), DataOptions(name="digits", labels="a.csv")],
 )  # fmt: skip
 def test_data_options_that_cannot_be_are_refused(data: DataOptions) -> None:
     with pytest.raises(UserError, match=r"data\.\w+"):
