@@ -52,9 +52,15 @@ class Opaque:
 
     def content(self) -> dict[Any, Any]:
         """Its attributes and items by name."""
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)  # with __slots__: two dictionaries
-        found = {key: value for part in parts[:2] if isinstance(part, dict) for key, value in part.items()}
-        return found | self.items
+        return {key: value for part in self._parts() for key, value in part.items()}
+
+    def size(self) -> int:
+        """The number of its attributes and items."""
+        return sum(len(part) for part in self._parts())
+
+    def _parts(self) -> list[dict[Any, Any]]:
+        states = self.state[:2] if isinstance(self.state, tuple) else (self.state,)  # two with __slots__
+        return [part for part in (*states, self.items) if isinstance(part, dict)]
 
 
 @dataclass(eq=False, repr=False, slots=True)

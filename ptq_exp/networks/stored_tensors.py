@@ -38,18 +38,16 @@ class Storage:
             self.swapped,
         )
 
-    def tensor(self) -> Tensor:
-        """A copy in memory. Raises `ValueError` if the file has more or fewer bytes than the storage states."""
-        content = memoryview(self.read())
-        if content.nbytes != self.elements * self.dtype.itemsize:
-            raise ValueError(f"a storage has {content.nbytes} bytes, not {self.elements * self.dtype.itemsize}")
-        if not self.elements:
-            return torch.empty(0, dtype=self.dtype)
-        raw = torch.tensor(np.frombuffer(content, np.uint8))
-        unit = self.dtype.itemsize // (2 if self.dtype.is_complex else 1)
-        if self.swapped and unit > 1:
-            raw = raw.reshape(-1, unit).flip(1).reshape(-1)
-        return raw.view(self.dtype)
+    def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> Tensor:
+        """A copy of a view, contiguous. Raises `ValueError` if the file has not the bytes that the storage states."""
+        content, size = memoryview(self.read()), self.dtype.itemsize
+        if content.nbytes != self.elements * size:
+            raise ValueError(f"a storage has {content.nbytes} bytes, not {self.elements * size}")
+        # An integer stands for any type, since numpy does not have all of them; complex numbers are swapped in halves.
+        number = np.dtype(f"{'c' if self.dtype.is_complex else 'i'}{size}").newbyteorder("S" if self.swapped else "=")
+        steps = [step * size for step in stride]
+        found = np.ndarray(shape, number, content, offset * size, steps)  # checks that the view lies inside
+        return torch.from_numpy(np.array(found, number.newbyteorder("="), order="C")).view(self.dtype)
 
 
 @dataclass(eq=False, repr=False)
@@ -95,14 +93,14 @@ class StoredTensor:
         """The values, contiguous."""
         if self.storage is None:
             return torch.empty(self.shape, dtype=self.dtype, device="meta")
-        values = self.storage.tensor()
         if self.coordinates is not None:
             indices = self.coordinates.tensor()
-            values = values.reshape(-1, *self.shape[len(indices) :])
+            dense = self.shape[len(indices) :]
+            values = self.storage.view((self.storage.elements,), (1,), 0).reshape(-1, *dense)
             return torch.sparse_coo_tensor(indices, values, self.shape, check_invariants=True).to_dense()
         if not self.elements:
             return torch.empty(self.shape, dtype=self.dtype)
-        return values.as_strided(self.shape, self.stride, self.offset).contiguous()
+        return self.storage.view(self.shape, self.stride, self.offset)
 
 
 class NumpyType:

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-
 from ptq_exp.networks.pickled import Budget, Machine, Opaque
 from ptq_exp.networks.pickled_names import resolve
 from ptq_exp.networks.stored_tensors import Storage
@@ -143,8 +142,11 @@ def other_format(content: bytes, name: str) -> str:
 
 
 def _other_zip(content: bytes, name: str) -> str:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return ""
     inside = [name.partition("/")[2] for name in names]
     if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
         return (

@@ -1,0 +1,113 @@
+"""A state dict without what wrappers and tools have added to the network."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "student.")
+PROFILER = re.compile(r"(^|\.)total_(ops|params)$")  # the counters of thop
+NORMALIZER = re.compile(r"^(?P<layer>(?:.*\.)?)(?P<kind>_?(?:image_|pixel_|input_|data_)?)(?P<name>mean|mu)$")
+SPREAD = {"mean": "std", "mu": "sigma"}
+# The tensors from which torch.nn.utils computes a weight, by the ends of their names: the first stands for all.
+PRUNED = ("_orig", "_mask")
+WEIGHT_NORM = [("_g", "_v"), ("parametrizations.{}.original0", "parametrizations.{}.original1")]
+SPECTRAL_NORM = [
+    ("_orig", "_u", "_v"),
+    ("parametrizations.{}.original", "parametrizations.{}.0._u", "parametrizations.{}.0._v"),
+]
+
+
+def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights without prefixes, profiler counters and a layer that normalizes the images, and with every weight
+    that is computed from several tensors; and the constants of that layer (`mean` and `std`, for values from 0 to 1).
+    """
+    weights = {key: value for key, value in weights.items() if not PROFILER.search(key)}
+    constants: dict[str, Any] = {}
+    while True:
+        if prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        elif found := _normalizer(weights):
+            constants = _constants(weights, *found)
+            weights = {key: value for key, value in weights.items() if key not in found}
+            first = {key.partition(".")[0] for key in weights}
+            if len(first) == 1:  # such as the 1 in Sequential(normalize, network)
+                weights = {key.partition(".")[2]: value for key, value in weights.items()}
+        else:
+            return _computed(weights), constants
+
+
+def _normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:
+    """The names of the mean and the standard deviation of the images, or None if no layer holds them alone."""
+    for key in weights:
+        if not (match := NORMALIZER.match(key)):
+            continue
+        spread = f"{match['layer']}{match['kind']}{SPREAD[match['name']]}"
+        inside = [other for other in weights if match["layer"] and other.startswith(match["layer"])]
+        sizes = {weights[name].numel() for name in (key, spread) if name in weights}
+        if spread in weights and len(inside) in (0, 2) and len(weights) > 2 and sizes <= {1, 3}:
+            return key, spread
+    return None
+
+
+def _constants(weights: dict[str, Tensor], mean: str, std: str) -> dict[str, Any]:
+    values = [weights[name].flatten().double().tolist() for name in (mean, std)]
+    if any(len(value) != 3 for value in values) or min(values[1]) <= 0:
+        return {}
+    scale = 255 if max(values[0]) > 1 else 1  # no mean of values from 0 to 1 is above 1
+    return {"mean": [value / scale for value in values[0]], "std": [value / scale for value in values[1]]}
+
+
+def _computed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Compute the weights that are stored in parts (pruning, weight norm, spectral norm)."""
+    found: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for key, value in weights.items():
+        if key in used:
+            continue
+        for ends, compute in _COMPUTED:
+            name = _stem(key, ends[0])
+            parts = [_part(name, end) for end in ends] if name else []
+            if name and all(part in weights for part in parts):
+                used.update(parts)
+                found[name] = compute(*(weights[part] for part in parts))
+                break
+        else:
+            found[key] = value
+    return {key: value for key, value in found.items() if key not in used}
+
+
+def _stem(key: str, end: str) -> str:
+    """`conv.weight` from `conv.weight_orig` or `conv.parametrizations.weight.original0`; empty for another end."""
+    before, brace, after = end.partition("{}")
+    if not brace:
+        return key.removesuffix(end) if key.endswith(end) else ""
+    match = re.fullmatch(rf"((?:.*\.)?){re.escape(before)}(\w+){re.escape(after)}", key)
+    return f"{match[1]}{match[2]}" if match else ""
+
+
+def _part(name: str, end: str) -> str:
+    if "{}" not in end:
+        return name + end
+    module, _, attribute = name.rpartition(".")
+    return ".".join(filter(None, [module, end.format(attribute)]))
+
+
+def _weight_norm(length: Tensor, direction: Tensor) -> Tensor:
+    """Salimans & Kingma 2016: the norm is over the dimensions that `length` does not have."""
+    if not length.dim():
+        return direction * (length / direction.norm())
+    axes = [axis for axis, size in enumerate(length.shape) if size == 1]
+    return direction * (length / direction.norm(dim=axes, keepdim=True))
+
+
+def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Miyato et al. 2018, as in evaluation: divided by the stored estimate of the largest singular value."""
+    return weight / (left @ weight.flatten(1) @ right)
+
+
+_COMPUTED: list[tuple[tuple[str, ...], Any]] = [
+    (PRUNED, lambda weight, mask: weight * mask.to(weight.dtype)),
+    *((ends, _weight_norm) for ends in WEIGHT_NORM),
+    *((ends, _spectral_norm) for ends in SPECTRAL_NORM),
+]
