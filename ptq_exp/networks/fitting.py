@@ -17,6 +17,7 @@ from ptq_exp.networks.renaming import (
     renamed,
     shapes_of,
 )  # fmt: skip
+from ptq_exp.networks.unwrapping import normalizer
 from ptq_exp.networks.weights_file import WeightsFile
 
 HOW_TO_NAME_THE_CLASS = "Name the class that the weights belong to: model=custom model.target=path/to/nets.py:ClassName"
@@ -52,7 +53,7 @@ def fit(model: nn.Module, file: WeightsFile) -> Fit:
     state = model.state_dict()
     expected, shapes, path = shapes_of(state), shapes_of(file.weights), file.path
     if found := by_name(expected, shapes_of(file.original)):
-        weights, normalizes = file.original, file.original.keys() > file.weights.keys()
+        weights, normalizes = file.original, normalizer(file.original) is not None
     else:
         weights, normalizes = file.weights, False
         found = match(expected, shapes, path)
@@ -88,8 +89,8 @@ def _by_renaming(expected: Shapes, found: Shapes, path: Path) -> Match | None:
                 f"checkpoint={path} is ambiguous: {' and '.join(names)} could each be the network's {wanted[form][0]}. "
                 f"{HOW_TO_NAME_THE_CLASS}"
             )
-    names = {wanted[form][0]: keys[0] for form, keys in there.items() if form in wanted}
-    ordered = {name: names[name] for name in expected if name in names}
+    pairs = {wanted[form][0]: keys[0] for form, keys in there.items() if form in wanted}
+    ordered = {name: pairs[name] for name in expected if name in pairs}
     return _complete(expected, found, ordered, f"The weights fit after renaming {_changes(ordered)}.")
 
 

@@ -76,11 +76,11 @@ def identify(file: WeightsFile) -> Identity:
     if in_order:
         return in_order[0]
     described = f"checkpoint={path} contains no known network: {describe(shapes_of(file.original))}."
-    related = [(_share(identity.shapes(), found), identity) for identity in guesses]
-    share, identity = max(related, key=lambda pair: pair[0], default=(0.0, None))
-    if identity and share >= RELATED:
-        problems = differences(identity.shapes(), renamed(found, identity.shapes()))
-        described += f" The closest is a {identity}, but it does not fit. {problems}."
+    related = [identity for identity in guesses if _share(identity.shapes(), found) >= RELATED]
+    if related:
+        closest = max(related, key=lambda identity: _share(identity.shapes(), found))
+        problems = differences(closest.shapes(), renamed(found, closest.shapes()))
+        described += f" The closest is a {closest}, but it does not fit. {problems}."
     raise UserError(
         f"{described} The known networks are the CIFAR ResNets (20, 32, 44, 56, 110 layers and the like) and VGGs of "
         f"conf/model, of any width. {HOW_TO_NAME_THE_CLASS}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 LONGEST_NUMBER = 512  # bits
-MOST_OPERATIONS = 2_000_000  # about 20 per tensor; an interpreter takes a second or two for them
+MOST_OPERATIONS = 1_000_000  # about 20 per tensor; they take a second or two
 PUSHED = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -159,8 +159,10 @@ class Machine:
         """What takes the place of every call in a pickle."""
         if not isinstance(arguments, tuple) or not isinstance(function, Known | Opaque):
             raise ValueError("it calls what is no function")
-        known = isinstance(function, Known)
-        self.stack.append(function.interpret(self, *arguments) if known else Opaque(function.name, arguments))
+        if isinstance(function, Known):
+            self.stack.append(function.interpret(self, *arguments))
+        else:
+            self.stack.append(Opaque(function.name, arguments))
 
     def reduce(self, _: object) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()

@@ -89,11 +89,11 @@ def _reconstructed(machine: Machine, kind: Any, base: Any, state: Any) -> Any:
     return Opaque(name, items=items, elements=elements)
 
 
-def _encoded(machine: Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> bytes:
+def _encoded(machine: Machine, text: Any, encoding: Any = "utf-8", *_: Any) -> Any:
     """Protocol 2 stores bytes as text in Latin-1."""
     machine.budget.spend(len(text))
     if encoding not in ("latin1", "latin-1", "utf-8"):
-        raise ValueError("bytes are stored in an unknown encoding")
+        return Opaque("encoded text")
     return text.encode(encoding)
 
 

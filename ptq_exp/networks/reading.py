@@ -179,9 +179,10 @@ def _is_number(value: Any) -> bool:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0][:120] if str(error) else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return UserError(
-        f"checkpoint={path} is damaged or not a checkpoint ({type(error).__name__}: {reason}). Expected: a file "
-        f"written by torch.save, or a .safetensors file, with the network's weights."
+        f"checkpoint={path} is damaged or not a checkpoint ({kind}{reason}). Expected: a file written by torch.save, "
+        f"or a .safetensors file, with the network's weights."
     )
 
 

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from ptq_exp.networks.pickled import Opaque
 from ptq_exp.networks.stored_tensors import StoredTensor
 
@@ -15,7 +13,7 @@ LONGEST_NAME = 1000
 # Not the weights of the last step but their average, or the state of an optimizer.
 AVERAGED = re.compile(r"ema|swa|averag|shadow|teacher|polyak", re.IGNORECASE)
 OPTIMIZER = re.compile(r"optim|sched|scaler|momentum|exp_avg|grads?\b|(^|\.)opt(\.|$)", re.IGNORECASE)
-Values = dict[str, StoredTensor | Tensor]
+Values = dict[str, StoredTensor]
 
 
 def find_state_dicts(content: Any) -> dict[str, Values]:
@@ -37,7 +35,7 @@ def has_matrices(values: Values) -> bool:
     return any(_dimensions(value) >= 2 for value in values.values())
 
 
-def _dimensions(value: StoredTensor | Tensor) -> int:
+def _dimensions(value: StoredTensor) -> int:
     return len(value.shape)
 
 
@@ -64,7 +62,7 @@ def _search(content: Any) -> Iterator[tuple[str, Values]]:
         if not isinstance(inside, dict):
             continue
         named = {key: item for key, item in inside.items() if isinstance(key, str)}
-        tensors = {key: item for key, item in named.items() if isinstance(item, StoredTensor | Tensor)}
+        tensors = {key: item for key, item in named.items() if isinstance(item, StoredTensor)}
         if any(_dimensions(item) for item in tensors.values()):
             yield path, tensors
         if depth < DEPTH:
@@ -97,7 +95,7 @@ def _module_state(*parts: Any) -> Values:
         left_out = [name for name in unsaved[:100] if isinstance(name, str)] if isinstance(unsaved, list) else []
         saved = {name: value for name, value in buffers.items() if name not in left_out}
         for name, value in (parameters | saved).items():
-            if isinstance(value, StoredTensor | Tensor) and isinstance(name, str):
+            if isinstance(value, StoredTensor) and isinstance(name, str):
                 found[f"{prefix}{name[:LONGEST_NAME]}"] = value
         inner = [(f"{prefix}{str(name)[:LONGEST_NAME]}.", _module_parts(module)) for name, module in modules.items()]
         stack += [(name, module) for name, module in reversed(inner) if module]

@@ -27,7 +27,7 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
     while True:
         if prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-        elif found := _normalizer(weights):
+        elif found := normalizer(weights):
             constants = _constants(weights, *found)
             weights = {key: value for key, value in weights.items() if key not in found}
             first = {key.partition(".")[0] for key in weights}
@@ -37,7 +37,7 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
             return _computed(weights), constants
 
 
-def _normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:
+def normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:
     """The names of the mean and the standard deviation of the images, or None if no layer holds them alone."""
     for key in weights:
         if not (match := NORMALIZER.match(key)):
