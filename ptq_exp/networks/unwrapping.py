@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "student.")
@@ -98,7 +99,7 @@ def _weight_norm(length: Tensor, direction: Tensor) -> Tensor:
     if not length.dim():
         return direction * (length / direction.norm())
     axes = [axis for axis, size in enumerate(length.shape) if size == 1]
-    return direction * (length / direction.norm(dim=axes, keepdim=True))
+    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
 
 
 def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
