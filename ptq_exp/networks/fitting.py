@@ -1,5 +1,6 @@
 """Fitting the tensors of a file to a network: by name, after regular renamings, or in order."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,11 +92,11 @@ def _by_renaming(expected: Shapes, found: Shapes, path: Path) -> Match | None:
             )
     pairs = {wanted[form][0]: keys[0] for form, keys in there.items() if form in wanted}
     ordered = {name: pairs[name] for name in expected if name in pairs}
-    return _complete(expected, found, ordered, f"The weights fit after renaming {_changes(ordered)}.")
+    return _complete(expected, found, ordered, f"The weights fit after {_changes(ordered)}.")
 
 
 def _changes(names: dict[str, str]) -> str:
-    """`fc` to `linear` and `downsample` to `shortcut`."""
+    """For example: renaming `fc` to `linear`, renaming `downsample` to `shortcut`."""
     changes: dict[tuple[str, str], None] = {}
     for new, old in names.items():
         before, after = old.split("."), new.split(".")
@@ -104,9 +105,12 @@ def _changes(names: dict[str, str]) -> str:
         while before and after and before[-1] == after[-1]:
             before, after = before[:-1], after[:-1]
         changes[".".join(before), ".".join(after)] = None
-    listed = [f"`{old}` to `{new}`" if old and new else f"`{old or new}`" for old, new in changes if old or new]
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
+    listed = [
+        f"renaming `{old}` to `{new}`" if old and new else f"removing `{old}`" if old else f"adding `{new}`"
+        for old, new in changes
+        if old or new
+    ]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def _in_order(expected: Shapes, found: Shapes) -> Match | None:
@@ -138,7 +142,7 @@ def _complete(expected: Shapes, found: Shapes, names: dict[str, str], how: str, 
         return None
     ours = {key: name for name, key in names.items()}
     biases = {}
-    for key in found.keys() - ours.keys():
+    for key in (key for key in found if key not in ours):
         layer, _, kind = key.rpartition(".")
         convolution = ours.get(f"{layer}.weight", "")
         if kind != "bias" or len(expected.get(convolution, ())) != 4 or found[key] != expected[convolution][:1]:
@@ -149,13 +153,17 @@ def _complete(expected: Shapes, found: Shapes, names: dict[str, str], how: str, 
 
 def _absorb(model: nn.Module, weights: dict[str, Tensor], biases: dict[str, Tensor], path: Path) -> None:
     """Subtract the biases from the running means behind them: bn(y + b) with mean m is bn(y) with mean m - b."""
-    norms = dict(batch_norm_pairs(model))
+    try:
+        # The graph tells parameters apart by their memory, which a network on the meta device does not have.
+        norms = dict(batch_norm_pairs(copy.deepcopy(model).to_empty(device="cpu")))
+    except UserError:  # a network that cannot be traced
+        norms = {}
     for name, bias in biases.items():
         norm = norms.get(name.removesuffix(".bias"))
         if norm is None:
             raise UserError(
-                f"checkpoint={path} does not fit the network. Unexpected: {name}. No batch norm follows this "
-                f"convolution that could take the bias. {HOW_TO_NAME_THE_CLASS}"
+                f"checkpoint={path} does not fit the network. Unexpected: {name}. No batch norm is known to follow "
+                f"this convolution and could take the bias. {HOW_TO_NAME_THE_CLASS}"
             )
         mean = f"{norm}.running_mean"
         weights[mean] = weights[mean] - _checked(name, bias, bias, path)

@@ -52,7 +52,7 @@ def assert_weights(found: Fit, model: nn.Module) -> None:
     [
         (dict, "The weights fit by name."),
         (lambda weights: prefixed(weights, "module."), "The weights fit by name."),
-        (lambda weights: prefixed(weights, "lit.net_a."), "The weights fit after renaming `lit.net_a`."),
+        (lambda weights: prefixed(weights, "lit.net_a."), "The weights fit after removing `lit.net_a`."),
     ],
 )
 def test_networks_of_torchvision_fit_by_name(tmp_path: Path, kind: str, layout: Callable, how: str) -> None:
@@ -82,7 +82,7 @@ def test_renamed_parts_are_named(tmp_path: Path) -> None:
     found = fitted(TORCHVISION["resnet18"](), weights, tmp_path / "model.pt")
     assert_weights(found, model)
     assert "after renaming" in found.how
-    assert "`head` to `fc`" in fitted(TORCHVISION["resnet18"](), {
+    assert "after renaming `head` to `fc`." in fitted(TORCHVISION["resnet18"](), {
         key.replace("fc.", "head."): value for key, value in model.state_dict().items()
     }, tmp_path / "model.pt").how  # fmt: skip
 
