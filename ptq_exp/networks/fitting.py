@@ -1,7 +1,7 @@
 """Fitting the tensors of a file to a network: by name, after regular renamings, or in order."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from ptq_exp.networks.renaming import (
     regular_names,
     renamed,
     shapes_of,
+    shortened,
 )  # fmt: skip
-from ptq_exp.networks.unwrapping import normalizer
+from ptq_exp.networks.unwrapping import normalizer, parts
 from ptq_exp.networks.weights_file import WeightsFile
 
 HOW_TO_NAME_THE_CLASS = "Name the class that the weights belong to: model=custom model.target=path/to/nets.py:ClassName"
@@ -58,6 +59,8 @@ def fit(model: nn.Module, file: WeightsFile) -> Fit:
     else:
         weights, normalizes = file.weights, False
         found = match(expected, shapes, path)
+    if not found and (part := _part(expected, file)):
+        weights, found = part
     if not found:
         raise UserError(
             f"checkpoint={path} does not fit the network. {differences(expected, renamed(shapes, expected))}. "
@@ -74,6 +77,21 @@ def match(expected: Shapes, found: Shapes, path: Path) -> Match | None:
     return by_name(expected, found) or _by_renaming(expected, found, path) or _in_order(expected, found)
 
 
+def _part(expected: Shapes, file: WeightsFile) -> tuple[dict[str, Tensor], Match] | None:
+    """The part of the file with the names of the network, beside a teacher, a criterion or the like."""
+    fitting = {}
+    for name, weights in parts(file.weights).items():
+        shapes = shapes_of(weights)
+        if found := by_name(expected, shapes) or _by_renaming(expected, shapes, file.path):
+            fitting[name] = weights, replace(found, how=found.how.replace("weights", f"weights under `{name}`", 1))
+    if len(fitting) > 1:
+        raise UserError(
+            f"checkpoint={file.path} is ambiguous: the weights under {shortened(list(fitting))} fit the network. Save "
+            f"the ones to use in a separate file."
+        )
+    return next(iter(fitting.values()), None)
+
+
 def by_name(expected: Shapes, found: Shapes) -> Match | None:
     """The assignment of tensors with the same names, or None if they do not fit."""
     names = {key: key for key in expected if key in found}
@@ -87,7 +105,7 @@ def _by_renaming(expected: Shapes, found: Shapes, path: Path) -> Match | None:
     for form, names in there.items():
         if len(names) > 1 and form in wanted:
             raise UserError(
-                f"checkpoint={path} is ambiguous: {' and '.join(names)} could each be the network's {wanted[form][0]}. "
+                f"checkpoint={path} is ambiguous: {shortened(names)} could each be the network's {wanted[form][0]}. "
                 f"{HOW_TO_NAME_THE_CLASS}"
             )
     pairs = {wanted[form][0]: keys[0] for form, keys in there.items() if form in wanted}
@@ -179,5 +197,5 @@ def _checked(key: str, value: Tensor, place: Tensor, path: Path) -> Tensor:
     elif value.is_floating_point() and not torch.isfinite(value).all():
         problem = "has values that are not finite. The file is damaged"
     if problem:
-        raise UserError(f"checkpoint={path}: {key} {problem}.")
+        raise UserError(f"checkpoint={path}: {shortened([key])} {problem}.")
     return value

@@ -12,6 +12,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.networks import allowed_options, architectures, build_model
 from ptq_exp.networks.fitting import HOW_TO_NAME_THE_CLASS, match
 from ptq_exp.networks.renaming import Shapes, describe, differences, renamed, shapes_of
+from ptq_exp.networks.unwrapping import parts
 from ptq_exp.networks.weights_file import WeightsFile
 
 RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be listed
@@ -75,6 +76,10 @@ def identify(file: WeightsFile) -> Identity:
         )
     if in_order:
         return in_order[0]
+    for part in parts(file.weights).values():
+        for identity in _guesses(shapes := shapes_of(part)):
+            if (fitting := match(identity.shapes(), shapes, path)) and not fitting.in_order:
+                return identity
     described = f"checkpoint={path} contains no known network: {describe(shapes_of(file.original))}."
     related = [identity for identity in guesses if _share(identity.shapes(), found) >= RELATED]
     if related:

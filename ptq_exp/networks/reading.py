@@ -135,8 +135,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 metadata = json.loads(about.get("ptq_exp", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"checkpoint={path} is damaged or not a safetensors file ({error}).") from error
-    numbered = {key: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)] for key in tensors}
-    return {key: _as_float(tensors[key]) for key in sorted(tensors, key=lambda key: numbered[key])}, metadata
+    return {key: _as_float(tensors[key]) for key in sorted(tensors, key=_natural)}, metadata
+
+
+def _natural(name: str) -> list[str]:
+    """`layer.9` comes before `layer.10`."""
+    return [part.rjust(9, "0") if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[Any, Any]]:
@@ -157,7 +161,12 @@ def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[A
         )
     unused = [name for name, other in others if has_matrices(other)]
     if place and unused:
-        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, place, shortened(unused))
+        log.info(
+            "checkpoint=%s: using the weights under %s, not those under %s.",
+            path,
+            shortened([place]),
+            shortened(unused),
+        )
     return weights, claims
 
 
@@ -178,7 +187,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:120] if str(error) else ""
+    reason = shortened(str(error).splitlines()[:1])
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return UserError(
         f"checkpoint={path} is damaged or not a checkpoint ({kind}{reason}). Expected: a file written by torch.save, "

@@ -10,15 +10,15 @@ Shapes = dict[str, tuple[int, ...]]
 COUNTERS = "num_batches_tracked"  # of batch norm; older versions of torch did not store them
 SHORTCUTS = r"short_?cut|downsample|identity|identity_conv|skip|skip_connection|residual|proj|projection"
 IN_SHORTCUT = re.compile(rf"\.({SHORTCUTS})\.")
-STAGE = re.compile(r"^(?:layers?|stages?|blocks?|groups?)[._]?(\d+)\.")
+STAGE = re.compile(r"^(?:layers?|stages?|blocks?|groups?)[._]?(\d{1,4})\.")
 # From the names of a project to those that most projects use.
 RENAMES = [
     (r"^features\.init_block\.conv\.", "conv1."),  # pytorchcv
     (r"^features\.init_block\.bn\.", "bn1."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.conv\.", r"layer\1.unit\2.conv\3."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.bn\.", r"layer\1.unit\2.bn\3."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.conv\.", r"layer\1.unit\2.shortcut.0."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.bn\.", r"layer\1.unit\2.shortcut.1."),
+    (r"^features\.stage(\d+)\.unit(\d{1,4})\.body\.conv(\d)\.conv\.", r"layer\1.unit\2.conv\3."),
+    (r"^features\.stage(\d+)\.unit(\d{1,4})\.body\.conv(\d)\.bn\.", r"layer\1.unit\2.bn\3."),
+    (r"^features\.stage(\d+)\.unit(\d{1,4})\.identity_conv\.conv\.", r"layer\1.unit\2.shortcut.0."),
+    (r"^features\.stage(\d+)\.unit(\d{1,4})\.identity_conv\.bn\.", r"layer\1.unit\2.shortcut.1."),
     (IN_SHORTCUT.pattern, ".shortcut."),
     (r"^(fc|linear|classifier|head|output|last_linear)\.(weight|bias)$", r"linear.\2"),
 ]
@@ -39,7 +39,7 @@ def regular_names(names: Iterable[str]) -> dict[str, list[str]]:
         for pattern, replacement in RENAMES:
             form = re.sub(pattern, replacement, form)
         # pytorchcv numbers the blocks of a stage from 1.
-        plain[name] = re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", form)
+        plain[name] = re.sub(r"\.unit(\d{1,4})\.", lambda match: f".{int(match[1]) - 1}.", form)
     stages = [int(match[1]) for form in plain.values() if (match := STAGE.match(form))]
     found = defaultdict(list)
     for name, form in plain.items():  # projects number their stages from 0 or from 1
@@ -88,12 +88,13 @@ def describe(found: Shapes) -> str:
     (first, first_shape), (last, last_shape) = next(iter(weights.items())), list(weights.items())[-1]
     return (
         f"{len(main)} layers ({convolutions} convolutions, {matrices} linear) and {len(weights) - len(main)} in "
-        f"shortcuts; the first is {first} {first_shape}, the last {last} {last_shape}, for {last_shape[0]} classes. "
+        f"shortcuts; the first is {shortened([first])} {first_shape}, the last {shortened([last])} {last_shape}, for {last_shape[0]} classes. "
         f"Its keys: {shortened(list(found))}"
     )
 
 
 def shortened(keys: list[str], most: int = 8) -> str:
-    """The first keys of a possibly long list, as text."""
-    listed = [key if len(key) <= 100 else f"{key[:100]}..." for key in keys[:most]]
+    """The first keys of a possibly long list, as text that a terminal can show whatever a file calls its tensors."""
+    listed = ["".join(letter if letter.isprintable() else "?" for letter in key[:101]) for key in keys[:most]]
+    listed = [key if len(key) <= 100 else f"{key[:100]}..." for key in listed]
     return ", ".join(listed) + (f" and {len(keys) - most} more" if len(keys) > most else "")

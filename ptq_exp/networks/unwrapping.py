@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptq_exp.networks.state_dicts import AVERAGED
+
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "student.")
 PROFILER = re.compile(r"(^|\.)total_(ops|params)$")  # the counters of thop
 NORMALIZER = re.compile(r"^(?P<layer>(?:.*\.)?)(?P<kind>_?(?:image_|pixel_|input_|data_)?)(?P<name>mean|mu)$")
@@ -36,6 +38,19 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
                 weights = {key.partition(".")[2]: value for key, value in weights.items()}
         else:
             return _computed(weights), constants
+
+
+def parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights below every first component of the names, in files of a network beside others (teacher, criterion).
+
+    Averages are left out.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        first, _, rest = key.partition(".")
+        found.setdefault(first, {})[rest] = value
+    whole = len(found) < 2
+    return {} if whole else {name: part for name, part in found.items() if not AVERAGED.search(name) and "" not in part}
 
 
 def normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:

@@ -90,7 +90,7 @@ def test_renamed_parts_are_named(tmp_path: Path) -> None:
 def test_two_tensors_for_one_name_are_ambiguous(tmp_path: Path) -> None:
     weights = TORCHVISION["resnet18"]().state_dict()
     weights |= {"head.weight": weights["fc.weight"], "head.bias": weights["fc.bias"]}
-    with pytest.raises(UserError, match=r"ambiguous: fc\.weight and head\.weight could each be the network's fc\.wei"):
+    with pytest.raises(UserError, match=r"ambiguous: fc\.weight, head\.weight could each be the network's fc\.wei"):
         fitted(TORCHVISION["resnet18"](), weights, tmp_path / "model.pt")
 
 
@@ -117,6 +117,26 @@ def test_the_same_number_of_tensors_in_another_order_does_not_fit(tmp_path: Path
     weights = scrambled(TORCHVISION["mobilenet_v2"]().state_dict())
     with pytest.raises(UserError, match="does not fit"):
         fitted(TORCHVISION["mobilenet_v2"](), dict(reversed(list(weights.items()))), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("beside", ["criterion", "teacher_ema"])
+def test_a_network_beside_others_in_one_state_dict_is_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="ptq_exp")
+    other = resnet(14, classes=10).state_dict() if "ema" in beside else {"weight": torch.ones(10, 10)}
+    original = resnet(8)
+    weights = {**prefixed(other, f"{beside}."), **prefixed(original.state_dict(), "student.")}
+    found = fitted(resnet(8), weights, tmp_path / "model.pt")
+    assert_weights(found, original)
+    assert found.how == "The weights under `student` fit by name."
+    assert torch.equal(logits(read_and_load(tmp_path / "model.pt")), logits(original))
+
+
+def test_two_networks_of_the_same_kind_in_one_state_dict_are_ambiguous(tmp_path: Path) -> None:
+    state = resnet(8).state_dict()
+    with pytest.raises(UserError, match="the weights under left, right fit the network"):
+        fitted(resnet(8), {**prefixed(state, "left."), **prefixed(state, "right.")}, tmp_path / "model.pt")
 
 
 class WithBiases(nn.Module):

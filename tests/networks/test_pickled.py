@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.reading import read_weights
+from ptq_exp.networks.reading import read_checkpoint, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = {"conv.weight": torch.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": torch.ones(2)}
@@ -242,6 +242,30 @@ def test_a_bomb_is_answered_in_time(tmp_path: Path, kind: str, form: str) -> Non
     content = BOMBS[kind] + b"."
     content = in_zip(content) if form == "zip" else content
     assert isinstance(attempt(tmp_path / "model.pt", content), str)
+
+
+NAMES = [
+    "\x1b]0;title\x07weight",
+    "\ud800.weight",
+    "layers." + "9" * 5000 + ".weight",
+    "a" * 1_000_000,
+    "x\n\nx",
+    "²",
+    "..",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_any_name_of_a_tensor_is_answered_with_text_that_a_terminal_can_show(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(
+        {"conv.weight": torch.ones(1, 3, 3, 3), name: torch.ones(2, 2), f"layers.{name}.9.x": torch.ones(2)}, path
+    )
+    with pytest.raises(UserError) as error:
+        read_checkpoint(str(path), tmp_path, 1)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2000
 
 
 def saved(change: Callable[[zipfile.ZipFile, zipfile.ZipFile], None]) -> bytes:
