@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+LONGEST_NAME = 200  # of a module, of a class or function
 LONGEST_NUMBER = 512  # bits
-MOST_OPERATIONS = 1_000_000  # about 20 per tensor; they take a second or two
+MOST_OPERATIONS = 500_000  # about 20 per tensor; they take about a second
 PUSHED = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -135,14 +136,14 @@ class Machine:
         target = self.stack[-1]
         target = target.elements if isinstance(target, Opaque) else target
         if not isinstance(target, list):
-            raise ValueError("it appends to what is no list")
+            raise ValueError("it appends to an object that is not a list")
         target.extend(values)
 
     def set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
         target = target.items if isinstance(target, Opaque) else target
         if not isinstance(target, dict) or len(flat) % 2:
-            raise ValueError("it sets items of what is no dictionary")
+            raise ValueError("it sets items of an object that is not a dictionary")
         target.update((plain_key(key), value) for key, value in zip(flat[::2], flat[1::2], strict=True))
 
     def global_(self, name: str) -> None:
@@ -153,12 +154,12 @@ class Machine:
         attribute, module = self.stack.pop(), self.stack.pop()
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError("a global has no name")
-        self.stack.append(self.resolve(f"{module}.{attribute}"))
+        self.stack.append(self.resolve(f"{module[:LONGEST_NAME]}.{attribute[:LONGEST_NAME]}"))
 
     def call(self, function: Any, arguments: Any) -> None:
         """What takes the place of every call in a pickle."""
         if not isinstance(arguments, tuple) or not isinstance(function, Known | Opaque):
-            raise ValueError("it calls what is no function")
+            raise ValueError("it calls an object that is not a function")
         if isinstance(function, Known):
             self.stack.append(function.interpret(self, *arguments))
         else:

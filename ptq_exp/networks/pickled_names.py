@@ -53,7 +53,7 @@ def _tensor_without_values(_: Machine, dtype: Any, shape: Any, stride: Any, *mor
 
 def _sparse(_: Machine, layout: Any, data: Any) -> Any:
     if layout != "torch.sparse_coo":
-        return Opaque(str(layout)[:200])
+        return Opaque("sparse tensor")
     indices, values, shape = data[:3]
     if values.elements != values.storage.elements or indices.elements > indices.storage.elements:
         raise ValueError("a sparse tensor does not use its whole storage")
@@ -126,7 +126,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.serialization._get_layout": lambda machine, name: name,
     "torch.storage._load_from_bytes": _nested,
     "torch.Size": lambda machine, sizes=(): _numbers(sizes),
-    "torch.device": lambda machine, *place: ":".join(str(part)[:20] for part in place),
+    "torch.device": lambda machine, *place: Opaque("torch.device"),
     "collections.OrderedDict": _dictionary,
     "collections.defaultdict": _dictionary,
     "builtins.dict": _dictionary,

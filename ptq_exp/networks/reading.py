@@ -21,13 +21,14 @@ from ptq_exp.networks.fitting import fit
 from ptq_exp.networks.identification import Identity, identify
 from ptq_exp.networks.pickled import Opaque
 from ptq_exp.networks.renaming import shortened
-from ptq_exp.networks.state_dicts import Values, find_state_dicts, has_matrices
+from ptq_exp.networks.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
 from ptq_exp.networks.stored_tensors import StoredTensor
 from ptq_exp.networks.torch_files import other_format, read_file
 from ptq_exp.networks.unwrapping import unwrap
 from ptq_exp.networks.weights_file import WeightsFile
 
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
+MOST_TENSORS = 20_000
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
 # Names of the accuracy that training loops store with the weights: best_prec1, best_acc, acc, test_top1, val_acc1 ...
 CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
@@ -115,6 +116,8 @@ def _read(path: Path, location: str) -> WeightsFile:
     else:
         original, claims = _read_pickled(path, content)
         metadata = {}
+    if len(original) > MOST_TENSORS or any(len(key) > LONGEST_NAME for key in original):
+        raise UserError(f"checkpoint={path} holds no network: its tensors are too many, or their names too long.")
     _refuse_quantization_aware(original, path)
     try:
         weights, constants = unwrap(original)
@@ -161,12 +164,8 @@ def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[A
         )
     unused = [name for name, other in others if has_matrices(other)]
     if place and unused:
-        log.info(
-            "checkpoint=%s: using the weights under %s, not those under %s.",
-            path,
-            shortened([place]),
-            shortened(unused),
-        )
+        used, not_used = shortened([place]), shortened(unused)
+        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, used, not_used)
     return weights, claims
 
 

@@ -88,7 +88,8 @@ def describe(found: Shapes) -> str:
     (first, first_shape), (last, last_shape) = next(iter(weights.items())), list(weights.items())[-1]
     return (
         f"{len(main)} layers ({convolutions} convolutions, {matrices} linear) and {len(weights) - len(main)} in "
-        f"shortcuts; the first is {shortened([first])} {first_shape}, the last {shortened([last])} {last_shape}, for {last_shape[0]} classes. "
+        f"shortcuts; the first is {shortened([first])} {first_shape}, the last {shortened([last])} {last_shape}, "
+        f"for {last_shape[0]} classes. "
         f"Its keys: {shortened(list(found))}"
     )
 

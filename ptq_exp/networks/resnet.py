@@ -10,6 +10,7 @@ from ptq_exp.base.errors import UserError, check_choice
 from ptq_exp.networks.options import check_channels
 
 WIDTHS = (16, 32, 64)  # of the three stages
+DEEPEST = 1202  # of He et al.
 
 
 class PadShortcut(nn.Module):
@@ -118,7 +119,7 @@ def guess(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, Any]]:
     kernels = [shape for shape in shapes.values() if len(shape) == 4]
     found = [shape[0] for shape in kernels if shape[2:] == (3, 3)]
     depth = len(found) + 1
-    if depth < 8 or (depth - 2) % 6:
+    if not 8 <= depth <= DEEPEST or (depth - 2) % 6:
         return []
     options = {"depth": depth, "shortcut": "conv" if len(found) < len(kernels) else "pad"}
     each = (depth - 2) // 6

@@ -39,7 +39,7 @@ class Storage:
         )
 
     def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> Tensor:
-        """A copy of a view, contiguous. Raises `ValueError` if the file has not the bytes that the storage states."""
+        """A copy of a view, contiguous. Raises `ValueError` if the storage has another size than it states."""
         content, size = memoryview(self.read()), self.dtype.itemsize
         if content.nbytes != self.elements * size:
             raise ValueError(f"a storage has {content.nbytes} bytes, not {self.elements * size}")
@@ -64,7 +64,7 @@ class StoredTensor:
     def __post_init__(self) -> None:
         numbers = (*self.shape, *self.stride, self.offset)
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise ValueError("the shape of a tensor is not made of numbers")
+            raise ValueError("a tensor has an invalid shape, stride or offset")
         if max(len(self.shape), len(self.stride)) > MOST_DIMENSIONS or len(self.shape) != len(self.stride):
             raise ValueError("the shape and the strides of a tensor do not agree")
         if self.storage is not None and self.coordinates is None and self.elements:
@@ -85,8 +85,6 @@ class StoredTensor:
         shape, kind, fortran, content = state[-4:]
         if not isinstance(kind, NumpyType):
             return
-        if isinstance(content, str):  # written by Python 2
-            content = content.encode("latin-1")
         self.__dict__.update(array(content, kind, shape, "F" if fortran else "C").__dict__)
 
     def tensor(self) -> Tensor:
@@ -121,12 +119,18 @@ class NumpyType:
 
 
 def array(content: Any, kind: NumpyType, shape: Any, order: str) -> StoredTensor:
-    """A numpy array. Raises `ValueError` if its bytes are not those of its shape."""
+    """A numpy array. Raises `ValueError` if its bytes do not match its shape."""
     shape = tuple(int(size) for size in shape[: MOST_DIMENSIONS + 1])
     axes = range(len(shape))
     steps = [math.prod(shape[:axis] if order == "F" else shape[axis + 1 :]) for axis in axes]
     dtype = torch.from_numpy(np.empty(0, kind.type.newbyteorder("="))).dtype
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError("an array has not the bytes of its shape")
-    storage = Storage(dtype, math.prod(shape), lambda: content, not kind.type.isnative)
+        raise ValueError("the bytes of an array do not match its shape")
+    # Python 2 stores bytes as text.
+    storage = Storage(
+        dtype,
+        math.prod(shape),
+        lambda: content.encode("latin-1") if isinstance(content, str) else content,
+        not kind.type.isnative,
+    )
     return StoredTensor(storage, shape, tuple(steps), 0, dtype)

@@ -42,13 +42,13 @@ def _machine(file: BinaryIO, budget: Budget, depth: int, persistent: Callable[[A
 
 
 def _no_storage(_: Any) -> Any:
-    raise ValueError("it refers to a storage that it does not have")
+    raise ValueError("a persistent id names a storage, but there are none")
 
 
 def _parts(persistent_id: Any) -> tuple[Any, ...]:
     """(type, key, number of elements, view) of a storage."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[0] != "storage":
-        raise ValueError("it refers to what is no storage")
+        raise ValueError("a persistent id does not name a storage")
     _, dtype, key, _, elements, *view = persistent_id
     if not isinstance(key, str):
         raise ValueError("a storage has no name")
@@ -112,7 +112,8 @@ def _read_legacy(content: bytes, file: BinaryIO, budget: Budget, depth: int) -> 
         return found if view is None else found.part(view[1], view[2])
 
     version, _, found, keys = (_machine(file, budget, depth, persistent).run() for _ in range(4))
-    if version != 1001 or not isinstance(keys, list) or not {*storages} <= {key for key in keys if type(key) is str}:
+    # Only text is hashed: the hash of nested tuples takes forever.
+    if version != 1001 or not all(isinstance(key, str) for key in keys) or not {*storages} <= {*keys}:
         raise ValueError("its storages are missing")
     position = file.tell()
     for key in keys:

@@ -1,6 +1,7 @@
 """A state dict without what wrappers and tools have added to the network."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ptq_exp.networks.state_dicts import AVERAGED
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "student.")
+MOST_PARTS = 8
 PROFILER = re.compile(r"(^|\.)total_(ops|params)$")  # the counters of thop
 NORMALIZER = re.compile(r"^(?P<layer>(?:.*\.)?)(?P<kind>_?(?:image_|pixel_|input_|data_)?)(?P<name>mean|mu)$")
 SPREAD = {"mean": "std", "mu": "sigma"}
@@ -26,18 +28,18 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
     that is computed from several tensors; and the constants of that layer (`mean` and `std`, for values from 0 to 1).
     """
     weights = {key: value for key, value in weights.items() if not PROFILER.search(key)}
-    constants: dict[str, Any] = {}
+    constants: dict[str, Any] | None = None
     while True:
         if prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-        elif found := normalizer(weights):
+        elif constants is None and (found := normalizer(weights)):
             constants = _constants(weights, *found)
             weights = {key: value for key, value in weights.items() if key not in found}
             first = {key.partition(".")[0] for key in weights}
             if len(first) == 1:  # such as the 1 in Sequential(normalize, network)
                 weights = {key.partition(".")[2]: value for key, value in weights.items()}
         else:
-            return _computed(weights), constants
+            return _computed(weights), constants or {}
 
 
 def parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -49,19 +51,21 @@ def parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     for key, value in weights.items():
         first, _, rest = key.partition(".")
         found.setdefault(first, {})[rest] = value
-    whole = len(found) < 2
-    return {} if whole else {name: part for name, part in found.items() if not AVERAGED.search(name) and "" not in part}
+    if len(found) < 2:
+        return {}
+    largest = sorted(found, key=lambda name: -len(found[name]))[:MOST_PARTS]
+    return {name: found[name] for name in largest if not AVERAGED.search(name) and "" not in found[name]}
 
 
 def normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:
     """The names of the mean and the standard deviation of the images, or None if no layer holds them alone."""
+    inside = Counter(key[: key.rfind(".") + 1] for key in weights if "." in key)
     for key in weights:
         if not (match := NORMALIZER.match(key)):
             continue
         spread = f"{match['layer']}{match['kind']}{SPREAD[match['name']]}"
-        inside = [other for other in weights if match["layer"] and other.startswith(match["layer"])]
         sizes = {weights[name].numel() for name in (key, spread) if name in weights}
-        if spread in weights and len(inside) in (0, 2) and len(weights) > 2 and sizes <= {1, 3}:
+        if spread in weights and inside[match["layer"]] in (0, 2) and len(weights) > 2 and sizes <= {1, 3}:
             return key, spread
     return None
 

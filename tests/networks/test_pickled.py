@@ -117,6 +117,8 @@ CALLS = {
     "codec": called("_codecs", "encode", text("CANARY"), text("antigravity")),
 }  # fmt: skip
 PAIRS = b"}" + b"q\x01" + b"0" + b"".join(b"h\x01h\x01\x86q\x01" + b"0" for _ in range(1000)) + b"h\x01"
+KERNEL = tensor(storage(), b"(K\x01K\x01K\x03K\x03t", b"(" + b"K\x00" * 4 + b"t")
+SMALL = tensor(storage(), b"K\x03\x85")
 BOMBS: dict[str, bytes] = {
     "EXT1": b"\x82\x01",
     "EXT4": b"\x84\x01\x00\x00\x00)R",
@@ -146,6 +148,22 @@ BOMBS: dict[str, bytes] = {
     "arguments that are no tuple": named("collections", "OrderedDict") + b"]R",
     "a list copied again and again": b"](" + b"K\x01" * 100_000 + b"eq\x010" + called("builtins", "list", b"h\x01")
     * 100_000,
+    "pairs of pairs as a device": called("torch", "device", PAIRS),
+    "pairs of pairs as a layout": called("torch._utils", "_rebuild_sparse_tensor", PAIRS, b"N"),
+    "pairs of pairs as a storage's key": b"(" + text("storage") + named("torch", "FloatStorage") + PAIRS + b"NK\x01tQ",
+    "pairs of pairs as sizes": called("torch", "Size", PAIRS + b"\x85"),
+    "a long name again and again": text("a" * 10**6) + b"q\x01" + b"h\x01h\x01\x930" * 100_000,
+    "long bytes again and again": text("a" * 10**6) + b"q\x010" + (
+        called("numpy.core.multiarray", "_reconstruct", b"N") + b"(K\x01)" + called("numpy", "dtype", text("u1"))
+        + b"\x89h\x01tb0"
+    ) * 10_000 + b"N",
+    "the prefix of a wrapper a thousand times": b"}" + text("module." * 100_000 + "w") + SMALL + b"s",
+    "ten thousand layers that normalize": b"}q\x02" + SMALL + b"q\x010(" + b"".join(
+        text(f"l{number}.{name}") + b"h\x01" for number in range(9_000) for name in ("mean", "std")
+    ) + b"u",
+    "a resnet of 12002 layers": b"}q\x02" + KERNEL + b"q\x010(" + b"".join(
+        text(f"l{number}.weight") + b"h\x01" for number in range(12_001)
+    ) + b"u",
     "buffers out of band": b"\x97",
     "a persistent id of text": b"Pstorage\n",
     "a persistent id of a module": b"(" + text("module") + named("os", "system") + text("a") + text("b") + b"tQ",
@@ -191,12 +209,12 @@ def in_zip(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def attempt(path: Path, content: bytes) -> Any:
+def attempt(path: Path, content: bytes, read: Callable[..., Any] = read_weights) -> Any:
     """The weights, or the message; and whatever is asked of every file."""
     path.write_bytes(content)
     modules, start = {*sys.modules}, time.perf_counter()
     try:
-        found: Any = read_weights(str(path), path.parent, 1).weights
+        found: Any = read(str(path), path.parent, 1).weights
     except UserError as error:
         found = str(error)
         assert str(path) in found
@@ -213,6 +231,8 @@ def read_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("first") / "model.pt"
     path.write_bytes(in_zip(BOMBS["a sparse tensor of any size"].replace(LARGE, b"K\x07") + b"."))
     assert read_weights(str(path), path.parent, 1).weights["conv.weight"].shape == (7, 7)
+    with pytest.raises(UserError, match="no known network"):
+        read_checkpoint(str(path), path.parent, 1)
 
 
 @pytest.mark.parametrize("kind", CALLS)
@@ -241,7 +261,7 @@ def test_these_calls_work_where_they_are_made(tmp_path: Path, monkeypatch: pytes
 def test_a_bomb_is_answered_in_time(tmp_path: Path, kind: str, form: str) -> None:
     content = BOMBS[kind] + b"."
     content = in_zip(content) if form == "zip" else content
-    assert isinstance(attempt(tmp_path / "model.pt", content), str)
+    assert isinstance(attempt(tmp_path / "model.pt", content, read_checkpoint), str)
 
 
 NAMES = [
