@@ -23,6 +23,7 @@ def _storage_types() -> dict[str, torch.dtype]:
         "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
         "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
         "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+        "QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32,  # of quantized tensors, which are not read
     }  # fmt: skip
     places = ("torch", "torch.cuda")
     named = {f"{place}.{name}Storage": dtype for place in places for name, dtype in kinds.items()}
@@ -41,6 +42,14 @@ def _tensor(_: Machine, storage: Any, offset: Any, shape: Any, stride: Any, *mor
     if dtype != storage.dtype:  # an untyped storage
         storage = Storage(dtype, storage.elements // dtype.itemsize, storage.read, storage.swapped)
     return StoredTensor(storage, _numbers(shape), _numbers(stride), offset, dtype)
+
+
+class QuantizedError(ValueError):
+    """The file holds tensors that torch has quantized."""
+
+
+def _quantized(_: Machine, *more: Any) -> None:
+    raise QuantizedError
 
 
 def _numbers(values: Any) -> tuple[Any, ...]:
@@ -118,6 +127,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_qtensor": _quantized,
     "torch._utils._rebuild_parameter": lambda machine, data, *more: data,
     "torch._utils._rebuild_parameter_with_state": lambda machine, data, *more: data,
     "torch._utils._rebuild_meta_tensor_no_storage": _tensor_without_values,

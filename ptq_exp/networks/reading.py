@@ -20,6 +20,7 @@ from ptq_exp.networks.downloads import download
 from ptq_exp.networks.fitting import fit
 from ptq_exp.networks.identification import Identity, identify
 from ptq_exp.networks.pickled import Opaque
+from ptq_exp.networks.pickled_names import QuantizedError
 from ptq_exp.networks.renaming import shortened
 from ptq_exp.networks.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
 from ptq_exp.networks.stored_tensors import StoredTensor
@@ -30,6 +31,7 @@ from ptq_exp.networks.weights_file import WeightsFile
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
 MOST_TENSORS = 20_000
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
+FLOAT_NEEDED = "Its weights are adapted to another quantizer, so post-training results would be misleading. Give a float checkpoint."
 # Names of the accuracy that training loops store with the weights: best_prec1, best_acc, acc, test_top1, val_acc1 ...
 CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
 
@@ -156,6 +158,8 @@ def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[A
             weights = _tensors(values, len(content))
         beside = whole.content() if isinstance(whole, Opaque) else whole if isinstance(whole, dict) else {}
         claims = {key: value.tensor() if _is_number(value) else value for key, value in beside.items()}
+    except QuantizedError as error:
+        raise UserError(f"checkpoint={path} is quantized by torch. {FLOAT_NEEDED}") from error
     except Exception as error:  # a damaged file causes half a dozen types of errors
         raise _damaged(path, error) from error
     if not found:
@@ -201,10 +205,7 @@ def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
             f"quantized network, call ptq_exp.load('{path.name}')."
         )
     if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
-        raise UserError(
-            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}). Its weights are adapted to "
-            f"another quantizer, so post-training results would be misleading. Give a float checkpoint."
-        )
+        raise UserError(f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}). {FLOAT_NEEDED}")
 
 
 def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:

@@ -84,6 +84,15 @@ def test_a_quantization_aware_checkpoint_is_refused_with_the_reason(tmp_path: Pa
     assert "float checkpoint" in message
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_quantized_by_torch_is_called_so(tmp_path: Path) -> None:
+    from torch.ao import quantization
+
+    network = quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(3, 3)), dtype=torch.qint8)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    assert "is quantized by torch. Its weights are adapted" in refusal(tmp_path / "model.pt")
+
+
 def test_another_network_is_refused_with_its_keys(tmp_path: Path) -> None:
     torch.save({"encoder.0.weight": torch.ones(3, 3), "encoder.0.bias": torch.ones(3)}, tmp_path / "model.pt")
     message = refusal(tmp_path / "model.pt")
