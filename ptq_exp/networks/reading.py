@@ -31,7 +31,10 @@ from ptq_exp.networks.weights_file import WeightsFile
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
 MOST_TENSORS = 20_000
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
-FLOAT_NEEDED = "Its weights are adapted to another quantizer, so post-training results would be misleading. Give a float checkpoint."
+FLOAT_NEEDED = (
+    "Its weights are adapted to another quantizer, so post-training results would be misleading. "
+    "Give a float checkpoint."
+)
 # Names of the accuracy that training loops store with the weights: best_prec1, best_acc, acc, test_top1, val_acc1 ...
 CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
 
