@@ -19,11 +19,11 @@ class PadShortcut(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         added = out_channels - in_channels
-        self.stride, self.padding = stride, (added // 2, added - added // 2)
+        self.stride, self.padding, self.odd = stride, added // 2, added % 2
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, *self.padding))
+        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding + self.odd))
 
 
 class Addition(nn.Module):
