@@ -13,7 +13,10 @@ from torch import nn
 
 from ptq_exp.base.errors import UserError, check_choice, did_you_mean
 
-_NOT_NETWORKS = {"graph", "identification", "options", "reading", "store"}
+_NOT_NETWORKS = {
+    "downloads", "fitting", "graph", "identification", "options", "pickled", "pickled_names", "reading", "renaming",
+    "state_dicts", "store", "stored_tensors", "torch_files", "unwrapping", "weights_file",
+}  # fmt: skip
 
 
 def architectures() -> list[str]:

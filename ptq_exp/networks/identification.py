@@ -1,19 +1,20 @@
 """Identification of the known network of a state dict, by the names and shapes of its tensors."""
 
 import importlib
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks import allowed_options, architectures, build_model
+from ptq_exp.networks.fitting import HOW_TO_NAME_THE_CLASS, match
+from ptq_exp.networks.renaming import Shapes, describe, differences, renamed, shapes_of
+from ptq_exp.networks.unwrapping import parts
+from ptq_exp.networks.weights_file import WeightsFile
 
-Shapes = dict[str, tuple[int, ...]]
-SHORTCUT = re.compile(r"\.(shortcut|downsample|identity_conv)\.")
-COUNTERS = "num_batches_tracked"  # of batch norm; older versions of torch did not store them
 RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be listed
 
 
@@ -39,75 +40,72 @@ class Identity:
         name = {"resnet": "ResNet", "vgg": "VGG"}.get(self.architecture)
         if name is None:
             return self.architecture
-        shortcut = f" with {self.options['shortcut']} shortcuts" if "shortcut" in self.options else ""
-        return f"{name}-{self.options.get('depth', '')}{shortcut}"
+        parts = [f"{self.options['shortcut']} shortcuts"] if "shortcut" in self.options else []
+        if channels := self.options.get("channels"):
+            parts.append(f"{'-'.join(map(str, channels))} channels" if len(channels) <= 5 else "other channels")
+        return f"{name}-{self.options.get('depth', '')}{' with ' if parts else ''}{' and '.join(parts)}"
+
+    def network(self) -> nn.Module:
+        """The network without values, on the meta device."""
+        with torch.device("meta"):
+            return build_model(self.architecture, self.classes, **self.options)
 
     def shapes(self) -> Shapes:
         """The names and shapes of its state dict."""
-        with torch.device("meta"):
-            network = build_model(self.architecture, self.classes, **self.options)
-        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        return shapes_of(self.network().state_dict())
 
 
-def identify(found: Shapes, path: Path, original: Shapes | None = None) -> Identity:
-    """The network that fits a state dict of these shapes with our names.
+def identify(file: WeightsFile) -> Identity:
+    """The known network that fits the shapes of the weights in a file, whatever their names are.
 
-    The function `guess` of each family returns its closest network, which is accepted only if every tensor fits.
-    Raises `UserError`, with a description of the file by its `original` names, if none fits.
+    The function `guess` of each family returns the options of its closest networks, and `match` decides. Names that
+    fit come before tensors that fit in order. Raises `UserError`, with a description of the file, if none or several
+    networks fit.
     """
-    guesses = []
-    for name in architectures():
-        guess = getattr(importlib.import_module(f"ptq_exp.networks.{name}"), "guess", None)
-        options = guess(found) if guess else None
-        if options is not None:
-            classes = (found["linear.weight"] or found.get("linear.bias") or (1,))[0]
-            guesses.append(Identity(name, options, classes))
-    for identity in guesses:
-        if not differences(identity.shapes(), found):
+    found, path = shapes_of(file.weights), file.path
+    guesses = list(_guesses(found))
+    matches = [(identity, match(identity.shapes(), found, path)) for identity in guesses]
+    for identity, fitting in matches:
+        if fitting and not fitting.in_order:
             return identity
-    described = f"checkpoint={path} contains no known network: {describe(original or found)}."
+    in_order = [identity for identity, fitting in matches if fitting]
+    if len(in_order) > 1:
+        raise UserError(
+            f"checkpoint={path} is ambiguous: its tensors fit {' and '.join(f'a {each}' for each in in_order)} in "
+            f"order, and their names fit neither. {HOW_TO_NAME_THE_CLASS}"
+        )
+    if in_order:
+        return in_order[0]
+    for part in parts(file.weights).values():
+        for identity in _guesses(shapes := shapes_of(part)):
+            if (fitting := match(identity.shapes(), shapes, path)) and not fitting.in_order:
+                return identity
+    described = f"checkpoint={path} contains no known network: {describe(shapes_of(file.original))}."
     related = [identity for identity in guesses if _share(identity.shapes(), found) >= RELATED]
     if related:
-        identity = max(related, key=lambda candidate: _share(candidate.shapes(), found))
-        described += f" The closest is a {identity}, but it does not fit. {differences(identity.shapes(), found)}."
+        closest = max(related, key=lambda identity: _share(identity.shapes(), found))
+        problems = differences(closest.shapes(), renamed(found, closest.shapes()))
+        described += f" The closest is a {closest}, but it does not fit. {problems}."
     raise UserError(
         f"{described} The known networks are the CIFAR ResNets (20, 32, 44, 56, 110 layers and the like) and VGGs of "
-        f"conf/model, with the names of common projects. To add another network, see CONTRIBUTING.md."
+        f"conf/model, of any width. {HOW_TO_NAME_THE_CLASS}"
     )
 
 
-def differences(expected: Shapes, found: Shapes) -> str:
-    """The differences between the `expected` shapes of a network and those `found`. Empty if they fit."""
-    problems = {
-        "missing": [key for key in expected if key not in found and not key.endswith(COUNTERS)],
-        "unexpected": [key for key in found if key not in expected],
-        "different shape": [
-            f"{key} {found[key]} instead of {shape}" for key, shape in expected.items()
-            if key in found and found[key] != shape
-        ],
-    }  # fmt: skip
-    return "; ".join(f"{name}: {shortened(keys)}" for name, keys in problems.items() if keys)
+def _guesses(found: Shapes) -> Iterator[Identity]:
+    for name in architectures():
+        guess = getattr(importlib.import_module(f"ptq_exp.networks.{name}"), "guess", None)
+        for options in guess(found) if guess else ():
+            yield Identity(name, options, _classes(found))
 
 
-def describe(found: Shapes) -> str:
-    """A description of a state dict: the number of layers of each kind, the first, the last, and the classes."""
-    weights = {key: shape for key, shape in found.items() if len(shape) >= 2}
-    if not weights:
-        return f"none of its tensors has the shape of a layer's weights. Its keys: {shortened(list(found))}"
-    main = [shape for key, shape in weights.items() if not SHORTCUT.search(key)]
-    convolutions, matrices = (sum(len(shape) == rank for shape in main) for rank in (4, 2))
-    (first, first_shape), (last, last_shape) = next(iter(weights.items())), list(weights.items())[-1]
-    return (
-        f"{len(main)} layers ({convolutions} convolutions, {matrices} linear) and {len(weights) - len(main)} in "
-        f"shortcuts; the first is {first} {first_shape}, the last {last} {last_shape}, for {last_shape[0]} classes. "
-        f"Its keys: {shortened(list(found))}"
-    )
-
-
-def shortened(keys: list[str], most: int = 8) -> str:
-    """The first keys of a possibly long list, as text."""
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _classes(found: Shapes) -> int:
+    """The number of classes: the rows of the last matrix, or the length of the last vector."""
+    for rank in (2, 1):
+        if shapes := [shape for shape in found.values() if len(shape) == rank]:
+            return shapes[-1][0]
+    return 1
 
 
 def _share(expected: Shapes, found: Shapes) -> float:
-    return sum(key in found for key in expected) / len(expected)
+    return len(expected.keys() & renamed(found, expected).keys()) / len(expected)

@@ -1,45 +1,40 @@
-"""Reading checkpoint files from any source: the network and its weights under our names.
+"""Reading checkpoint files from any source: the weights in them, and the known network that they belong to.
 
-Only tensors are read (`weights_only=True`, safetensors), so nothing inside a file is executed.
+Nothing inside a file is executed: see `pickled.py`.
 """
 
 import hashlib
-import http.client
 import json
 import re
-import urllib.error
-import urllib.request
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptq_exp.base.console import log
-from ptq_exp.base.errors import UserError, did_you_mean, without_password
-from ptq_exp.base.files import write_atomically
-from ptq_exp.base.sockets import socket_timeout
+from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.tensors import load_checked
-from ptq_exp.networks.identification import COUNTERS, Identity, Shapes, differences, identify, shortened
+from ptq_exp.networks.downloads import download
+from ptq_exp.networks.fitting import fit
+from ptq_exp.networks.identification import Identity, identify
+from ptq_exp.networks.pickled import Opaque
+from ptq_exp.networks.pickled_names import QuantizedError
+from ptq_exp.networks.renaming import shortened
+from ptq_exp.networks.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
+from ptq_exp.networks.stored_tensors import StoredTensor
+from ptq_exp.networks.torch_files import other_format, read_file
+from ptq_exp.networks.unwrapping import unwrap
+from ptq_exp.networks.weights_file import WeightsFile
 
-CONTAINERS = ("state_dict", "model_state_dict", "net", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers, single or nested
-# Left: names in other projects (pytorchcv, torchvision, chenyaofo, kuangliu, APoT). Right: our names.
-RENAMES = [
-    (r"^features\.init_block\.conv\.", "conv1."),
-    (r"^features\.init_block\.bn\.", "bn1."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.conv\.", r"layer\1.unit\2.conv\3."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.body\.conv(\d)\.bn\.", r"layer\1.unit\2.bn\3."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.conv\.", r"layer\1.unit\2.shortcut.0."),
-    (r"^features\.stage(\d+)\.unit(\d+)\.identity_conv\.bn\.", r"layer\1.unit\2.shortcut.1."),
-    (r"\.downsample\.", ".shortcut."),
-    (r"^(fc|output|classifier)\.", "linear."),
-]
+SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
+MOST_TENSORS = 20_000
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
+FLOAT_NEEDED = (
+    "Its weights are adapted to another quantizer, so post-training results would be misleading. "
+    "Give a float checkpoint."
+)
 # Names of the accuracy that training loops store with the weights: best_prec1, best_acc, acc, test_top1, val_acc1 ...
 CLAIM = re.compile(r"(best_?|test_?|val(id)?_?)*(acc(uracy)?|prec(ision)?|top)_?@?1?", re.IGNORECASE)
 
@@ -52,7 +47,7 @@ class Checkpoint:
     sha256: str
     weights: dict[str, Tensor]
     architecture: str
-    options: dict[str, Any]  # depth, and shortcut if the architecture has one
+    options: dict[str, Any]  # depth; shortcut if the architecture has one; channels if they are not the usual ones
     classes: int
     metadata: dict[str, Any] = field(default_factory=dict)  # of our own files: normalization, classes, recipe ...
     claim: tuple[str, float] | None = None  # the accuracy stated in the file: its name and its value in percent
@@ -65,14 +60,42 @@ class Checkpoint:
 
 
 def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
-    """Read the checkpoint file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
+    """Read a known network from the file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
 
-    Raises `UserError` if there is no such file, it is damaged, it contains more than tensors, it was trained
-    quantization-aware, or it fits no known network.
+    Raises `UserError` if there is no such file, it is damaged, it was trained quantization-aware, or it fits no known
+    network.
+    """
+    file = read_weights(location, cache, timeout)
+    found = Identity.stored(file.metadata) or identify(file)
+    fitted = fit(found.network(), file)
+    log.info("%s", fitted.how)
+    return Checkpoint(
+        file.path,
+        file.sha256,
+        fitted.weights,
+        found.architecture,
+        found.options,
+        found.classes,
+        file.metadata,
+        file.claim,
+    )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the weights into `model`. Raises `UserError` if anything but `num_batches_tracked` differs."""
+    file = WeightsFile(checkpoint.path, checkpoint.sha256, checkpoint.weights, checkpoint.weights)
+    model.load_state_dict(fit(model, file).weights, strict=False)
+
+
+def read_weights(location: str, cache: Path, timeout: float) -> WeightsFile:
+    """Read the weights in the file at `location`, a path or an http(s) URL (downloaded once, into `cache`).
+
+    Raises `UserError` if there is no such file, it is damaged, it holds no state dict, or it was trained
+    quantization-aware.
     """
     if "://" not in location:
         return _read(Path(location).expanduser(), location)
-    path = _download(location, cache, timeout)
+    path = download(location, cache, timeout)
     try:
         return _read(path, location)
     except UserError:  # such as a sign-in page or an unnoticed partial download; the next attempt downloads it again
@@ -80,7 +103,7 @@ def read_checkpoint(location: str, cache: Path, timeout: float) -> Checkpoint:
         raise
 
 
-def _read(path: Path, location: str) -> Checkpoint:
+def _read(path: Path, location: str) -> WeightsFile:
     if not path.is_file():
         there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
         near = did_you_mean(path.name, there)
@@ -88,91 +111,94 @@ def _read(path: Path, location: str) -> Checkpoint:
             f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, "
             f"or use checkpoint=auto for a network that is trained here (or already stored)."
         )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    content, metadata = _load(path)
-    weights = _unwrap(content, path)
-    _refuse_quantization_aware(weights, path)
-    original, weights = weights, _rename(weights)
-    stored = Identity.stored(metadata)
-    found = stored or identify(_shapes(weights), path, _shapes(original))
-    weights = {key: _dense(key, value, path) for key, value in weights.items()}
-    claim = _claim({**content, **metadata} if isinstance(content, dict) else metadata)
-    return Checkpoint(path, sha256, weights, found.architecture, found.options, found.classes, metadata, claim)
-
-
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the weights into `model`. Raises `UserError` if anything but `num_batches_tracked` differs."""
-    expected = _shapes(model.state_dict())
-    if problems := differences(expected, _shapes(checkpoint.weights)):
-        raise UserError(f"checkpoint={checkpoint.path} does not fit the network. {problems}.")
-    model.load_state_dict(checkpoint.weights, strict=False)
-
-
-def _shapes(weights: dict[str, Tensor]) -> Shapes:
-    return {key: tuple(value.shape) for key, value in weights.items()}
-
-
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if "sha256" in about:  # written by us
-                    return load_checked(path)
-                return {key: file.get_tensor(key) for key in list(file.keys())}, json.loads(about.get("ptq_exp", "{}"))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"checkpoint={path} is damaged or not a safetensors file ({error}).") from error
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sentence := other_format(content, path.name):
+        raise UserError(f"checkpoint={path} is not a file of torch.save or safetensors. {sentence}")
+    if path.suffix == ".safetensors" or content[8:10] == b'{"':
+        original, metadata = _read_safetensors(path)
+        claims = metadata
+    else:
+        original, claims = _read_pickled(path, content)
+        metadata = {}
+    if len(original) > MOST_TENSORS or any(len(key) > LONGEST_NAME for key in original):
+        raise UserError(f"checkpoint={path} holds no network: its tensors are too many, or their names too long.")
+    _refuse_quantization_aware(original, path)
     try:
-        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"checkpoint={path} is damaged: the checksum of {bad} in it is wrong.")
-        return torch.load(path, map_location="cpu", weights_only=True), {}
-    except UserError:
-        raise
-    except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
-        if "weights_only" in str(error) and "Unsupported operand" not in str(error):
-            raise _more_than_tensors(path, str(error)) from error
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        weights, constants = unwrap(original)
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+    return WeightsFile(path, sha256, weights, original, constants | metadata, _claim(claims))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in the natural order of their names (the file sorts them by type), and our metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if "sha256" in about:  # written by us
+                tensors, metadata = load_checked(path)
+            else:
+                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+                metadata = json.loads(about.get("ptq_exp", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"checkpoint={path} is damaged or not a safetensors file ({error}).") from error
+    return {key: _as_float(tensors[key]) for key in sorted(tensors, key=_natural)}, metadata
+
+
+def _natural(name: str) -> list[str]:
+    """`layer.9` comes before `layer.10`."""
+    return [part.rjust(9, "0") if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[Any, Any]]:
+    """The tensors of the state dict in a file, and what stands beside it."""
+    try:
+        whole = read_file(content)
+        found = find_state_dicts(whole)
+        if found:
+            (place, values), *others = found.items()
+            weights = _tensors(values, len(content))
+        beside = whole.content() if isinstance(whole, Opaque) else whole if isinstance(whole, dict) else {}
+        claims = {key: value.tensor() if _is_number(value) else value for key, value in beside.items()}
+    except QuantizedError as error:
+        raise UserError(f"checkpoint={path} is quantized by torch. {FLOAT_NEEDED}") from error
+    except Exception as error:  # a damaged file causes half a dozen types of errors
+        raise _damaged(path, error) from error
+    if not found:
         raise UserError(
-            f"checkpoint={path} is damaged or not a checkpoint ({type(error).__name__}: {reason}). Expected: a file "
-            f"written by torch.save, or a .safetensors file, with the network's state_dict()."
-        ) from error
-
-
-def _more_than_tensors(path: Path, reason: str) -> UserError:
-    """The error for a file with more than tensors. It names the class and a command that saves the weights alone."""
-    name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)|(?:class|global) ([\w]+(?:\.[\w]+)+)", reason)
-    culprit = f" ({next(filter(None, name.groups()))})" if name else ""
-    rescued = path.with_name(f"{path.stem}-weights.pt")
-    keys = ", ".join(f"'{container}'" for container in CONTAINERS)
-    return UserError(
-        f"checkpoint={path} contains more than tensors{culprit}. Loading it could execute hidden code, so it is "
-        f"rejected. If you trust its author, this command saves the state_dict() alone:\n"
-        f"python -c \"import torch; f = torch.load('{path}', 'cpu', weights_only=False); "
-        f"w = next((f[k] for k in ({keys}) if k in f), f) if isinstance(f, dict) else f; "
-        f"torch.save(w.state_dict() if hasattr(w, 'state_dict') else w, '{rescued}')\""
-    )
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict, taken out of its container and without prefixes."""
-    container = next((c for c in CONTAINERS if isinstance(content, dict) and isinstance(content.get(c), dict)), "")
-    weights = content[container] if container else content
-    if not _is_state_dict(weights):
-        raise UserError(
-            f"checkpoint={path} contains no state dict. Expected: tensors by name, at the top level or under "
-            f"{', '.join(CONTAINERS)}."
+            f"checkpoint={path} contains no state dict. Expected: tensors by name, at the top level or in dictionaries."
         )
-    others = [key for key, value in content.items() if key != container and _is_state_dict(value)] if container else []
-    if others:
-        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, container, shortened(others))
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
+    unused = [name for name, other in others if has_matrices(other)]
+    if place and unused:
+        used, not_used = shortened([place]), shortened(unused)
+        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, used, not_used)
+    return weights, claims
 
 
-def _is_state_dict(content: Any) -> bool:
-    named = isinstance(content, dict) and len(content) > 0 and all(isinstance(key, str) for key in content)
-    return named and all(isinstance(value, Tensor) for value in content.values())
+def _tensors(values: Values, size: int) -> dict[str, Tensor]:
+    """The tensors of a state dict, read from the file of `size` bytes."""
+    chosen = {key: value for key, value in values.items() if not (CLAIM.fullmatch(key) and not value.shape)}
+    if sum(value.elements for value in chosen.values()) > size + SHARED_ELEMENTS:
+        raise ValueError("its tensors have many times more elements than the file has bytes")
+    return {key: _as_float(value.tensor()) for key, value in chosen.items()}
+
+
+def _as_float(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, StoredTensor) and value.storage is not None and value.elements == 1
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = shortened(str(error).splitlines()[:1])
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return UserError(
+        f"checkpoint={path} is damaged or not a checkpoint ({kind}{reason}). Expected: a file written by torch.save, "
+        f"or a .safetensors file, with the network's weights."
+    )
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
@@ -182,37 +208,7 @@ def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
             f"quantized network, call ptq_exp.load('{path.name}')."
         )
     if found := [key for key in weights if QUANTIZATION_AWARE.search(key)]:
-        raise UserError(
-            f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}). Its weights are adapted to "
-            f"another quantizer, so post-training results would be misleading. Give a float checkpoint."
-        )
-
-
-def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights to our names."""
-    renamed = {}
-    for key, value in weights.items():
-        for pattern, replacement in RENAMES:
-            key = re.sub(pattern, replacement, key)
-        # pytorchcv numbers the blocks of a stage from 1.
-        renamed[re.sub(r"\.unit(\d+)\.", lambda match: f".{int(match[1]) - 1}.", key)] = value
-    return renamed
-
-
-def _dense(key: str, value: Tensor, path: Path) -> Tensor:
-    """The tensor in dense form. Raises `UserError` if its values are not finite floats (counters may be integers)."""
-    problem = ""
-    if value.is_meta:
-        problem = "has a shape but no values (it was saved from the meta device)"
-    elif not value.is_floating_point() and not key.endswith(COUNTERS):
-        problem = f"has {str(value.dtype).removeprefix('torch.')} values, but float weights are needed"
-    elif value.layout != torch.strided:
-        return _dense(key, value.to_dense(), path)
-    elif not torch.isfinite(value).all():
-        problem = "has values that are not finite. The file is damaged"
-    if problem:
-        raise UserError(f"checkpoint={path}: {key} {problem}.")
-    return value
+        raise UserError(f"checkpoint={path} was trained quantization-aware ({shortened(found[:3])}). {FLOAT_NEEDED}")
 
 
 def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
@@ -226,25 +222,3 @@ def _claim(content: dict[Any, Any]) -> tuple[str, float] | None:
         if 0 < percent <= 100:
             return key, percent
     return None
-
-
-def _download(url: str, cache: Path, timeout: float) -> Path:
-    """Download `url` once into `cache`, atomically. It fails after `timeout` seconds without data."""
-    folder = cache / "downloads"
-    name = Path(urlparse(url).path).name or "checkpoint"
-    target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    log.info("Downloading %s.", without_password(url))
-    try:
-        with socket_timeout(timeout):
-            # torch.hub's function would accept a partial download as complete.
-            write_atomically(target, lambda path: urllib.request.urlretrieve(url, path))
-    except urllib.error.ContentTooShortError:
-        raise UserError(f"checkpoint={url}: the download was interrupted. Try again.") from None
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint={url} could not be downloaded ({error}). Give the path of a local file."
-        ) from error
-    return target

@@ -1,9 +1,6 @@
 """What a checkpoint file is taken for: a known network that can hold it, or a description that helps."""
 
-import argparse
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TINY, Outcome
+from conftest import TINY, Outcome
 from torch import nn
 
 from ptq_exp import networks
@@ -102,19 +99,6 @@ def test_the_accuracy_that_a_file_claims_is_found(tmp_path: Path, extra: dict[st
         assert found is not None
         assert found[0] == claim[0]
         assert found[1] == pytest.approx(claim[1], abs=1e-4)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_the_line_that_saves_a_refused_file_anew_works(tmp_path: Path, whole: bool) -> None:
-    network = build_model("resnet", 10, depth=8)
-    options = argparse.Namespace(lr=0.1)
-    message = refusal(network if whole else {"state_dict": network.state_dict(), "args": options}, tmp_path / "a.pt")
-    assert ("ptq_exp.networks.resnet.ResNet" if whole else "argparse.Namespace") in message
-    line = next(line for line in message.splitlines() if line.startswith("python -c"))
-    code = line.removeprefix('python -c "').removesuffix('"')
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    saved = read(tmp_path / "a-weights.pt")
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in saved.weights.items())
 
 
 TINY_NETWORK = """

@@ -170,6 +170,8 @@ def test_unknown_models_fall_back() -> None:
     model = network("conv")
     model.bn1 = nn.BatchNorm2d(16, momentum=None)
     assert fuse(model, "fp32") is None
+    thin = build_model("resnet", 10, depth=8, shortcut="pad", channels=[16, 16, 64])
+    assert fuse(thin, "fp32") is None
     assert fuse(network("conv"), "fp64") is None
     assert fuse(network("conv"), "fp32", torch.Size((2, 3, 30, 30))) is None
     if not INTERPRETED:

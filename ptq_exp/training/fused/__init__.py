@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.machine import triton_works
-from ptq_exp.networks.resnet import BasicBlock, PadShortcut, ResNet
+from ptq_exp.networks.resnet import BasicBlock, PadShortcut, ResNet, all_channels
 
 
 def usable(device: torch.device) -> bool:
@@ -60,6 +60,8 @@ def _known(model: nn.Module) -> bool:
             pairs.append((block.shortcut[0], block.shortcut[1], 1))
         elif type(block.shortcut) not in (nn.Identity, PadShortcut):
             return False
+    if [conv.out_channels for conv, _, size in pairs if size == 3] != all_channels(None, 2 * len(blocks) + 2):
+        return False
     if any(p.dtype != torch.float32 or not p.requires_grad for p in model.parameters()):
         return False
     return all(_known_pair(conv, norm, size) for conv, norm, size in pairs)
