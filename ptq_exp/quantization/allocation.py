@@ -15,7 +15,7 @@ from ptq_exp.quantization.context import Context, Sensitivities, shown
 from ptq_exp.quantization.distillation import distill
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.hooks import BATCH
-from ptq_exp.quantization.layers import OPAQUE, quantized_layers
+from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
@@ -156,6 +156,6 @@ def _bits_besides_codes(reference: nn.Module, options: QuantConfig) -> int:
     rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
     # Quantization adds activation ranges, and biases to layers without one.
-    ranges = len(layers) + 2 * len(additions(reference, OPAQUE)) if options.act_bits is not None else 0
+    ranges = len(layers) + 2 * len(additions(reference)) if options.act_bits is not None else 0
     biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
     return 32 * (rest + 2 * scales + ranges + biases * options.bias_correction)

@@ -11,8 +11,9 @@ from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
 from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.learned_weights import LearnedWeights
-from ptq_exp.quantization.learning import freeze_alphas, learn_alphas, minimize, pixels_first
+from ptq_exp.quantization.learning import freeze_alphas, learn_alphas, minimize
 from ptq_exp.quantization.options import ReconstructionConfig
+from ptq_exp.quantization.units import pixels_first
 
 AHEAD = 50  # batches for which the float network's outputs are computed at once
 
@@ -39,7 +40,9 @@ def distill(
         bias.requires_grad_(True)
     rate = torch.tensor(lr, device=images.device)
     pixels = pixels_first(images[:1]).expand(batch_size, -1, -1, -1)
-    batches = pixels.repeat(min(steps, AHEAD), 1, 1, 1, 1)
+    # Augmentation takes several times the memory of the batches.
+    ahead = min(steps, AHEAD, max(1, int(how.memory_gib * 2**30 / 8 / pixels.numel() / pixels.element_size())))
+    batches = pixels.repeat(ahead, 1, 1, 1, 1)
     with torch.no_grad():
         wanted = reference(images[:1])[None].repeat(len(batches), batch_size, 1)
     turn = torch.zeros(1, dtype=torch.long, device=images.device)

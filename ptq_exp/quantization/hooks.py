@@ -27,11 +27,11 @@ def watching(
     `outputs(name, inputs, output)` afterwards. Either may raise `StopForward`, which ends the pass of the batch.
     """
 
-    def before(name: str) -> Callable[[nn.Module, Inputs], None]:
-        return lambda _, given: inputs(name, given) if inputs else None
+    def before(name: str) -> Callable[[nn.Module, Inputs, dict[str, Tensor]], None]:
+        return lambda _, given, named: inputs(name, _tensors(given, named)) if inputs else None
 
-    def after(name: str) -> Callable[[nn.Module, Inputs, Tensor], None]:
-        return lambda _, given, output: outputs(name, given, output) if outputs else None
+    def after(name: str) -> Callable[[nn.Module, Inputs, dict[str, Tensor], Tensor], None]:
+        return lambda _, given, named, output: outputs(name, _tensors(given, named), output) if outputs else None
 
     def forward(batch: Tensor) -> None:
         with contextlib.suppress(StopForward):
@@ -40,10 +40,22 @@ def watching(
     handles = []
     for name in names:
         module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(before(name))] if inputs else []
-        handles += [module.register_forward_hook(after(name))] if outputs else []
+        handles += [module.register_forward_pre_hook(before(name), with_kwargs=True)] if inputs else []
+        handles += [module.register_forward_hook(after(name), with_kwargs=True)] if outputs else []
     try:
         yield forward
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors(given: Inputs, named: dict[str, Tensor]) -> Inputs:
+    """The tensors among a module's inputs, whether they were given by position or by name."""
+    return tuple(x for x in (*given, *named.values()) if isinstance(x, Tensor))
+
+
+def prepared(model: nn.Module, images: Tensor) -> Tensor:
+    """The images as the pre-hooks of `model` change them, for calls of its parts."""
+    for hook in model._forward_pre_hooks.values():
+        (images,) = hook(model, (images,))
+    return images

@@ -50,7 +50,6 @@ class ActivationQuantizer(nn.Module):
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
 
 
-OPAQUE = (ActivationQuantizer,)  # torch.fx must not trace into these: their forward pass depends on values
 
 
 def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
@@ -117,14 +116,17 @@ class QuantizedLayer(nn.Module):
         self.codes.copy_(codes)
         self.layer.weight.data.copy_(self.grid.dequantize(codes.to(self.scale.dtype), self.scale, self.zero_point))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.activation is not None:
-            x = self.activation(x)
+    def forward(self, input: Tensor) -> Tensor:  # called `input`, as in the layers that this class replaces
+        x = input if self.activation is None else self.activation(input)
         if self.soft is None:
             return self.layer(x)
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.soft, self.layer.bias)
         return self.layer._conv_forward(x, self.soft, self.layer.bias)
+
+
+# torch.fx must not trace into these: their forward passes depend on values.
+OPAQUE = (ActivationQuantizer, QuantizedLayer)
 
 
 def _per_group(values: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ptq_exp.quantization.context import Context
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
 
-RECONSTRUCTION_VERSION = 4  # raised when learned rounding changes, so that older units in the store are not used
+RECONSTRUCTION_VERSION = 5  # raised when learned rounding changes, so that older units in the store are not used
 
 
 def worth_learning(context: Context) -> bool:
@@ -57,11 +57,6 @@ def _restore(unit: nn.Module, file: Path, plan: dict[str, float]) -> bool:
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError):
         return False
     return True
-
-
-def pixels_first(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) as (N, H, W, C), so that a batch of them has the fastest layout for convolutions."""
-    return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
 
 
 def learn_alphas(quantizers: list[ActivationQuantizer], lr: float) -> list[nn.Parameter]:

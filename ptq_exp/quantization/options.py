@@ -29,6 +29,12 @@ class ReconstructionConfig:
     drop: float = option(
         0.5, "share of activations left unquantized at random while learning (QDrop)", at_least=0, below=1
     )
+    memory_gib: float = option(
+        4.0,
+        "GiB for the inputs and targets of the layer or block that is learned; where those of all calibration images "
+        "need more, they are computed in portions",
+        above=0,
+    )
     distill_steps: int = option(
         0,
         "distillation steps on the whole network after reconstruction, towards the float predictions; 0: none",

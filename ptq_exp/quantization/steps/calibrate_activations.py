@@ -10,7 +10,7 @@ from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
 from ptq_exp.quantization.context import Context, shown
 from ptq_exp.quantization.grids import activation_grid
 from ptq_exp.quantization.hooks import BATCH
-from ptq_exp.quantization.layers import OPAQUE, ActivationQuantizer, QuantizedAddition, quantized_layers
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import EIGHT, target_layers
@@ -43,7 +43,7 @@ class CalibrateActivations(Step):
         everything = list(target_layers(context.reference, options.layers))
         layers = quantized_layers(network)
         names = [name for name in layers if options.act_input_image or name != everything[0]]
-        joints = additions(context.reference, OPAQUE) if options.act_residual else []
+        joints = additions(context.reference) if options.act_residual else []
         ends = {everything[0], everything[-1]} if options.first_and_last == "eight" else set()
         for name, observations in _observations(context, names + joints).items():
             if name in layers:

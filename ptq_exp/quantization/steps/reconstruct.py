@@ -1,10 +1,9 @@
 """Learned rounding: AdaRound, and block reconstruction with dropped activation quantization.
 
-A unit (a layer or a residual block) is optimized to reproduce the float network's output. The method learns whether
+A unit (a layer or a block, see `units`) is optimized to reproduce the float network's output. The method learns whether
 each weight is rounded up or down, and the clipping value of each activation.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,21 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph import blocks
 from ptq_exp.quantization.context import Context, shown
-from ptq_exp.quantization.hooks import BATCH, Inputs, StopForward, watching
-from ptq_exp.quantization.layers import OPAQUE, ActivationQuantizer, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.learning import (
     freeze_alphas,
     learn_alphas,
     learn_once,
     minimize,
-    pixels_first,
     worth_learning,
 )
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
+from ptq_exp.quantization.units import Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
@@ -47,42 +44,24 @@ class Reconstruct(Step):
     def run(self, context: Context) -> None:
         if context.options.rounding == "nearest" or not worth_learning(context):
             return
-        names, open_weights = units(context.network, context.options.rounding), context.weights()
-        for number, name in enumerate(names):
-            unit = context.network.get_submodule(name)
+        everything, open_weights = units(context.network, context.options.rounding), context.weights()
+        for number, unit in enumerate(everything):
+            module = unit.modules(context.network)
             # A layer that two units share is learned with the first one.
-            own = {n: open_weights.pop(n) for n in layers_of(context.network, unit) if n in open_weights}
-            learn = partial(_learn, context, name, own, f"Reconstructing {name} ({number + 1}/{len(names)})")
-            learn_once(context, unit, f"{number:03d}", number, learn)
+            own = {n: open_weights.pop(n) for n in layers_of(context.network, module) if n in open_weights}
+            title = f"Reconstructing {unit.name} ({number + 1}/{len(everything)})"
+            learn_once(context, module, f"{number:03d}", number, partial(_learn, context, unit, module, own, title))
 
 
-def _learn(context: Context, name: str, weights: dict[str, Tensor], title: str) -> None:
+def _learn(context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str) -> None:
     with shown(context.progress, title, context.options.reconstruction.steps) as advance:
-        reconstruct_unit(context, name, weights, advance)
+        reconstruct_unit(context, unit, module, weights, advance)
 
 
-def units(network: nn.Module, rounding: str) -> list[str]:
-    """The units to reconstruct, in network order: every layer, or every block and every layer outside a block."""
-    layers = list(quantized_layers(network))
-    if rounding == "adaround":
-        return layers
-    inside = blocks(network, OPAQUE)
-    found: list[str] = []
-    for layer in layers:
-        unit = next((block for block in inside if layer.startswith(f"{block}.")), layer)
-        if unit not in found:
-            found.append(unit)
-    return found
-
-
-def layers_of(model: nn.Module, unit: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers inside `unit`, by their names in `model`."""
-    inside = set(unit.modules())
-    return {name: layer for name, layer in quantized_layers(model).items() if layer in inside}
-
-
-def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], advance: Callable[[], None]) -> None:
-    """Learn the rounding of the unit called `name` of the quantized network, in place.
+def reconstruct_unit(
+    context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], advance: Callable[[], None]
+) -> None:
+    """Learn the rounding of a unit of the quantized network, in place. `module` has its parts, one per block.
 
     The unit's input is that of the quantized network. With QDrop, it is mixed element by element with the float
     network's input. The target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). If
@@ -91,16 +70,17 @@ def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], ad
     """
     network, images, how = context.network, context.images, context.options.reconstruction
     drop = how.drop if context.options.act_bits is not None else 0.0  # share of unquantized activations
-    unit = network.get_submodule(name)
-    every = layers_of(network, unit)
+    every = layers_of(network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
-    settled = {layer.activation for n, layer in every.items() if n not in weights}
-    quantizers = [m for m in unit.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
-    found = [given for given, _ in collect(network, name, images)]
-    wanted = collect(context.reference, name, images)
-    if not (layers and wanted):
+    if not layers:
         return
-    calls = [(mine, *theirs) for mine, theirs in zip(found, wanted, strict=True)]
+    settled = {layer.activation for n, layer in every.items() if n not in weights}
+    quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
+    samples = Samples(unit, network, context.reference, images, how.memory_gib * 2**30)
+    calls = samples.calls
+    if not calls:
+        return
+    parts = list(module) if unit.blocks else [module[0]] * len(calls)
     powers = [target.square().mean().clamp(min=1e-12) for *_, target in calls]
 
     soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
@@ -113,7 +93,7 @@ def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], ad
     strength = torch.zeros((), device=images.device)
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(images), (how.batch_size,), device=images.device)
+        chosen = torch.randint(samples.count, (how.batch_size,), device=images.device)
         inputs = []
         for quantized_input, float_input, _ in calls:
             x = take(quantized_input, chosen)
@@ -124,12 +104,15 @@ def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], ad
             quantizer.alpha = log_alpha.exp()
         undecided = soft(beta)
         errors = [
-            F.mse_loss(unit(x), take(target, chosen)) / power
-            for x, (*_, target), power in zip(inputs, calls, powers, strict=True)
+            F.mse_loss(part(x), take(target, chosen)) / power
+            for part, x, (*_, target), power in zip(parts, inputs, calls, powers, strict=True)
         ]
         return sum(errors[1:], errors[0]) / len(errors) + strength * undecided
 
     def schedule(number: int) -> None:
+        portion = number * samples.portions // how.steps
+        if number and portion != (number - 1) * samples.portions // how.steps:
+            samples.load(portion)
         share = number / how.steps
         done = max(0.0, share - WARM_UP) / (1 - WARM_UP)
         beta.fill_(BETA_END + (BETA_START - BETA_END) * (1 - done))
@@ -139,37 +122,6 @@ def reconstruct_unit(context: Context, name: str, weights: dict[str, Tensor], ad
     _set_drop(quantizers, 0.0)
     freeze_alphas(quantizers, logs)
     soft.finish()
-
-
-def collect(model: nn.Module, name: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of the module called `name` on all normalized `images`, one pair per call.
-
-    They are vectors (N, C), or images (N, H, W, C), which `take` returns as (B, C, H, W).
-    """
-    seen: list[tuple[Tensor, Tensor]] = []
-    calls = math.inf  # after so many calls the rest of the network need not run
-    batches = []
-
-    def keep(_: str, given: Inputs, output: Tensor) -> None:
-        seen.append((given[0].detach(), output.detach()))
-        if len(seen) == calls:
-            raise StopForward
-
-    with torch.no_grad(), watching(model, [name], outputs=keep) as forward:
-        forward(images[:2])
-        calls = len(seen)
-        for batch in images.split(BATCH) if calls else ():
-            seen.clear()
-            forward(batch)
-            batches.append(list(seen))
-    parts = [[torch.cat(tensors) for tensors in zip(*call, strict=True)] for call in zip(*batches, strict=True)]
-    return [(pixels_first(given), pixels_first(output)) for given, output in parts]
-
-
-def take(stored: Tensor, chosen: Tensor) -> Tensor:
-    """The rows `chosen` (B,) of a result of `collect`; images as (B, C, H, W), channels last."""
-    rows = stored[chosen]
-    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
 
 
 def _set_drop(quantizers: list[ActivationQuantizer], drop: float) -> None:

@@ -1,0 +1,161 @@
+"""Blocks of a network's graph: the parts with one entry and one exit that hold a join."""
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.networks.graph.dominance import immediate
+from ptq_exp.networks.graph.operations import (
+    ACTIVATIONS,
+    is_addition,
+    is_concatenation,
+    is_product,
+    is_size,
+    kind,
+    sources,
+)
+from ptq_exp.networks.graph.tracing import Classes, Graph, only_adds
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the network with one entry and one exit: the nodes that compute `exit` from `entry`, by name."""
+
+    name: str
+    entry: str
+    exit: str
+    nodes: tuple[str, ...]  # in the order of execution, without the entry
+    layers: tuple[str, ...]  # that it calls
+
+
+def blocks(model: nn.Module, opaque: Classes = ()) -> list[Block]:
+    """The smallest parts with one entry and one exit that contain layers and a join, in the order of execution.
+
+    A join is an addition or a concatenation. Outside of these blocks, products (gates, attention) are joins too. A
+    block includes the activation functions that follow it. The network itself is not a block. A network that cannot be
+    traced has no blocks.
+    """
+    try:
+        graph = Graph(model, opaque)
+    except UserError:
+        return []
+    finder = _BlockFinder(graph)
+    sums = [node for node in graph.nodes if is_concatenation(node) or is_addition(node) or finder.adds(node)]
+    found = _innermost([block for node in sums if (block := finder.around(node))])
+    inside = {name for block in found for name in block.nodes}
+    products = [node for node in graph.nodes if is_product(node) and node.name not in inside]
+    gates = [block for node in products if (block := finder.around(node)) and not inside & set(block.nodes)]
+    order = {node.name: place for place, node in enumerate(graph.nodes)}
+    return _named(sorted(found + _innermost(gates), key=lambda block: order[block.entry]), graph)
+
+
+def _innermost(found: list[Block]) -> list[Block]:
+    """The blocks that contain no other, each once."""
+    unique = {(block.entry, block.exit): block for block in found}.values()
+    return [block for block in unique if not any(set(other.nodes) < set(block.nodes) for other in unique)]
+
+
+class _BlockFinder:
+    """Finds the smallest part of a graph around a join, by dominance: each path from the image to a node passes its
+    dominator, and each path from a node to the output passes its post-dominator."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        nodes = [node for node in graph.nodes if node.op != "get_attr" and not is_size(node)]
+        self.order = {node: place for place, node in enumerate(nodes)}
+        self.above = immediate(nodes, {node: sources(node) for node in nodes})
+        users = {node: [user for user in node.users if user in self.order] for node in nodes}
+        self.below = immediate(nodes[::-1], users)
+
+    def adds(self, node: fx.Node) -> bool:
+        """Whether the node calls a module that only adds its inputs."""
+        module = self.graph.module(node)
+        return module is not None and len(sources(node)) == 2 and only_adds(module)
+
+    def around(self, join: fx.Node) -> Block | None:
+        """The smallest block that contains `join`, or None."""
+        entry, end = self.above.get(join), join
+        while entry is not None:
+            below = self.below.get(entry)
+            if below is None or below.op == "output":
+                return None
+            if self.order[below] <= self.order[end] and not _is_tuple(entry):
+                return self._block(entry, end)
+            end = max(below, end, key=self.order.__getitem__)
+            entry = self.above.get(end) if not _is_tuple(entry) else self.above.get(entry)
+        return None
+
+    def _block(self, entry: fx.Node, end: fx.Node) -> Block | None:
+        inside = self._between(entry, end)
+        while len(end.users) == 1 and kind(user := next(iter(end.users)), self.graph.module(user)) in ACTIVATIONS:
+            end = user
+            inside.append(user)
+        layers = [str(node.target) for node in inside if self.graph.layer(node) is not None]
+        whole = entry.op == "placeholder" and all(user.op == "output" for user in end.users)
+        if not layers or whole or not self._closed(entry, inside):
+            return None
+        return Block("", entry.name, end.name, tuple(node.name for node in inside), tuple(dict.fromkeys(layers)))
+
+    def _between(self, entry: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """The nodes that `end` is computed from, down to `entry`, in the order of execution."""
+        needed, left = {end}, [end]
+        while left:
+            for source in left.pop().all_input_nodes:
+                if source not in needed and source is not entry:
+                    needed.add(source)
+                    left.append(source)
+        return [node for node in self.graph.nodes if node in needed]
+
+    def _closed(self, entry: fx.Node, inside: list[fx.Node]) -> bool:
+        """Whether the nodes use nothing but the entry, parameters and each other, and only the last is used outside."""
+        known = {entry, *inside}
+        return all(node.op != "placeholder" for node in inside) and all(
+            user in known for node in inside[:-1] if node.op != "get_attr" for user in node.users
+        )
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """Whether the value seems to be several tensors, because it is only indexed."""
+    return (
+        node.op != "placeholder"
+        and bool(node.users)
+        and all(
+            getattr(user.target, "__name__", "") == "getitem" and isinstance(user.args[1], int) for user in node.users
+        )
+    )
+
+
+def _named(found: list[Block], graph: Graph) -> list[Block]:
+    """The blocks, each called by the innermost module that contains it."""
+    by_name = {node.name: node for node in graph.nodes}
+    taken: set[str] = set()
+    named = []
+    for block in found:
+        owners = [_owner(by_name[name]) for name in block.nodes]
+        closer = [layer.rpartition(".")[0] for layer in block.layers]
+        options = [_common(owners), _common(closer), f"{_common(owners)}.{block.exit}".lstrip(".")]
+        name = next((option for option in options if option and option not in taken), block.exit)
+        taken.add(name)
+        named.append(Block(name, block.entry, block.exit, block.nodes, block.layers))
+    return named
+
+
+def _owner(node: fx.Node) -> str:
+    """The module in whose forward function the node is called."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    names = [str(entry[0]) for entry in stack]
+    if node.op == "call_module" and names and names[-1] == node.target:
+        names.pop()
+    return names[-1] if names else ""
+
+
+def _common(names: list[str]) -> str:
+    """The innermost module that contains all modules called `names`."""
+    parts = [name.split(".") if name else [] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)

@@ -1,0 +1,140 @@
+"""Traces of networks (torch.fx), and the facts about modules that a trace proves.
+
+Every function takes `opaque`, classes of modules that are not traced into. Layers and norms are never traced into.
+"""
+
+import inspect
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.networks.graph.operations import is_addition
+
+Classes = tuple[type[nn.Module], ...]
+TORCH = str(Path(torch.__file__).parent)
+
+
+class _Tracer(fx.Tracer):
+    """Does not trace into layers, norms (including classes derived from torch's), modules that only add their inputs,
+    `opaque` classes, and the modules called `leaves`."""
+
+    def __init__(self, opaque: Classes, leaves: dict[str, str]):
+        super().__init__()
+        self.opaque, self.leaves = (*opaque, nn.Conv2d, nn.Linear, nn.BatchNorm2d), leaves
+        self.failed: str | None = None  # the innermost module in which the trace failed
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, self.opaque) or module_qualified_name in self.leaves:
+            return True
+        return super().is_leaf_module(m, module_qualified_name) or only_adds(m)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+
+class Graph:
+    """The calls of a network in order, and how often each module and weight is used.
+
+    A module whose forward function cannot be traced becomes a single call; `untraced` has the reason by its name.
+    Raises `UserError` if the forward function of the network itself cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module, opaque: Classes = ()):
+        self.opaque = opaque
+        self.graph, self.untraced = _trace(model, opaque)
+        self.nodes = list(self.graph.nodes)
+        self.modules = dict(model.named_modules())
+        self.calls = Counter(id(module) for node in self.nodes for module in self._called(node))
+        # Parameters by memory address, since two different objects may share memory.
+        self.owners = Counter(p.data_ptr() for m in model.modules() for p in m._parameters.values() if p is not None)
+        for node in self.nodes:
+            if node.op == "get_attr" and isinstance(read := _attribute(model, str(node.target)), Tensor):
+                self.owners[read.data_ptr()] += 1
+
+    def _called(self, node: fx.Node) -> Iterator[nn.Module]:
+        """The called module, and twice each module inside it, because the number of their calls is unknown."""
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            yield module
+            inside = list(module.modules())[1:]
+            yield from [*inside, *inside]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that `node` calls."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def layer(self, node: fx.Node) -> nn.Module | None:
+        """The convolution or linear layer that `node` calls, or the opaque module around one."""
+        module = self.module(node)
+        if isinstance(module, self.opaque):
+            return module if any(isinstance(inner, nn.Conv2d | nn.Linear) for inner in module.modules()) else None
+        return module if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+    def once(self, module: nn.Module) -> bool:
+        """Whether the module is called exactly once."""
+        return self.calls[id(module)] == 1
+
+    def own(self, layer: nn.Module) -> bool:
+        """Whether the parameters may change: a standard torch layer, called once, that alone uses its parameters."""
+        base = next((base for base in (nn.Conv2d, nn.Linear) if isinstance(layer, base)), None)
+        if base is None or not standard(layer, base) or not self.once(layer):
+            return False
+        held = [p for p in layer._parameters.values() if p is not None]
+        return "weight" in layer._parameters and all(self.owners[p.data_ptr()] == 1 for p in held)
+
+
+def standard(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether `module` has the forward function of `base`, since a derived class may change it."""
+    kept = (getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
+    return isinstance(module, base) and all(kept)
+
+
+def only_adds(module: nn.Module) -> bool:
+    """Whether the module only adds its two inputs, in either order and without a factor."""
+    try:
+        if len(inspect.signature(module.forward).parameters) != 2 or next(module.children(), None) is not None:
+            return False  # almost every module ends here, since tracing takes longer
+        nodes = list(fx.Tracer().trace(module).nodes)
+    except Exception:  # not written in Python, or fx raises whatever the forward function raises on symbolic inputs
+        return False
+    if [node.op for node in nodes[:2]] != ["placeholder"] * 2 or len(nodes) != 4:
+        return False
+    first, second, total, _ = nodes
+    return is_addition(total) and set(total.args) == {first, second} and not total.kwargs
+
+
+def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]:
+    leaves: dict[str, str] = {}
+    while True:
+        tracer = _Tracer(opaque, leaves)
+        try:
+            return tracer.trace(model), leaves
+        except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
+            if not tracer.failed or tracer.failed in leaves:
+                raise UserError(f"The network cannot be traced: {_reason(error)}.") from error
+            leaves[tracer.failed] = _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """The error and the line of the network's own code that raised it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(TORCH)]
+    own = [frame for frame in frames if frame.filename != __file__]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+    return f"{str(error).strip().partition(chr(10))[0]}{place}"
+
+
+def _attribute(model: nn.Module, name: str) -> object:
+    found: object = model
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found

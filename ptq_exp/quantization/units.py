@@ -1,0 +1,190 @@
+"""The parts of a network that are learned together: single layers, or blocks of its graph."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.networks.graph import Block, Graph, blocks
+from ptq_exp.quantization.hooks import BATCH, StopForward, prepared, watching
+from ptq_exp.quantization.layers import OPAQUE, QuantizedLayer, quantized_layers
+
+Calls = list[tuple[Tensor, ...]]  # input and output of every call, or only its input
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A layer, or blocks that call the same layers."""
+
+    name: str
+    layers: tuple[str, ...]
+    blocks: tuple[Block, ...] = ()  # empty: a single layer
+
+    def modules(self, network: nn.Module) -> nn.ModuleList:
+        """One module per block (or the layer), which share the layers of `network`. They take and return a tensor."""
+        if not self.blocks:
+            return nn.ModuleList([network.get_submodule(self.name)])
+        graph = Graph(network, OPAQUE)
+        return nn.ModuleList([_part(network, graph, block) for block in self.blocks])
+
+    def collector(self, network: nn.Module, inputs_only: bool = False) -> "Collector":
+        """A function that returns the unit's inputs and outputs on images."""
+        if not self.blocks:
+            return _LayerCollector(network, self.name, inputs_only)
+        return _BlockCollector(network, self.blocks, inputs_only)
+
+
+def units(network: nn.Module, rounding: str) -> list[Unit]:
+    """The units to learn, in the order of execution: every layer, or every block and every layer outside a block."""
+    layers = _in_order(network)
+    found = [] if rounding == "adaround" else blocks(network, OPAQUE)
+    unit_of: dict[str, Unit] = {}
+    for layers_together in dict.fromkeys(block.layers for block in found):
+        same = tuple(block for block in found if block.layers == layers_together)
+        unit = Unit(same[0].name, layers_together, same)
+        for layer in layers_together:
+            unit_of.setdefault(layer, unit)
+    return list(dict.fromkeys(unit_of.get(layer, Unit(layer, (layer,))) for layer in layers))
+
+
+def _in_order(network: nn.Module) -> list[str]:
+    """The quantized layers in the order of their first calls; those that the graph does not call keep their place."""
+    layers = list(quantized_layers(network))
+    try:
+        graph = Graph(network, OPAQUE)
+    except UserError:
+        return layers
+    called = [str(node.target) for node in graph.nodes if graph.layer(node) is not None]
+    place = {name: number for number, name in reversed(list(enumerate(called)))}
+    if any(name not in place for name in layers):
+        return layers
+    return sorted(layers, key=place.__getitem__)
+
+
+class Collector:
+    """Returns a unit's inputs and outputs on images, one pair per call, or only the inputs.
+
+    They are vectors (N, C), images (N, H, W, C), which `take` returns as (B, C, H, W), or of another shape (N, ...).
+    """
+
+    def few(self, images: Tensor) -> Calls:
+        """The inputs and outputs on one batch of images, in the layout of the network."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Calls:
+        whole: Calls = []
+        for start in range(0, len(images), BATCH):
+            part = [tuple(map(pixels_first, call)) for call in self.few(images[start : start + BATCH])]
+            # In place, since a concatenation at the end would take twice the memory.
+            whole = whole or [tuple(x.new_empty(len(images), *x.shape[1:]) for x in call) for call in part]
+            for call, own in zip(whole, part, strict=True):
+                for kept, x in zip(call, own, strict=True):
+                    kept[start : start + BATCH] = x
+        return whole
+
+
+class _LayerCollector(Collector):
+    def __init__(self, network: nn.Module, name: str, inputs_only: bool):
+        self.network, self.name, self.inputs_only = network, name, inputs_only
+        self.calls = math.inf
+
+    def few(self, images: Tensor) -> Calls:
+        seen: Calls = []
+
+        def keep(given: Tensor, *output: Tensor) -> None:
+            seen.append((given.detach(), *(x.detach() for x in output)))
+            if len(seen) == self.calls:  # the rest of the network need not run
+                raise StopForward
+
+        inputs = (lambda _, given: keep(given[0])) if self.inputs_only else None
+        outputs = None if self.inputs_only else (lambda _, given, output: keep(given[0], output))
+        with watching(self.network, [self.name], inputs, outputs) as forward:
+            forward(images)
+        self.calls = len(seen) or math.inf
+        return seen
+
+
+class _BlockCollector(Collector):
+    """Runs the network up to the last entry or exit of the blocks."""
+
+    def __init__(self, network: nn.Module, several: Sequence[Block], inputs_only: bool):
+        self.network = network
+        ends = [(block.entry,) if inputs_only else (block.entry, block.exit) for block in several]
+        wanted = {name for pair in ends for name in pair}
+        copy: Any = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        kept: dict[str, fx.Node] = {}
+        for node in Graph(network, OPAQUE).nodes:
+            if len(kept) == len(wanted):
+                break
+            values[node] = copy.node_copy(node, values.__getitem__)
+            if node.name in wanted:
+                kept[node.name] = copy.call_method("clone", (values[node],))  # an operation in place may follow
+        copy.output([tuple(kept[name] for name in pair) for pair in ends])
+        self.run = fx.GraphModule(network, copy)
+
+    def few(self, images: Tensor) -> Calls:
+        found: Calls = self.run(prepared(self.network, images))
+        return found
+
+
+class Samples:
+    """A unit's inputs in both networks and its targets, on as many calibration images at a time as `memory` (bytes)
+    allows. The calls are triples (input, float network's input, target), whose values `load` replaces in place."""
+
+    def __init__(self, unit: Unit, network: nn.Module, reference: nn.Module, images: Tensor, memory: float):
+        self.images = images
+        self.found, self.wanted = unit.collector(network, inputs_only=True), unit.collector(reference)
+        few = self._collect(images[:1])
+        per_image = sum(x.nbytes for call in few for x in call)
+        self.count = int(min(len(images), max(1, memory // max(per_image, 1))))
+        self.portions = math.ceil(len(images) / self.count)
+        self.calls = self._collect(images[: self.count]) if few else []
+
+    def load(self, portion: int) -> None:
+        """Compute the values on another portion of the images."""
+        start = min(portion * self.count, len(self.images) - self.count)
+        for call, new in zip(self.calls, self._collect(self.images[start : start + self.count]), strict=True):
+            for kept, x in zip(call, new, strict=True):
+                kept.copy_(x)
+
+    def _collect(self, images: Tensor) -> Calls:
+        wanted = self.wanted(images)
+        return [(*mine, *theirs) for mine, theirs in zip(self.found(images), wanted, strict=True)] if wanted else []
+
+
+def _part(network: nn.Module, graph: Graph, block: Block) -> fx.GraphModule:
+    """The nodes of a block as a module of one input. Its layers are those of `network`."""
+    inside = set(block.nodes)
+    copy: Any = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.name == block.entry:
+            values[node] = copy.placeholder("x")
+        elif node.name in inside:
+            values[node] = copy.node_copy(node, values.__getitem__)
+    last = next(node for node in graph.nodes if node.name == block.exit)
+    copy.output(values[last])
+    return fx.GraphModule(network, copy)
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as (N, H, W, C), so that a batch of them has the fastest layout for convolutions."""
+    return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
+
+
+def take(stored: Tensor, chosen: Tensor) -> Tensor:
+    """The rows `chosen` (B,) of a collected tensor; images as (B, C, H, W), channels last."""
+    rows = stored[chosen]
+    return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows
+
+
+def layers_of(model: nn.Module, unit: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers inside `unit`, by their names in `model`."""
+    inside = set(unit.modules())
+    return {name: layer for name, layer in quantized_layers(model).items() if layer in inside}
