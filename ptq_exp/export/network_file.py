@@ -1,5 +1,6 @@
 """Save and load a quantized network as safetensors: integer codes, scales and the remaining float values."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,16 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.tensors import load_checked, save_checked
+from ptq_exp.networks.graph import expose, exposed
+from ptq_exp.quantization.attention import separate_attention
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.layers import (
+    OPAQUE,
+    ActivationQuantizer,
+    QuantizedLayer,
+    QuantizedOperation,
+    quantized_layers,
+)
 from ptq_exp.quantization.modules import load_unique_state, materialize, replace_module, unique_state
 
 
@@ -29,9 +38,14 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
         tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
     description = {
         "layers": {name: {"grid": _describe(layer.grid), "bits": layer.bits} for name, layer in layers.items()},
-        "batch_norms": [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)],
+        "operations": exposed(model),
+        "batch_norms": [
+            name.removesuffix(".operation")  # its input may be quantized
+            for name, module in model.named_modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ],
         "activations": {
-            name: {"bits": module.bits, "signed": module.signed}
+            name: {"bits": module.bits, "low": module.grid.low}
             for name, module in model.named_modules()
             if isinstance(module, ActivationQuantizer)
         },
@@ -55,17 +69,21 @@ def _grid(described: dict[str, Any]) -> Grid:
 
 
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """Turn `float_model`, a network of the same architecture, into the quantized network of `path`, in place.
+    """The quantized network of `path`, made of `float_model`, a network of the same architecture, and its metadata.
 
     Its logits are bit for bit those of the saved network. Raises `UserError` if the file is damaged or belongs to
     another network.
     """
     try:
         tensors, metadata = load_checked(path)
+        _as_today(tensors, metadata)
         materialize(float_model.eval())
+        separate_attention(float_model)
         for name, module in list(float_model.named_modules()):
             if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
                 replace_module(float_model, name, nn.Identity())  # it was folded into its convolution
+        if (operations := metadata.get("operations")) is not None:
+            float_model = expose(float_model, operations == "additions", OPAQUE)
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)
         _wrap_activations(float_model, metadata["activations"])
@@ -94,15 +112,32 @@ def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dic
 
 
 def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
-    """Add the quantizers: `<layer>.activation` for layers, `<addition>.first` and `.second` for additions."""
+    """Add the quantizers: `<layer>.activation` for layers, `<operation>.operands.0` and so on for operations."""
     for name, found in described.items():
         parent, _, role = name.rpartition(".")
-        quantizer = ActivationQuantizer(found["bits"], 1.0, found["signed"])
         if role == "activation":
             layer = model.get_submodule(parent)
             assert isinstance(layer, QuantizedLayer)
-            layer.activation = quantizer
-        elif role == "first":
-            second = described[f"{parent}.second"]
-            other = ActivationQuantizer(second["bits"], 1.0, second["signed"])
-            replace_module(model, parent, QuantizedAddition(model.get_submodule(parent), quantizer, other))
+            layer.activation = _quantizer(found)
+        elif role == "0":
+            operation, count = parent.removesuffix(".operands"), 1
+            while f"{parent}.{count}" in described:
+                count += 1
+            operands = [_quantizer(described[f"{parent}.{place}"]) for place in range(count)]
+            replace_module(model, operation, QuantizedOperation(model.get_submodule(operation), operands))
+
+
+def _quantizer(found: dict[str, Any]) -> ActivationQuantizer:
+    return ActivationQuantizer(found["bits"], 1.0, found["low"])
+
+
+def _as_today(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Rename the quantizers in a file of the first edition, in place. They were those of additions, or signed."""
+    for position, place in (("first", 0), ("second", 1)):
+        old, new = re.compile(rf"\.{position}(?=\.alpha$|$)"), f".operands.{place}"
+        for content in (tensors, metadata["activations"]):
+            for name in [name for name in content if old.search(name)]:
+                content[old.sub(new, name)] = content.pop(name)
+    for found in metadata["activations"].values():
+        if "signed" in found:
+            found["low"] = -(2 ** (found["bits"] - 1)) if found.pop("signed") else 0

@@ -23,6 +23,7 @@ class Observation:
     high: float
     histogram: Tensor  # (BINS,) counts of |x| from 0 to `limit`
     limit: float
+    signed: Tensor | None = None  # (BINS,) counts of x from `low` to `high`, where a zero-point is wanted
 
 
 Observer = Callable[[Observation, UniformGrid, float], float]
@@ -63,17 +64,61 @@ def histogram_mse(seen: Observation, grid: UniformGrid, percentile: float) -> fl
     return float(candidates[errors.argmin()])
 
 
+def with_zero_point(seen: Observation, bits: int, rule: str, percentile: float) -> tuple[float, int]:
+    """The largest level and the lowest code of a grid of 2^bits levels with zero among them, for a tensor with negative
+    values.
+
+    The range is that of `rule`, for both ends: the extremes (max), so that `percentile` percent of the values lie
+    within and as many below as above (percentile), or with the smallest mean squared error on the histogram (mse).
+    """
+    assert seen.signed is not None
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    centres = low + (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS * (high - low)
+    if rule == "percentile":
+        share = seen.signed.cumsum(0) / seen.signed.sum()
+        beyond = (1 - percentile / 100) / 2
+        ends = torch.searchsorted(share, torch.tensor([beyond, 1 - beyond], dtype=torch.float64)).clamp(max=BINS - 1)
+        low, high = min(float(centres[ends[0]]), 0.0), max(float(centres[ends[1]]), 0.0)
+    elif rule == "mse":
+        shares = torch.linspace(0.01, 1.0, 100, dtype=torch.float64)
+        found = low, high
+        for pairs in ((shares * low, shares * high), (shares * low, None), (None, shares * high)):
+            lows, highs = (
+                torch.full_like(shares, end) if p is None else p for p, end in zip(pairs, found, strict=True)
+            )
+            scale, zero = _affine(lows, highs, bits)
+            codes = torch.clamp(torch.round(centres / scale[:, None]), -zero[:, None], 2**bits - 1 - zero[:, None])
+            errors = ((codes * scale[:, None] - centres) ** 2 * seen.signed).sum(1)
+            best = int(errors.argmin())
+            found = float(lows[best]), float(highs[best])
+        low, high = found
+    scale, zero = _affine(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), bits)
+    return float(scale) * (2**bits - 1 - int(zero)), -int(zero)
+
+
+def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point; at least one level lies above zero, since the largest one is what the quantizer stores."""
+    scale = (high - low).clamp(min=1e-12) / (2**bits - 1)
+    return scale, torch.round(-low / scale).clamp(0, 2**bits - 2)
+
+
 @torch.inference_mode()
 def observe(
-    model: nn.Module, names: list[str], images: Tensor, advance: Callable[[], None] = lambda: None
+    model: nn.Module,
+    names: list[str],
+    images: Tensor,
+    advance: Callable[[], None] = lambda: None,
+    both: bool = False,
 ) -> dict[str, list[Observation]]:
     """Observe the inputs of the modules called `names` in the float `model` on normalized `images`.
 
-    The result has one entry per input. The first of two passes finds the extremes, the second fills the histograms.
+    The result has one entry per input. With `both`, it also has the histogram of both signs.
+    The first of two passes finds the extremes, the second fills the histograms.
     `advance` is called after every batch.
     """
     ends: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     histograms: dict[tuple[str, int], Tensor] = {}
+    signed: dict[tuple[str, int], Tensor] = {}
 
     def find_ends(name: str, inputs: Inputs) -> None:
         for key, x in _numbered(name, inputs):
@@ -86,6 +131,10 @@ def observe(
             # On the CPU: CUDA has no deterministic histogram.
             counts = torch.histc(x.abs().flatten().float().cpu(), BINS, 0, limit)
             histograms[key] = histograms.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
+            if both and ends[key][0] < 0:
+                low, high = float(ends[key][0]), max(float(ends[key][1]), 0.0)
+                counts = torch.histc(x.flatten().float().cpu(), BINS, low, high)
+                signed[key] = signed.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
 
     for visit in (find_ends, count):
         with watching(model, names, inputs=visit) as forward:
@@ -95,10 +144,11 @@ def observe(
     found: dict[str, list[Observation]] = {name: [] for name in names}
     for (name, position), (low, high) in sorted(ends.items(), key=lambda item: item[0][1]):
         limit = max(float(high), -float(low), 1e-12)
-        found[name].append(Observation(float(low), float(high), histograms[name, position], limit))
+        key = (name, position)
+        found[name].append(Observation(float(low), float(high), histograms[key], limit, signed.get(key)))
     return found
 
 
 def _numbered(name: str, inputs: Inputs) -> list[tuple[tuple[str, int], Tensor]]:
     """A module's inputs, keyed by the module's name and their position."""
-    return [((name, position), x) for position, x in enumerate(inputs)]
+    return [((name, position), x) for position, x in enumerate(inputs) if x.is_floating_point() and x.numel()]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph import additions
 from ptq_exp.quantization.context import Context, Sensitivities, shown
+from ptq_exp.quantization.coverage import quantized_operands
 from ptq_exp.quantization.distillation import distill
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.hooks import BATCH
@@ -156,6 +156,7 @@ def _bits_besides_codes(reference: nn.Module, options: QuantConfig) -> int:
     rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
     # Quantization adds activation ranges, and biases to layers without one.
-    ranges = len(layers) + 2 * len(additions(reference)) if options.act_bits is not None else 0
+    operands = sum(quantized_operands(reference, options).values())
+    ranges = len(layers) + operands if options.act_bits is not None else 0
     biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
     return 32 * (rest + 2 * scales + ranges + biases * options.bias_correction)

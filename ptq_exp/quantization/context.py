@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import target_layers
 
@@ -70,12 +71,18 @@ class Context:
         return {name: layer.weight.detach() for name, layer in layers.items()}
 
     def change_reference(self, change: Callable[[nn.Module], object]) -> None:
-        """Apply `change` to a copy of the float network, once for all quantizations that share the calibration."""
+        """Apply `change` to a copy of the float network, once for all quantizations that share the calibration.
+
+        `change` works in place or returns another network. The network stays as it is if it cannot be traced.
+        """
         before = self.reference
 
         def changed() -> nn.Module:
             network = copy.deepcopy(before)
-            change(network)
-            return network
+            try:
+                result = change(network)
+            except UserError:  # the report says so, see `coverage.limits`
+                return before
+            return result if isinstance(result, nn.Module) else network
 
         self.reference = self.calibration.once((change, before), changed)

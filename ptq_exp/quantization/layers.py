@@ -1,11 +1,13 @@
 """The modules of a quantized network."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.machine import triton_works
-from ptq_exp.quantization.grids import Grid, activation_grid
+from ptq_exp.quantization.grids import Grid, UniformGrid
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -16,7 +18,8 @@ def round_through(x: Tensor) -> Tensor:
 class ActivationQuantizer(nn.Module):
     """Fake-quantizes activations to 2^bits levels up to `alpha`. The shape stays the same.
 
-    Signed activations use two's complement: the lowest level is one step below -alpha.
+    The codes begin at `low`, which is minus the zero-point: 0 for tensors without negative values, -2^(bits-1) in two's
+    complement, whose lowest level is one step below -alpha, or any other.
 
     `drop` is the share of elements that stay unquantized during block reconstruction (QDrop, Wei et al. 2022), and 0
     otherwise. The gradient with respect to alpha is that of learned step sizes (Esser et al. 2020).
@@ -24,10 +27,10 @@ class ActivationQuantizer(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, bits: int, alpha: float, signed: bool = False):
+    def __init__(self, bits: int, alpha: float, low: int = 0):
         super().__init__()
-        self.bits, self.signed, self.drop = bits, signed, 0.0
-        self.grid = activation_grid(bits, signed)
+        self.bits, self.drop = bits, 0.0
+        self.grid = UniformGrid(low, low + 2**bits - 1)
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +51,6 @@ class ActivationQuantizer(nn.Module):
             return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
         scale = self._scale()  # in place after the division, since allocation costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
-
-
 
 
 def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
@@ -125,23 +126,25 @@ class QuantizedLayer(nn.Module):
         return self.layer._conv_forward(x, self.soft, self.layer.bias)
 
 
-# torch.fx must not trace into these: their forward passes depend on values.
-OPAQUE = (ActivationQuantizer, QuantizedLayer)
-
-
 def _per_group(values: Tensor, weight: Tensor) -> Tensor:
     return values.detach().to(weight).reshape(-1, *[1] * (weight.dim() - 1)).clone()
 
 
-class QuantizedAddition(nn.Module):
-    """An addition of two branches with quantized operands."""
+class QuantizedOperation(nn.Module):
+    """An operation of several tensors, such as an addition, with quantized operands."""
 
-    def __init__(self, addition: nn.Module, first: ActivationQuantizer, second: ActivationQuantizer):
+    def __init__(self, operation: nn.Module, operands: list[ActivationQuantizer]):
         super().__init__()
-        self.addition, self.first, self.second = addition, first, second
+        self.operation, self.operands = operation, nn.ModuleList(operands)
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.addition(self.first(a), self.second(b))
+    def forward(self, *tensors: Tensor) -> Any:
+        count = len(self.operands)  # parameters and sizes follow the computed tensors
+        quantized = [quantizer(x) for quantizer, x in zip(self.operands, tensors[:count], strict=True)]
+        return self.operation(*quantized, *tensors[count:])
+
+
+# torch.fx must not trace into these. A trace then has the same nodes as that of the float network.
+OPAQUE = (ActivationQuantizer, QuantizedLayer, QuantizedOperation)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

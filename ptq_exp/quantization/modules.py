@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ptq_exp.base.errors import UserError
+from ptq_exp.quantization.attention import separate_attention
 
 
 def copy_network(model: nn.Module) -> nn.Module:
@@ -23,6 +24,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with the function of `model`. Its weights are plain parameters without gradient."""
     network = copy_network(model).eval()
     materialize(network)
+    separate_attention(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network

@@ -120,6 +120,15 @@ class QuantConfig:
     act_percentile: float = option(
         99.99, "act_rule=percentile: percent of the values within the clipping value", above=0, at_most=100
     )
+    act_coverage: str = option(
+        "layers",
+        "tensors whose activations are quantized: layers (the inputs of quantized layers), or all (also the image and "
+        "the operands of additions, products, pooling, concatenation, norms and curved activation functions)",
+        choices=["layers", "all"],
+    )
+    act_zero_point: bool = option(
+        False, "true: tensors with negative values get a zero-point instead of a signed symmetric range"
+    )
     act_input_image: bool = option(False, "true: also quantize the image that enters the first layer")
     act_residual: bool = option(False, "true: also quantize the two operands of every residual addition")
     calibration_images: int = option(

@@ -15,7 +15,7 @@ from ptq_exp.networks.graph.operations import (
     kind,
     sources,
 )
-from ptq_exp.networks.graph.tracing import Classes, Graph, only_adds
+from ptq_exp.networks.graph.tracing import Classes, Graph, owner
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def blocks(model: nn.Module, opaque: Classes = ()) -> list[Block]:
     except UserError:
         return []
     finder = _BlockFinder(graph)
-    sums = [node for node in graph.nodes if is_concatenation(node) or is_addition(node) or finder.adds(node)]
+    sums = [n for n in graph.nodes if is_concatenation(n, graph.module(n)) or is_addition(n, graph.module(n))]
     found = _innermost([block for node in sums if (block := finder.around(node))])
     inside = {name for block in found for name in block.nodes}
-    products = [node for node in graph.nodes if is_product(node) and node.name not in inside]
+    products = [node for node in graph.nodes if is_product(node, graph.module(node)) and node.name not in inside]
     gates = [block for node in products if (block := finder.around(node)) and not inside & set(block.nodes)]
     order = {node.name: place for place, node in enumerate(graph.nodes)}
     return _named(sorted(found + _innermost(gates), key=lambda block: order[block.entry]), graph)
@@ -67,11 +67,6 @@ class _BlockFinder:
         self.above = immediate(nodes, {node: sources(node) for node in nodes})
         users = {node: [user for user in node.users if user in self.order] for node in nodes}
         self.below = immediate(nodes[::-1], users)
-
-    def adds(self, node: fx.Node) -> bool:
-        """Whether the node calls a module that only adds its inputs."""
-        module = self.graph.module(node)
-        return module is not None and len(sources(node)) == 2 and only_adds(module)
 
     def around(self, join: fx.Node) -> Block | None:
         """The smallest block that contains `join`, or None."""
@@ -132,22 +127,13 @@ def _named(found: list[Block], graph: Graph) -> list[Block]:
     taken: set[str] = set()
     named = []
     for block in found:
-        owners = [_owner(by_name[name]) for name in block.nodes]
+        owners = [owner(by_name[name]) for name in block.nodes]
         closer = [layer.rpartition(".")[0] for layer in block.layers]
         options = [_common(owners), _common(closer), f"{_common(owners)}.{block.exit}".lstrip(".")]
         name = next((option for option in options if option and option not in taken), block.exit)
         taken.add(name)
         named.append(Block(name, block.entry, block.exit, block.nodes, block.layers))
     return named
-
-
-def _owner(node: fx.Node) -> str:
-    """The module in whose forward function the node is called."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    names = [str(entry[0]) for entry in stack]
-    if node.op == "call_module" and names and names[-1] == node.target:
-        names.pop()
-    return names[-1] if names else ""
 
 
 def _common(names: list[str]) -> str:

@@ -1,7 +1,9 @@
 """The kinds of operations in a network's graph."""
 
+import inspect
 import operator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,17 +35,65 @@ PASSING: set[Any] = HOMOGENEOUS | {
     "chunk", "split", "squeeze", "unsqueeze", "unbind", "unflatten", "narrow", "select", "roll", "expand", "expand_as",
     "repeat", "contiguous", "clone", "detach", "to", "float", "type_as", "size", "dim", getattr, "index_select",
 }  # fmt: skip
+ARITHMETIC: set[Any] = ADDITIONS | {
+    operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.neg,
+    torch.sub, torch.mul, torch.div, "sub", "sub_", "mul", "mul_", "div", "div_",
+}  # fmt: skip
+IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
 SIZES: set[Any] = {"size", "dim", "stride", "numel", "is_contiguous"}
+
+
+class Operation(nn.Module):
+    """A function of tensors as a module, with its other arguments fixed."""
+
+    def __init__(self, node: fx.Node):
+        super().__init__()
+        places = {source: Place(number) for number, source in enumerate(given(node))}
+        self.op, self.target = node.op, node.target
+        self.arguments: Any = fx.node.map_arg((node.args, node.kwargs), cast(Any, places.__getitem__))
+
+    def forward(self, *tensors: Any) -> Any:
+        args, kwargs = fx.node.map_aggregate(self.arguments, lambda x: tensors[x.number] if isinstance(x, Place) else x)
+        if self.op == "call_method":
+            return getattr(args[0], str(self.target))(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Stands for one of the tensors among an operation's arguments."""
+
+    number: int
 
 
 def kind(node: fx.Node, module: nn.Module | None = None) -> Any:
     """What `node` does, as an entry of the sets of this module: a function, a method's name, or a module's class."""
-    return type(module) if node.op == "call_module" else node.target
+    inner = unwrapped(module)
+    if isinstance(inner, Operation):
+        return inner.target
+    return type(inner) if node.op == "call_module" else node.target
+
+
+def unwrapped(module: nn.Module | None) -> nn.Module | None:
+    """The operation inside a module that quantizes its operands, which is called `operation` there."""
+    inner = getattr(module, "operation", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def passes_levels(what: Any) -> bool:
+    """Whether an operation of this kind returns values of its input, or values between its levels and zero."""
+    return what in PASSING or getattr(what, "__name__", "") in IN_TRAINING
 
 
 def sources(node: fx.Node) -> list[fx.Node]:
     """The computed inputs of `node`: no parameters and no sizes."""
     return [source for source in node.all_input_nodes if source.op != "get_attr" and not is_size(source)]
+
+
+def given(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node: first its computed tensors, then parameters and sizes."""
+    computed = sources(node)
+    return [*computed, *(source for source in node.all_input_nodes if source not in computed)]
 
 
 def is_size(node: fx.Node) -> bool:
@@ -56,16 +106,37 @@ def is_size(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and bool(inputs) and all(map(is_size, inputs))
 
 
-def is_addition(node: fx.Node) -> bool:
+def only_numbers(node: fx.Node) -> bool:
+    """Whether the node adds a number to a computed tensor, or multiplies it by one: only the scale changes."""
+    return node.target in ARITHMETIC and len(node.all_input_nodes) == 1 and len(node.args) == 2
+
+
+def is_addition(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node adds two computed tensors, neither of them a number or a parameter."""
-    return node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(sources(node)) == 2
+    inner = unwrapped(module)
+    added = kind(node, module) in ADDITIONS or (inner is not None and only_adds(inner))
+    return added and len(sources(node)) == 2
 
 
-def is_concatenation(node: fx.Node) -> bool:
+def is_concatenation(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node joins several computed tensors side by side."""
-    return node.op == "call_function" and node.target in CONCATENATIONS and len(sources(node)) >= 2
+    return kind(node, module) in CONCATENATIONS and len(sources(node)) >= 2
 
 
-def is_product(node: fx.Node) -> bool:
+def is_product(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node multiplies computed tensors: a gate, or the matrices of attention."""
-    return node.op in ("call_function", "call_method") and node.target in PRODUCTS and len(sources(node)) >= 2
+    return kind(node, module) in PRODUCTS and len(sources(node)) >= 2
+
+
+def only_adds(module: nn.Module) -> bool:
+    """Whether the module only adds its two inputs, in either order and without a factor."""
+    try:
+        if len(inspect.signature(module.forward).parameters) != 2 or next(module.children(), None) is not None:
+            return False  # almost every module ends here, since tracing takes longer
+        nodes = list(fx.Tracer().trace(module).nodes)
+    except Exception:  # not written in Python, or fx raises whatever the forward function raises on symbolic inputs
+        return False
+    if [node.op for node in nodes[:2]] != ["placeholder"] * 2 or len(nodes) != 4:
+        return False
+    first, second, total, _ = nodes
+    return total.target in ADDITIONS and set(total.args) == {first, second} and not total.kwargs

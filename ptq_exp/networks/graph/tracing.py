@@ -3,7 +3,6 @@
 Every function takes `opaque`, classes of modules that are not traced into. Layers and norms are never traced into.
 """
 
-import inspect
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph.operations import is_addition
+from ptq_exp.networks.graph.operations import Operation, only_adds
 
 Classes = tuple[type[nn.Module], ...]
 TORCH = str(Path(torch.__file__).parent)
@@ -26,7 +25,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, opaque: Classes, leaves: dict[str, str]):
         super().__init__()
-        self.opaque, self.leaves = (*opaque, nn.Conv2d, nn.Linear, nn.BatchNorm2d), leaves
+        self.opaque, self.leaves = (*opaque, nn.Conv2d, nn.Linear, nn.BatchNorm2d, Operation), leaves
         self.failed: str | None = None  # the innermost module in which the trace failed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -99,18 +98,13 @@ def standard(module: nn.Module, base: type[nn.Module]) -> bool:
     return isinstance(module, base) and all(kept)
 
 
-def only_adds(module: nn.Module) -> bool:
-    """Whether the module only adds its two inputs, in either order and without a factor."""
-    try:
-        if len(inspect.signature(module.forward).parameters) != 2 or next(module.children(), None) is not None:
-            return False  # almost every module ends here, since tracing takes longer
-        nodes = list(fx.Tracer().trace(module).nodes)
-    except Exception:  # not written in Python, or fx raises whatever the forward function raises on symbolic inputs
-        return False
-    if [node.op for node in nodes[:2]] != ["placeholder"] * 2 or len(nodes) != 4:
-        return False
-    first, second, total, _ = nodes
-    return is_addition(total) and set(total.args) == {first, second} and not total.kwargs
+def owner(node: fx.Node) -> str:
+    """The module in whose forward function the node is called."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    names = [str(entry[0]) for entry in stack]
+    if node.op == "call_module" and names and names[-1] == node.target:
+        names.pop()
+    return names[-1] if names else ""
 
 
 def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]:

@@ -6,6 +6,7 @@ from ptq_exp.quantization.steps.calibrate_activations import CalibrateActivation
 from ptq_exp.quantization.steps.correct_biases import CorrectBiases
 from ptq_exp.quantization.steps.distill import Distill
 from ptq_exp.quantization.steps.equalize import Equalize
+from ptq_exp.quantization.steps.expose_operations import ExposeOperations
 from ptq_exp.quantization.steps.fold_batch_norm import FoldBatchNorm
 from ptq_exp.quantization.steps.reconstruct import Reconstruct
 from ptq_exp.quantization.steps.reestimate_batch_norm import ReestimateBatchNorm
@@ -15,6 +16,7 @@ from ptq_exp.quantization.steps.step import Step
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     Equalize(),
+    ExposeOperations(),
     RoundWeights(),
     CalibrateActivations(),
     Reconstruct(),

@@ -2,15 +2,13 @@
 
 import math
 
-from torch import nn
-
 from ptq_exp.base.errors import UserError, check_choice
-from ptq_exp.networks.graph import additions
-from ptq_exp.quantization.activations import OBSERVERS, Observation, observe
+from ptq_exp.quantization.activations import OBSERVERS, Observation, observe, with_zero_point
 from ptq_exp.quantization.context import Context, shown
+from ptq_exp.quantization.coverage import quantized_operands
 from ptq_exp.quantization.grids import activation_grid
 from ptq_exp.quantization.hooks import BATCH
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, quantized_layers
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import EIGHT, target_layers
@@ -19,16 +17,16 @@ from ptq_exp.quantization.widths import check_bits
 
 
 class CalibrateActivations(Step):
-    """Insert a quantizer before every quantized layer and, if requested, before every residual addition.
+    """Insert a quantizer before every quantized layer and, if requested, before other operations.
 
-    The layer that receives the image is skipped unless `act_input_image` is set. A number for `act_alpha` overrides the
-    ranges. Tensors with negative values get a signed grid.
+    The layer that receives the image is skipped unless `act_input_image` is set or everything is covered. A number for
+    `act_alpha` overrides the ranges. Tensors with negative values get a signed grid, or a zero-point.
     """
 
     name = "calibrate activations"
     reads = (
-        "act_bits", "act_alpha", "act_rule", "act_percentile", "act_input_image", "act_residual", "layers",
-        "first_and_last", "calibration_images",
+        "act_bits", "act_alpha", "act_rule", "act_percentile", "act_input_image", "act_residual", "act_coverage",
+        "act_zero_point", "layers", "first_and_last", "calibration_images",
     )  # fmt: skip
 
     def check(self, options: QuantConfig) -> None:
@@ -42,40 +40,45 @@ class CalibrateActivations(Step):
             return
         everything = list(target_layers(context.reference, options.layers))
         layers = quantized_layers(network)
-        names = [name for name in layers if options.act_input_image or name != everything[0]]
-        joints = additions(context.reference) if options.act_residual else []
+        image = options.act_input_image or options.act_coverage == "all"
+        names = [name for name in layers if image or name != everything[0]]
+        operations = quantized_operands(context.reference, options)
         ends = {everything[0], everything[-1]} if options.first_and_last == "eight" else set()
-        for name, observations in _observations(context, names + joints).items():
+        for name, observations in _observations(context, [*names, *operations]).items():
             if name in layers:
                 width = EIGHT if name in ends else options.act_bits
                 layers[name].activation = _quantizer(options, observations[0], width).to(context.images.device)
                 context.observed[name] = observations[0]
             else:
-                operands = [_quantizer(options, operand, options.act_bits) for operand in observations]
-                joint: nn.Module = QuantizedAddition(network.get_submodule(name), *operands)
-                replace_module(network, name, joint.to(context.images.device))
+                seen = observations[: operations[name]]
+                operands = [_quantizer(options, operand, options.act_bits) for operand in seen]
+                operation = QuantizedOperation(network.get_submodule(name), operands)
+                replace_module(network, name, operation.to(context.images.device))
 
 
 def _observations(context: Context, names: list[str]) -> dict[str, list[Observation]]:
     """The observed inputs of the modules called `names` in the float network, without modules that do not run."""
+    both = context.options.act_zero_point
 
     def compute() -> dict[str, list[Observation]]:
         steps = 2 * math.ceil(len(context.images) / BATCH)
         with shown(context.progress, "Calibrating activations", steps) as advance:
-            return observe(context.reference, names, context.images, advance)
+            return observe(context.reference, names, context.images, advance, both)
 
-    every = context.calibration.once(("observations", context.reference, *names), compute)
+    every = context.calibration.once(("observations", context.reference, both, *names), compute)
     return {name: found for name, found in every.items() if found}  # a module may exist but never run
 
 
 def _quantizer(options: QuantConfig, seen: Observation, bits: int) -> ActivationQuantizer:
     signed = seen.low < 0
+    if signed and options.act_zero_point and options.act_alpha is None:
+        return ActivationQuantizer(bits, *with_zero_point(seen, bits, options.act_rule, options.act_percentile))
     if signed and bits == 1:
         raise UserError(
             "quant.act_bits=1 leaves tensors with negative values (the image, residual sums) no level above zero. "
-            "Use 2 bits, or leave act_input_image and act_residual false."
+            "Use 2 bits, or quant.act_zero_point=true."
         )
-    alpha = options.act_alpha
+    grid, alpha = activation_grid(bits, signed), options.act_alpha
     if alpha is None:
-        alpha = OBSERVERS[options.act_rule](seen, activation_grid(bits, signed), options.act_percentile)
-    return ActivationQuantizer(bits, alpha, signed)
+        alpha = OBSERVERS[options.act_rule](seen, grid, options.act_percentile)
+    return ActivationQuantizer(bits, alpha, grid.low)

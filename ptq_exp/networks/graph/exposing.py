@@ -1,0 +1,106 @@
+"""Networks with functional operations as modules, so that the operations have names and their inputs can be changed."""
+
+from torch import fx, nn
+
+from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images
+from ptq_exp.networks.graph.operations import (
+    Operation,
+    given,
+    is_addition,
+    is_size,
+    kind,
+    only_numbers,
+    passes_levels,
+    sources,
+)
+from ptq_exp.networks.graph.tracing import Classes, Graph, owner
+
+
+def operations(graph: Graph, additions_only: bool) -> list[fx.Node]:
+    """The operations of a network that need levels for their operands: additions of two computed tensors, or all.
+
+    All are the operations that are no layers and compute new values: additions, products, average pooling,
+    concatenation, norms and curved activation functions.
+    """
+    return [node for node in graph.nodes if _computes(node, graph, additions_only)]
+
+
+def operands(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> dict[str, int]:
+    """The modules that are such `operations`, with the number of their operands.
+
+    Raises `UserError` if the network cannot be traced.
+    """
+    graph = Graph(model, opaque)
+    found = [node for node in operations(graph, additions_only) if node.op == "call_module"]
+    return {str(node.target): len(sources(node)) for node in found}
+
+
+def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.Module:
+    """The network with these `operations` as modules. It is `model` itself if they are modules already.
+
+    The new network shares the modules of `model` and computes the same. Modules that its graph does not call are left
+    out. Raises `UserError` if the network cannot be traced.
+    """
+    graph = Graph(model, opaque)
+    functional = [node for node in operations(graph, additions_only) if node.op != "call_module"]
+    if not functional:
+        return model
+    names = _names(functional, set(graph.modules))
+    network = fx.GraphModule(model, graph.graph)
+    for node in functional:
+        network.add_submodule(names[node], Operation(node))
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_module(names[node], tuple(given(node)))
+        node.replace_all_uses_with(call)
+        graph.graph.erase_node(node)
+    _adapt(model, graph.graph)
+    network.graph = graph.graph
+    network.train(model.training)
+    network.meta["operations"] = "additions" if additions_only else "all"  # copies of the network keep it
+    return network
+
+
+def exposed(network: nn.Module) -> str | None:
+    """Which operations `expose` made modules of: `additions`, `all`, or None."""
+    found: str | None = getattr(network, "meta", {}).get("operations")
+    return found
+
+
+def _computes(node: fx.Node, graph: Graph, additions_only: bool) -> bool:
+    module = graph.module(node)
+    if is_addition(node, module):
+        return True
+    if additions_only:
+        return False
+    if node.op in ("placeholder", "get_attr", "output") or is_size(node) or not sources(node) or only_numbers(node):
+        return False
+    if node.op == "call_module" and (graph.layer(node) is not None or str(node.target) in graph.untraced):
+        return False
+    return not passes_levels(kind(node, module))
+
+
+def _names(nodes: list[fx.Node], taken: set[str]) -> dict[fx.Node, str]:
+    """A name for each operation, inside the module that calls it: `layer1.0.add`."""
+    names = {}
+    for node in nodes:
+        function = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "operation")
+        base = f"{owner(node)}.{function.strip('_')}".lstrip(".")
+        name, number = base, 1
+        while name in taken:
+            name, number = f"{base}_{number}", number + 1
+        taken.add(name)
+        names[node] = name
+    return names
+
+
+def _adapt(model: nn.Module, graph: fx.Graph) -> None:
+    """Put into the graph what hooks do around the network."""
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    if needs_contiguous_images(model):
+        with graph.inserting_after(image):
+            contiguous = graph.call_method("contiguous", (image,))
+        image.replace_all_uses_with(contiguous, lambda user: user is not contiguous)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node):
+        with graph.inserting_before(output):
+            output.args = (graph.call_function(logits_of, (output.args[0],)),)

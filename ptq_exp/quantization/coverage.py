@@ -1,0 +1,74 @@
+"""What a quantization covers: operands, the tensors that stay float with their reasons, and what is unavailable."""
+
+from torch import Tensor, nn
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.networks.graph import Graph, operands
+from ptq_exp.quantization.layers import OPAQUE, QuantizedLayer
+from ptq_exp.quantization.options import QuantConfig
+
+Reasons = dict[str, str]
+
+
+def quantized_operands(reference: nn.Module, options: QuantConfig) -> dict[str, int]:
+    """The modules whose operands are quantized, with their number of operands. Empty for layers alone, and for a
+    network that cannot be traced."""
+    if options.act_bits is None or not (options.act_residual or options.act_coverage == "all"):
+        return {}
+    try:
+        return operands(reference, options.act_coverage != "all", OPAQUE)
+    except UserError:
+        return {}
+
+
+def limits(reference: nn.Module, options: QuantConfig) -> list[str]:
+    """One sentence for each part of the method that is not available, because the network cannot be traced."""
+    wanted = {
+        "batch norms are not folded": options.fold_batch_norm,
+        "weight ranges are not equalized": options.equalize,
+        "rounding is learned layer by layer instead of block by block": options.rounding == "block",
+        "only the inputs of layers are quantized": options.act_bits is not None
+        and (options.act_residual or options.act_coverage == "all"),
+    }
+    affected = [words for words, on in wanted.items() if on]
+    if not affected:
+        return []
+    try:
+        untraced = Graph(reference, OPAQUE).untraced
+    except UserError as error:
+        return [f"{str(error).removesuffix('.')}. Therefore {', '.join(affected)}."]
+    return [
+        f"{name} cannot be traced: {reason}. Inside it, {', '.join(affected)}." for name, reason in untraced.items()
+    ]
+
+
+def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reasons]:
+    """The percentage of weights that are quantized, and why each other parameter with two or more dimensions is not.
+
+    The percentage is over all parameters with two or more dimensions.
+    """
+    quantized = {id(p) for m in network.modules() if isinstance(m, QuantizedLayer) for p in m.parameters()}
+    total = done = 0
+    reasons: Reasons = {}
+    for name, parameter in network.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        total += parameter.numel()
+        if id(parameter) in quantized:
+            done += parameter.numel()
+        else:
+            reasons[name] = _reason(network, name, parameter, options)
+    return 100 * done / total if total else 0.0, reasons
+
+
+def _reason(network: nn.Module, name: str, parameter: Tensor, options: QuantConfig) -> str:
+    module = network.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, nn.Conv2d | nn.Linear) and name.endswith("weight"):
+        if isinstance(module, nn.Linear) and options.layers == "conv":
+            return "layers=conv"
+        if options.first_and_last == "float":
+            return "first_and_last=float"
+        return "its forward function computes other weights"
+    if type(module).__module__.startswith("torch.nn."):
+        return f"{type(module).__name__} is not supported"
+    return "no layer of its own"
