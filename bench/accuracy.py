@@ -28,7 +28,8 @@ from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.runs.device import pick_device
-from ptq_exp.runs.float_model import FloatModel, load_or_train
+from ptq_exp.runs.fitting import FloatModel
+from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "accuracy.jsonl"
 RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"

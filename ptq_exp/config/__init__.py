@@ -5,6 +5,7 @@ The dataclasses are plain Python, so building a `Config` by hand needs neither H
 
 import dataclasses
 import os
+import re
 from typing import Any
 
 from ptq_exp.base.errors import UserError, unknown_key
@@ -43,8 +44,17 @@ def from_hydra(cfg: Any) -> Config:
         cfg = OmegaConf.to_object(cfg)
         _refuse_unknown(cfg)
     validate(cfg)
+    if cfg.model.get("name") is None:
+        cfg.model["name"] = network_name(cfg.model)
     cfg.quant.name = " ".join(words_of(cfg))
     return cfg
+
+
+def network_name(model: dict[str, Any]) -> str:
+    """The name of a network without a `model.name`: its class, or the name that its constructor is given."""
+    target = str(model.get("target") or model.get("architecture"))
+    args = model.get("args") or {}
+    return str(args.get("model_name") or re.split(r"[.:/]", target)[-1])
 
 
 def _refuse_unknown(node: Any, prefix: str = "") -> None:

@@ -27,7 +27,7 @@ class Config:
     checkpoint: str = option(
         "auto",
         "auto: the stored model of this training configuration, else train and store it; train: train again; "
-        "or the path or URL of a checkpoint file",
+        "pretrained: keep the weights with which the network is built; or the path or URL of a checkpoint file",
     )
     device: str = option("auto", "auto: an unclaimed CUDA GPU if there is one, else the CPU; cuda, cuda:N, cpu")
     threads: int | None = option(

@@ -12,7 +12,8 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.base.tensors import load_checked
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.export.network_file import load_quantized
-from ptq_exp.networks import build_model
+from ptq_exp.networks import build_model, custom
+from ptq_exp.networks.graph.calling import contiguous_images
 
 
 class QuantizedNetwork(nn.Module):
@@ -40,23 +41,41 @@ class QuantizedNetwork(nn.Module):
         return logits
 
 
-def load(path: str | Path, device: str = "cpu") -> QuantizedNetwork:
+def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None) -> QuantizedNetwork:
     """The quantized network of a `quantized_w<bits>.safetensors`. The file contains the architecture.
 
     The network takes uint8 images (N, C, H, W), or float images normalized by `about["mean"]` and `about["std"]`.
+    `network` is needed for a network of your own if its source file has moved or changed: an instance of its class,
+    whose weights are replaced. A file never decides which other code runs.
 
     Raises `UserError` if the file is missing, damaged or not a quantized network.
     """
     try:
         about = load_checked(Path(path))[1]
-        network = build_model(classes=len(about["classes"]), **about["model"])
+        network = network or _built(Path(path), about)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error
         raise UserError(
             f"{path} is not a quantized network saved by ptq_exp ({reason}). "
             f"Give a job's quantized_w<bits>.safetensors."
         ) from error
+    if about.get("contiguous"):
+        contiguous_images(network)
     return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
+
+
+def _built(path: Path, about: dict[str, Any]) -> nn.Module:
+    options = dict(about["model"])
+    if options["architecture"] == "custom":
+        known = custom.trusted(options)
+        if known is None:
+            name = str(options["target"]).rpartition(":")[2].rpartition(".")[2]
+            raise UserError(
+                f"{path} needs the class {options['target']}, which is not on this machine as it was when the file was "
+                f"saved. Import it and call ptq_exp.load('{path.name}', network={name}(...))."
+            )
+        options = {"architecture": "custom", **known}
+    return build_model(classes=len(about["classes"]), **options)
 
 
 class _Predictor:

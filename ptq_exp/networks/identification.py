@@ -29,8 +29,9 @@ class Identity:
     @classmethod
     def stored(cls, metadata: dict[str, Any]) -> "Identity | None":
         """The network named in the metadata of our own files, or None if it names no known network."""
-        if metadata.get("architecture") not in architectures() or "classes" not in metadata:
-            return None
+        architecture = metadata.get("architecture")
+        if architecture == "custom" or architecture not in architectures() or "classes" not in metadata:
+            return None  # a file does not decide which code of the user runs
         options = {name: metadata[name] for name in allowed_options(metadata["architecture"]) if name in metadata}
         classes = metadata["classes"]  # their names, or how many in the shipped files
         return cls(metadata["architecture"], options, classes if isinstance(classes, int) else len(classes))
@@ -38,6 +39,8 @@ class Identity:
     def __str__(self) -> str:
         """`ResNet-20 with pad shortcuts`."""
         name = {"resnet": "ResNet", "vgg": "VGG"}.get(self.architecture)
+        if self.architecture == "custom":
+            return str(self.options["target"])
         if name is None:
             return self.architecture
         parts = [f"{self.options['shortcut']} shortcuts"] if "shortcut" in self.options else []

@@ -14,7 +14,7 @@ from ptq_exp.data.published import DataUnavailable
 def load_images(config: Config, device: torch.device) -> Dataset:
     """Load the data set of `config` to `device`. Raises `UserError` if it is not available."""
     options = config.data
-    if options.name != "auto" or config.checkpoint in ("auto", "train"):
+    if options.name != "auto" or config.checkpoint in ("auto", "train", "pretrained"):
         return load_dataset(options, config.cache, device)
     try:
         return load_dataset(replace(options, name="cifar10"), config.cache, device)

@@ -16,6 +16,7 @@ from ptq_exp.base.files import digest, file_digest, write_json
 from ptq_exp.base.text import read_text
 from ptq_exp.config import Config
 from ptq_exp.data.image_folder import source_digest
+from ptq_exp.networks import custom
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
 from ptq_exp.results.files import VERSION, write_failure
 from ptq_exp.results.records import Failure
@@ -41,8 +42,9 @@ def job_key(config: Config, device_type: str) -> str:
     there = config.data.name == "auto" and root.exists()  # decides the meaning of auto
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
     where += [config.tracking.register] if config.tracking.register else []
+    code = custom.identity(config.model) if config.model.get("architecture") == "custom" else {}
     versions = [VERSION, RECONSTRUCTION_VERSION]
-    return digest(relevant, file, images, there, where, device_type, versions)
+    return digest(relevant, file, images, there, where, device_type, versions, *([code] if code else []))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
 from ptq_exp.export.network_file import save_quantized
+from ptq_exp.networks import custom
+from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
@@ -142,8 +144,10 @@ def save_network(
 ) -> None:
     """Write the quantized network, with the metadata that `ptq_exp.load` needs to rebuild it."""
     float_model = shared.float_model
+    options = float_model.options
     about = {
-        "model": float_model.options,
+        "model": custom.as_stored(options) if options["architecture"] == "custom" else options,
+        "contiguous": needs_contiguous_images(float_model.model),
         "classes": list(shared.dataset.classes),
         "mean": float_model.config.data.mean,
         "std": float_model.config.data.std,

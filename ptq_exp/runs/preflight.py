@@ -6,9 +6,11 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
 from ptq_exp.data import check_data, number_of_classes
 from ptq_exp.data.published import DataUnavailable
-from ptq_exp.networks.reading import read_checkpoint
+from ptq_exp.networks import build_model
+from ptq_exp.networks.reading import read_weights
+from ptq_exp.runs.checkpoint_file import check_classes, fitted_network, identified
 from ptq_exp.runs.device import check_device
-from ptq_exp.runs.float_model import check_classes, fitting_network
+from ptq_exp.runs.float_model import KEYWORDS
 from ptq_exp.runs.images import no_stand_in
 
 
@@ -33,18 +35,22 @@ def check(config: Config) -> None:
     validate(config)
     check_device(config.device)
     _check_data(config)
-    if config.checkpoint not in ("auto", "train") and "://" not in config.checkpoint:
-        checkpoint = read_checkpoint(config.checkpoint, config.cache, config.data.timeout)
-        network = fitting_network(config, checkpoint)
-        if (classes := number_of_classes(config.data)) is not None:
-            check_classes(network, checkpoint.path, config.data.name, classes)
+    classes = number_of_classes(config.data)
+    if config.checkpoint not in KEYWORDS and "://" not in config.checkpoint:
+        file = read_weights(config.checkpoint, config.cache, config.data.timeout)
+        network = identified(config, file, classes or 1)
+        if classes is not None:
+            check_classes(network, file.path, config.data.name, classes)
+            fitted_network(network, file)
+    elif classes is not None and config.model.get("architecture") == "custom":
+        build_model(classes=classes, **{key: value for key, value in config.model.items() if key != "name"})
 
 
 def _check_data(config: Config) -> None:
     options = config.data
     if options.name != "auto":
         check_data(options)
-    elif config.checkpoint not in ("auto", "train"):
+    elif config.checkpoint not in KEYWORDS:
         try:
             check_data(replace(options, name="cifar10"))
         except DataUnavailable as error:

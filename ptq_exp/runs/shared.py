@@ -18,7 +18,8 @@ from ptq_exp.evaluation.plausibility import warn_if_implausible
 from ptq_exp.networks.store import weights_digest
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.runs.device import hardware
-from ptq_exp.runs.float_model import FloatModel, load_or_train
+from ptq_exp.runs.fitting import FloatModel
+from ptq_exp.runs.float_model import load_or_train
 from ptq_exp.runs.images import load_images
 from ptq_exp.runs.ledger import UNRELATED
 
@@ -70,6 +71,7 @@ def prepare(config: Config, device: torch.device, training: Callable[[], Abstrac
         log.info("Data: %s, %s, %d classes. Device: %s.", dataset.name, sizes, len(dataset.classes), hardware(device))
         float_model = load_or_train(config, dataset, device, training)
         log.info("Float model: %s.", float_model.source)
+        dataset = float_model.dataset
         baseline = _measure(float_model.model, dataset, float_model, "Evaluating the float network")
         log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
         warn_if_implausible(baseline, dataset, float_model.claim)

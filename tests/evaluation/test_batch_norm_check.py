@@ -19,7 +19,7 @@ from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.batch_norm_check import BatchNormCheck, check_constants, choose_constants
 from ptq_exp.networks import build_model
 from ptq_exp.networks.resnet import PadShortcut
-from ptq_exp.runs.float_model import from_file
+from ptq_exp.runs.checkpoint_file import from_file
 
 CPU = torch.device("cpu")
 HALF = next(known for known in KNOWN if known.mean == (0.5, 0.5, 0.5))

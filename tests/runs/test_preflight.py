@@ -101,7 +101,7 @@ def test_a_hundred_classes_are_not_advised_cifar10(deep: Path, tmp_path: Path) -
 
 def test_a_view_that_needs_another_layout_is_named_as_the_cause() -> None:
     from ptq_exp.data.digits import load
-    from ptq_exp.runs.float_model import check_images_fit
+    from ptq_exp.runs.fitting import check_images_fit
 
     class Viewing(torch.nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from trained import CPU, few_digits
 
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Recipe
-from ptq_exp.runs.float_model import SHIPPED, load_or_train, shipped
+from ptq_exp.runs.float_model import load_or_train
+from ptq_exp.runs.shipped import SHIPPED, shipped
 from ptq_exp.training.loop import resolve_recipe
 from ptq_exp.training.options import TrainerOptions
 
