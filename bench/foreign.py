@@ -1,6 +1,6 @@
 """Networks that ptq_exp did not build, at several bit widths: `python -m bench.foreign --networks FOLDER --jpeg ...`.
 
-FOLDER holds the checkpoints and the class of `NETWORKS` below. Each is quantized with quant=best and several seeds, first
+FOLDER holds the checkpoints of `NETWORKS` below. Each is quantized with quant=best and several seeds, first
 and last layer at the same bits, with JPEG calibration images, and evaluated on the JPEG test images. Lines are appended
 to bench/results/foreign.jsonl; existing results are not measured again. Then the table of docs/results.md is written.
 Needs neither Hydra nor MLflow.
