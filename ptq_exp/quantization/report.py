@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.context import Context
+from ptq_exp.quantization.coverage import float_tensors, limits
 from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.hooks import Inputs, watching
 from ptq_exp.quantization.layer_report import LayerReport
@@ -27,6 +28,9 @@ class Report:
     bits_mean: float  # stored bits per weight (including sign), the mean over all quantized weights
     sensitivity: dict[str, dict[float, float]] | None  # of mixed precision: layer -> bits -> divergence in nats
     activations: dict[str, Observation]  # the calibrated inputs of layers with quantized inputs
+    quantized_percent: float  # of all parameters with two or more dimensions
+    float_tensors: dict[str, str]  # the others of these, with the reason why each is not quantized
+    limits: list[str]  # what is not available for this network, one sentence each
     size_bytes: int  # packed codes, and scales and everything else (batch norm, biases, other layers) in float32
 
 
@@ -99,7 +103,11 @@ def make_report(context: Context) -> Report:
     code_bits = sum(row.weights * row.stored_bits for row in rows)
     bits_mean = code_bits / sum(row.weights for row in rows)
     size = math.ceil(code_bits / 8) + FLOAT_BYTES * _float_numbers(network, {row.layer for row in rows})
-    return Report(rows, bits_mean, context.sensitivity, context.observed, size)
+    percent, others = float_tensors(network, options)
+    unavailable = context.calibration.once(
+        ("limits", context.reference, repr(options)), lambda: limits(context.reference, options)
+    )
+    return Report(rows, bits_mean, context.sensitivity, context.observed, percent, others, unavailable, size)
 
 
 def _float_numbers(network: nn.Module, quantized: set[str]) -> int:

@@ -31,6 +31,7 @@ from ptq_exp.results.series import (
     NOT_DISTINGUISHABLE,
     Series,
     as_series,
+    coverage,
     nominal_width,
     stored_width,
     titled,
@@ -264,6 +265,7 @@ def sweep_note(record: SweepRecord) -> str:
 
 
 def job_note(record: JobRecord) -> str:
-    """The table of a job in Markdown, and its diagnoses."""
+    """The table of a job in Markdown, its diagnoses, and what it covers."""
     sentences = "\n\n".join(f"{width(result)}. {result.diagnosis}" for result in record.results)
-    return f"{markdown_table({'': list(record.results)}, record.title)}\n\n{sentences}"
+    table = markdown_table({"": list(record.results)}, record.title)
+    return "\n\n".join([table, sentences, *coverage(record.results)])

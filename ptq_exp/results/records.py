@@ -8,7 +8,7 @@ from typing import Any
 from ptq_exp.quantization.layer_report import LayerReport
 
 # Fields of a bit width's result that are settings or text.
-NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers"}
+NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers", "float_tensors", "limits"}
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,14 @@ class BitWidthResult:
     evaluate_seconds: float
     diagnosis: str
     layers: tuple[LayerReport, ...] = ()
+    quantized_percent: float | None = None  # of the weights; None in records of earlier versions
+    float_tensors: dict[str, str] = field(default_factory=dict)  # the weights that stay float, with their reasons
+    limits: tuple[str, ...] = ()  # what is not available for this network, one sentence each
 
     def metrics(self) -> dict[str, float]:
         """The measured numbers, by name."""
         names = [entry.name for entry in dataclasses.fields(self) if entry.name not in NOT_METRICS]
-        return {name: float(getattr(self, name)) for name in names}
+        return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

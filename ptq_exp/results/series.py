@@ -1,12 +1,14 @@
 """Conclusions from the results of several jobs, by series."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from ptq_exp.results.records import BitWidthResult, Failure, JobRecord
 
 Series = dict[str, list[BitWidthResult]]  # by label
 
+MOST_TENSORS = 6  # float tensors in a sentence
 NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
 
@@ -128,6 +130,25 @@ def answers(series: Series) -> list[str]:
         best = [label for label, row in fewest.items() if stored_width(row) == number(least)]
         sentences.append(f"Fewest of all: {number(least)} bits per weight, by {' and '.join(best)}.")
     return sentences
+
+
+def coverage(results: Iterable[BitWidthResult]) -> list[str]:
+    """Which share of the weights is quantized, each tensor that stays float with its reason, and what is not available
+    for this network. Each sentence once."""
+    sentences: dict[str, None] = {}
+    for result in results:
+        if result.quantized_percent is not None:
+            sentences[_share(result.quantized_percent, result.float_tensors)] = None
+        sentences |= dict.fromkeys(result.limits)
+    return list(sentences)
+
+
+def _share(percent: float, others: dict[str, str]) -> str:
+    shown = "100" if not others else f"{math.floor(10 * percent) / 10:.1f}"  # rounded down: 100 means all
+    names = [f"{name} ({reason})" for name, reason in others.items()]
+    more = f" and {len(names) - MOST_TENSORS} more, which the report lists" if len(names) > MOST_TENSORS else ""
+    stay = f" Float: {', '.join(names[:MOST_TENSORS])}{more}." if names else ""
+    return f"{shown} % of the weights are quantized.{stay}"
 
 
 def _answer(rows: list[BitWidthResult]) -> tuple[BitWidthResult | None, str]:

@@ -93,6 +93,9 @@ def make_result(
         evaluate_seconds=evaluation.seconds,
         diagnosis=diagnose(report, config.quant, significant=drop_low > 0),
         layers=tuple(report.layers),
+        quantized_percent=report.quantized_percent,
+        float_tensors=report.float_tensors,
+        limits=tuple(report.limits),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
-from ptq_exp.results.series import Series, answers, as_series, labels, seed_groups, width, with_labels
+from ptq_exp.results.series import Series, answers, as_series, coverage, labels, seed_groups, width, with_labels
 
 MOST_JOBS = 12  # jobs whose figures a report shows; the figures of the others are in their runs
 # Keys that do not affect the results or are shown elsewhere.
@@ -97,6 +97,8 @@ def report(results: Results, drawn: dict[str, bytes]) -> str:
             failures=results.failures,
             figures=captioned(drawn),
             diagnoses=_diagnoses(results, names),
+            coverage=coverage(result for job in results.jobs for result in job.results),
+            float_tensors=_float_tensors(results),
             own_title="By job" if results.sweep else "Layers and classes",
             own_figures=_own_figures(results, names),
             others=max(0, len(results.jobs) - MOST_JOBS),
@@ -127,6 +129,12 @@ def _diagnoses(results: Results, names: list[str]) -> Cells | None:
         for name, job in zip(names, results.jobs, strict=True) for result in job.results
     ]  # fmt: skip
     return Cells([*([JOB] if any(names) else []), BITS, "diagnosis"], said) if said else None
+
+
+def _float_tensors(results: Results) -> list[tuple[str, str]]:
+    """The weights that stay float in any job, with their reasons."""
+    pairs = [pair for job in results.jobs for result in job.results for pair in result.float_tensors.items()]
+    return list(dict.fromkeys(pairs))
 
 
 def _own_figures(results: Results, names: list[str]) -> dict[str, dict[str, bytes]]:

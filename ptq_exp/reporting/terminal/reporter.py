@@ -4,7 +4,7 @@ from ptq_exp.base.console import console, is_quiet
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.table import ResultTable
 from ptq_exp.results.records import JobRecord, SweepRecord
-from ptq_exp.results.series import answers, as_series, titled, with_labels
+from ptq_exp.results.series import answers, as_series, coverage, titled, with_labels
 
 
 class Terminal(Reporter):
@@ -22,7 +22,7 @@ class Terminal(Reporter):
         series = {"": list(record.results)}
         console.print(ResultTable(series, record.title))
         if not is_quiet():
-            console.print(*answers(series), sep="\n")
+            console.print(*answers(series), *coverage(record.results), sep="\n")
 
     def sweep(self, record: SweepRecord) -> None:
         """Print the table of all jobs, the reasons of failures, and the fewest bits of each series."""
@@ -32,5 +32,5 @@ class Terminal(Reporter):
         for failure in failures:
             console.print(str(failure))
         if not is_quiet():
-            for sentence in answers(series):
+            for sentence in [*answers(series), *coverage(result for job in record.jobs for result in job.results)]:
                 console.print(sentence)
