@@ -71,24 +71,35 @@ class _BlockFinder:
     def around(self, join: fx.Node) -> Block | None:
         """The smallest block that contains `join`, or None."""
         entry, end = self.above.get(join), join
-        while entry is not None:
-            below = self.below.get(entry)
-            if below is None or below.op == "output":
+        while entry is not None and end.op != "output":
+            inside = self._between(entry, end)
+            leaving = [node for node in inside[:-1] if node.op != "get_attr" and not set(node.users) <= set(inside)]
+            if not leaving and not _is_tuple(entry) and not _is_tuple(end):
+                return self._block(entry, end, inside)
+            if not leaving and not _is_tuple(end):
+                entry = self.above.get(entry)
+                continue
+            ends = [self.below.get(node) for node in (*leaving, *([end] if _is_tuple(end) else []))]
+            if None in ends:
                 return None
-            if self.order[below] <= self.order[end] and not _is_tuple(entry):
-                return self._block(entry, end)
-            end = max(below, end, key=self.order.__getitem__)
-            entry = self.above.get(end) if not _is_tuple(entry) else self.above.get(entry)
+            end = max((node for node in ends if node), key=self.order.__getitem__)
+            entry = self._dominator(entry, end)
         return None
 
-    def _block(self, entry: fx.Node, end: fx.Node) -> Block | None:
-        inside = self._between(entry, end)
+    def _dominator(self, entry: fx.Node, end: fx.Node) -> fx.Node | None:
+        """The last dominator of `end` that is `entry` or above it."""
+        found = self.above.get(end)
+        while found is not None and self.order[found] > self.order[entry]:
+            found = self.above.get(found)
+        return found
+
+    def _block(self, entry: fx.Node, end: fx.Node, inside: list[fx.Node]) -> Block | None:
         while len(end.users) == 1 and kind(user := next(iter(end.users)), self.graph.module(user)) in ACTIVATIONS:
             end = user
             inside.append(user)
         layers = [str(node.target) for node in inside if self.graph.layer(node) is not None]
         whole = entry.op == "placeholder" and all(user.op == "output" for user in end.users)
-        if not layers or whole or not self._closed(entry, inside):
+        if not layers or whole or any(node.op == "placeholder" for node in inside):
             return None
         return Block("", entry.name, end.name, tuple(node.name for node in inside), tuple(dict.fromkeys(layers)))
 
@@ -101,13 +112,6 @@ class _BlockFinder:
                     needed.add(source)
                     left.append(source)
         return [node for node in self.graph.nodes if node in needed]
-
-    def _closed(self, entry: fx.Node, inside: list[fx.Node]) -> bool:
-        """Whether the nodes use nothing but the entry, parameters and each other, and only the last is used outside."""
-        known = {entry, *inside}
-        return all(node.op != "placeholder" for node in inside) and all(
-            user in known for node in inside[:-1] if node.op != "get_attr" for user in node.users
-        )
 
 
 def _is_tuple(node: fx.Node) -> bool:
