@@ -131,7 +131,7 @@ def _named(found: list[Block], graph: Graph) -> list[Block]:
     taken: set[str] = set()
     named = []
     for block in found:
-        owners = [owner(by_name[name]) for name in block.nodes]
+        owners = [found for name in block.nodes if (found := owner(by_name[name]))]
         closer = [layer.rpartition(".")[0] for layer in block.layers]
         options = [_common(owners), _common(closer), f"{_common(owners)}.{block.exit}".lstrip(".")]
         name = next((option for option in options if option and option not in taken), block.exit)
