@@ -70,6 +70,6 @@ def _reason(network: nn.Module, name: str, parameter: Tensor, options: QuantConf
         if isinstance(module, nn.Linear) and options.layers == "conv":
             return "layers=conv"
         return "first_and_last=float"
-    elif type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module:
+    if type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module:
         return f"{type(module).__name__} is not supported"
     return "no layer of its own"

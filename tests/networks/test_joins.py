@@ -106,7 +106,7 @@ class Around(nn.Module):
 
 def test_blocks_are_the_innermost_modules_with_a_join_one_input_and_one_output() -> None:
     assert names(nn.Sequential(Residual(), nn.Conv2d(3, 3, 1), Residual())) == ["0", "2"]
-    assert names(nn.Sequential(Around(), nn.Sequential(Residual(), nn.ReLU()))) == ["0.inner", "1"]
+    assert names(nn.Sequential(Around(), nn.Sequential(Residual(), nn.ReLU()))) == ["0.inner", "1.0"]
     assert names(nn.Sequential(Residual("number"))) == []
     assert names(Residual()) == []  # the network as a whole
 
@@ -122,9 +122,10 @@ class First(nn.Module):
         return self.inner(x)[0]
 
 
-def test_a_block_with_two_outputs_is_part_of_one_with_one() -> None:
-    assert names(nn.Sequential(First(Residual("pair")))) == ["0"]
+def test_a_tensor_that_is_returned_but_not_used_does_not_open_a_block() -> None:
+    assert names(nn.Sequential(First(Residual("pair")), nn.Conv2d(3, 3, 1))) == ["0.inner"]
 
 
-def test_a_network_that_cannot_be_traced_has_no_blocks() -> None:
-    assert names(nn.Sequential(Residual(), Residual("branch"))) == []
+def test_only_what_cannot_be_traced_has_no_blocks() -> None:
+    assert names(nn.Sequential(Residual(), Residual("branch"))) == ["0"]
+    assert names(Residual("branch")) == []

@@ -73,18 +73,22 @@ class _BlockFinder:
         entry, end = self.above.get(join), join
         while entry is not None and end.op != "output":
             inside = self._between(entry, end)
-            leaving = [node for node in inside[:-1] if node.op != "get_attr" and not set(node.users) <= set(inside)]
-            if not leaving and not _is_tuple(entry) and not _is_tuple(end):
+            leaving = self._leaving(inside)
+            if not leaving and not _is_tuple(entry):
                 return self._block(entry, end, inside)
-            if not leaving and not _is_tuple(end):
+            if not leaving:
                 entry = self.above.get(entry)
                 continue
-            ends = [self.below.get(node) for node in (*leaving, *([end] if _is_tuple(end) else []))]
-            if None in ends:
-                return None
-            end = max((node for node in ends if node), key=self.order.__getitem__)
-            entry = self._dominator(entry, end)
+            ends = [self.below.get(node) for node in leaving]
+            end = max((node for node in ends if node), key=self.order.__getitem__, default=end)
+            entry = self._dominator(entry, end) if None not in ends else None
         return None
+
+    def _leaving(self, inside: list[fx.Node]) -> list[fx.Node]:
+        """The nodes before the last that are used outside, apart from their sizes; the last if it is several tensors."""
+        outside = self.order.keys() - set(inside)
+        used = [node for node in inside[:-1] if node in self.order and not outside.isdisjoint(node.users)]
+        return [*used, inside[-1]] if _is_tuple(inside[-1]) else used
 
     def _dominator(self, entry: fx.Node, end: fx.Node) -> fx.Node | None:
         """The last dominator of `end` that is `entry` or above it."""
@@ -131,7 +135,10 @@ def _named(found: list[Block], graph: Graph) -> list[Block]:
     taken: set[str] = set()
     named = []
     for block in found:
-        owners = [found for name in block.nodes if (found := owner(by_name[name]))]
+        nodes = [by_name[name] for name in block.nodes]
+        while kind(nodes[-1], graph.module(nodes[-1])) in ACTIVATIONS:  # may be those of the next module
+            nodes.pop()
+        owners = [path for node in nodes if (path := owner(node))]
         closer = [layer.rpartition(".")[0] for layer in block.layers]
         options = [_common(owners), _common(closer), f"{_common(owners)}.{block.exit}".lstrip(".")]
         name = next((option for option in options if option and option not in taken), block.exit)
