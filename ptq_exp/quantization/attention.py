@@ -67,10 +67,12 @@ def separate_attention(model: nn.Module) -> None:
 
     Attention with appended keys (`bias_k`, `add_zero_attn`), and derived classes with their own forward function, stay.
     """
+    made: dict[nn.Module, nn.Module] = {}  # a module may have several names
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, nn.MultiheadAttention) and _usual(child):
-                setattr(parent, name, Attention(child).train(child.training))
+                made[child] = made.get(child) or Attention(child).train(child.training)
+                setattr(parent, name, made[child])
 
 
 def _usual(module: nn.MultiheadAttention) -> bool:

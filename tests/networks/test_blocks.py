@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from zoo import WIDTH, ZOO, Body, Net, build, conv, images, in_place
+from zoo import WIDTH, ZOO, Body, Net, build, conv, images
 
 from ptq_exp.networks.graph import Block, Graph, batch_norm_pairs, blocks, expose, operands
 from ptq_exp.networks.graph.calling import contiguous_images, logits_of, only_logits
@@ -98,8 +99,8 @@ def check_blocks(model: nn.Module, x: Tensor) -> list[Block]:
 
 @torch.no_grad()
 def test_an_entry_is_collected_before_an_operation_in_place() -> None:
-    """The block's ReLU overwrites its input, so the collected one must be a copy, with negative values."""
-    model = Net(nn.Identity(), conv(), Body(in_place))
+    """The block's ReLU overwrites its input for both branches, so the collected input must be a copy."""
+    model = Net(nn.Identity(), conv(), Body(lambda m, x: m.a(F.relu(x, inplace=True)) + m.b(x)))
     (block,) = blocks(model)
     ((entry, _),) = Unit("b", block.layers, (block,)).collector(model).few(images())
     assert block.layers == ("body.2.a", "body.2.b")

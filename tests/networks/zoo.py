@@ -95,7 +95,7 @@ def dense(m: Any, x: Tensor) -> Tensor:
 
 def tokens(m: Any, x: Tensor) -> Tensor:
     """A transformer block on pixels."""
-    n, c, h, w = x.shape
+    h, w = x.shape[2:]
     x = x.flatten(2).transpose(1, 2)
     y = m.norm(x)
     x = x + m.attention(y, y, y, need_weights=False)[0]

@@ -85,7 +85,7 @@ class _BlockFinder:
         return None
 
     def _leaving(self, inside: list[fx.Node]) -> list[fx.Node]:
-        """The nodes before the last that are used outside, apart from their sizes; the last if it is several tensors."""
+        """The nodes before the last that are used outside, apart from their sizes, and the last if it is a tuple."""
         outside = self.order.keys() - set(inside)
         used = [node for node in inside[:-1] if node in self.order and not outside.isdisjoint(node.users)]
         return [*used, inside[-1]] if _is_tuple(inside[-1]) else used
