@@ -33,7 +33,7 @@ BLOCKS = {
         "body.0": ["attention.query", "attention.key", "attention.value", "attention.output"],
         "body.0.add_1": ["first", "second"],
     },
-    "in place": {"body.0": "ab", "body.1": "ab", "body.2": "ab"},
+    "in place": {"body.1": "ab", "body.2": "ab"},
     "shared layers": {"body.0": "ab", "body.0.add_1": "ab"},
     "block called twice": {"body.0": "ab", "body.0.relu_3": "ab"},
     "leaky": {"body.0": "ab"},

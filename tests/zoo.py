@@ -152,7 +152,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: Net(Body(dense, wide=conv(given=16), last=conv(given=24))),
     "grouped and dilated": lambda: Net(Body(lambda m, x: x + m.g(m.a(x)), g=conv(groups=2, dilation=2)), nn.Dropout()),
     "attention": lambda: Net(Body(tokens, **ATTENTION)),
-    "in place": lambda: Net(Body(RESIDUAL), Body(in_place), Body(in_place)),
+    "in place": lambda: Net(conv(), Body(in_place), Body(in_place)),
     "shared layers": lambda: Net(Body(twice)),
     "block called twice": lambda: Net(*[Body(RESIDUAL)] * 2),
     "odd operands": lambda: Net(Body(odd_operands)),
