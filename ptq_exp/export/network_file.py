@@ -113,18 +113,18 @@ def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dic
 
 def _wrap_activations(model: nn.Module, described: dict[str, dict[str, Any]]) -> None:
     """Add the quantizers: `<layer>.activation` for layers, `<operation>.operands.0` and so on for operations."""
+    operands: dict[str, dict[int, ActivationQuantizer]] = {}
     for name, found in described.items():
         parent, _, role = name.rpartition(".")
         if role == "activation":
             layer = model.get_submodule(parent)
             assert isinstance(layer, QuantizedLayer)
             layer.activation = _quantizer(found)
-        elif role == "0":
-            operation, count = parent.removesuffix(".operands"), 1
-            while f"{parent}.{count}" in described:
-                count += 1
-            operands = [_quantizer(described[f"{parent}.{place}"]) for place in range(count)]
-            replace_module(model, operation, QuantizedOperation(model.get_submodule(operation), operands))
+        else:
+            operands.setdefault(parent.removesuffix(".operands"), {})[int(role)] = _quantizer(found)
+    for operation, own in operands.items():
+        several = [own.get(place) for place in range(max(own) + 1)]
+        replace_module(model, operation, QuantizedOperation(model.get_submodule(operation), several))
 
 
 def _quantizer(found: dict[str, Any]) -> ActivationQuantizer:
@@ -133,6 +133,8 @@ def _quantizer(found: dict[str, Any]) -> ActivationQuantizer:
 
 def _as_today(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Rename the quantizers in a file of the first edition, in place. They were those of additions, or signed."""
+    if "operations" in metadata:
+        return
     for position, place in (("first", 0), ("second", 1)):
         old, new = re.compile(rf"\.{position}(?=\.alpha$|$)"), f".operands.{place}"
         for content in (tensors, metadata["activations"]):

@@ -3,6 +3,7 @@
 An observer is a function `(observation, grid) -> alpha`; `@observer` makes it available as `quant.act_rule=<name>`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,8 +99,9 @@ def with_zero_point(seen: Observation, bits: int, rule: str, percentile: float) 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and zero-point; at least one level lies above zero, since the largest one is what the quantizer stores."""
-    scale = (high - low).clamp(min=1e-12) / (2**bits - 1)
-    return scale, torch.round(-low / scale).clamp(0, 2**bits - 2)
+    below = 2**bits - 2  # the most levels below zero
+    scale = torch.maximum((high - low) / (below + 1), -low / max(below, 1)).clamp(min=1e-12)
+    return scale, torch.round(-low / scale).clamp(0, below)
 
 
 @torch.inference_mode()
@@ -109,10 +111,11 @@ def observe(
     images: Tensor,
     advance: Callable[[], None] = lambda: None,
     both: bool = False,
-) -> dict[str, list[Observation]]:
+) -> dict[str, dict[int, Observation]]:
     """Observe the inputs of the modules called `names` in the float `model` on normalized `images`.
 
-    The result has one entry per input. With `both`, it also has the histogram of both signs.
+    The result has one entry per tensor of floating point, by its position among the tensors. With `both`, it also has
+    the histogram of both signs. The limit of a tensor with infinite values is infinite, and its histogram is empty.
     The first of two passes finds the extremes, the second fills the histograms.
     `advance` is called after every batch.
     """
@@ -128,6 +131,8 @@ def observe(
     def count(name: str, inputs: Inputs) -> None:
         for key, x in _numbered(name, inputs):
             limit = max(float(ends[key][1]), -float(ends[key][0]), 1e-12)
+            if not math.isfinite(limit):  # the masked scores of attention
+                continue
             # On the CPU: CUDA has no deterministic histogram.
             counts = torch.histc(x.abs().flatten().float().cpu(), BINS, 0, limit)
             histograms[key] = histograms.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
@@ -141,11 +146,12 @@ def observe(
             for batch in images.split(BATCH):
                 forward(batch)
                 advance()
-    found: dict[str, list[Observation]] = {name: [] for name in names}
-    for (name, position), (low, high) in sorted(ends.items(), key=lambda item: item[0][1]):
+    found: dict[str, dict[int, Observation]] = {name: {} for name in names}
+    for key, (low, high) in ends.items():
         limit = max(float(high), -float(low), 1e-12)
-        key = (name, position)
-        found[name].append(Observation(float(low), float(high), histograms[key], limit, signed.get(key)))
+        histogram = histograms.get(key, torch.zeros(BINS, dtype=torch.float64))
+        name, position = key
+        found[name][position] = Observation(float(low), float(high), histogram, limit, signed.get(key))
     return found
 
 

@@ -3,14 +3,14 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 class Attention(nn.Module):
     """The function of a `nn.MultiheadAttention` in evaluation mode (Vaswani et al. 2017, section 3.2).
 
-    It takes batches: query (N, L, E), key and value (N, S, E), or with the first two dimensions exchanged if
-    `batch_first` is false. It returns the attended values, in the shape of the query, and the weights (N, L, S).
+    It takes query (N, L, E), key and value (N, S, E), or with the first two dimensions exchanged if `batch_first` is
+    false, or without N. It returns the attended values, in the shape of the query, and the weights (N, L, S).
     """
 
     in_proj_bias = None  # keeps `nn.TransformerEncoderLayer` from a fused kernel that bypasses the layers
@@ -42,26 +42,24 @@ class Attention(nn.Module):
         is_causal: bool = False,  # only a hint: the mask is given too
     ) -> tuple[Tensor, Tensor | None]:
         if not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+            query, key, value = (x.transpose(0, -2) for x in (query, key, value))
         q, k, v = self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(value))
         scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(self.embed_dim // self.num_heads)
         if attn_mask is not None:
-            if attn_mask.dim() == 3:  # one for every image and head
-                attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
             scores = _masked(scores, attn_mask)
         if key_padding_mask is not None:
-            scores = _masked(scores, key_padding_mask[:, None, None])
+            scores = _masked(scores, key_padding_mask[..., None, None, :])
         weights = scores.softmax(-1)
-        attended = self.output(torch.matmul(weights, v).transpose(1, 2).flatten(2))
+        attended = self.output(torch.matmul(weights, v).transpose(-3, -2).flatten(-2))
         if not self.batch_first:
-            attended = attended.transpose(0, 1)
+            attended = attended.transpose(0, -2)
         if not need_weights:
             return attended, None
-        return attended, weights.mean(1) if average_attn_weights else weights
+        return attended, weights.mean(-3) if average_attn_weights else weights
 
     def _heads(self, x: Tensor) -> Tensor:
         """(N, L, E) as (N, heads, L, E / heads)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
 
 def separate_attention(model: nn.Module) -> None:
@@ -69,10 +67,12 @@ def separate_attention(model: nn.Module) -> None:
 
     Attention with appended keys (`bias_k`, `add_zero_attn`), and derived classes with their own forward function, stay.
     """
+    made: dict[nn.Module, nn.Module] = {}  # a module may have several names
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, nn.MultiheadAttention) and _usual(child):
-                setattr(parent, name, Attention(child).train(child.training))
+                made[child] = made.get(child) or Attention(child).train(child.training)
+                setattr(parent, name, made[child])
 
 
 def _usual(module: nn.MultiheadAttention) -> bool:
@@ -88,6 +88,9 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
+@fx.wrap  # its branches depend on the mask, which may be symbolic
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    """Scores of pairs that a boolean mask marks become minus infinity; other masks are added."""
+    """Scores (N, heads, L, S) of pairs that a boolean mask marks become minus infinity; other masks are added."""
+    if mask.dim() == 3 and scores.dim() == 4:  # one mask for every image and head
+        mask = mask.unflatten(0, (-1, scores.shape[1]))
     return scores.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else scores + mask

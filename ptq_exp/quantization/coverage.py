@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import Graph, operands
+from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.layers import OPAQUE, QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
 
@@ -64,11 +65,11 @@ def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reas
 def _reason(network: nn.Module, name: str, parameter: Tensor, options: QuantConfig) -> str:
     module = network.get_submodule(name.rpartition(".")[0])
     if isinstance(module, nn.Conv2d | nn.Linear) and name.endswith("weight"):
+        if not uses_parameter(module):
+            return "its forward function computes other weights"
         if isinstance(module, nn.Linear) and options.layers == "conv":
             return "layers=conv"
-        if options.first_and_last == "float":
-            return "first_and_last=float"
-        return "its forward function computes other weights"
-    if type(module).__module__.startswith("torch.nn."):
+        return "first_and_last=float"
+    if type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Module:
         return f"{type(module).__name__} is not supported"
     return "no layer of its own"

@@ -1,12 +1,16 @@
 """The modules of a quantized network."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ptq_exp.base.machine import triton_works
+from ptq_exp.networks.graph.operations import Wrapper
+from ptq_exp.networks.graph.tracing import standard
 from ptq_exp.quantization.grids import Grid, UniformGrid
 
 
@@ -121,6 +125,8 @@ class QuantizedLayer(nn.Module):
         x = input if self.activation is None else self.activation(input)
         if self.soft is None:
             return self.layer(x)
+        if not standard(self.layer, nn.Linear) and not standard(self.layer, nn.Conv2d):
+            return functional_call(self.layer, {"weight": self.soft}, (x,))
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.soft, self.layer.bias)
         return self.layer._conv_forward(x, self.soft, self.layer.bias)
@@ -130,17 +136,29 @@ def _per_group(values: Tensor, weight: Tensor) -> Tensor:
     return values.detach().to(weight).reshape(-1, *[1] * (weight.dim() - 1)).clone()
 
 
-class QuantizedOperation(nn.Module):
-    """An operation of several tensors, such as an addition, with quantized operands."""
+class QuantizedOperation(Wrapper):
+    """An operation of tensors, such as an addition, with quantized operands.
 
-    def __init__(self, operation: nn.Module, operands: list[ActivationQuantizer]):
+    `operands` are the quantizers of its first tensors, in the order of the arguments; None leaves a tensor as it is.
+    """
+
+    def __init__(self, operation: nn.Module, operands: Sequence[ActivationQuantizer | None]):
         super().__init__()
-        self.operation, self.operands = operation, nn.ModuleList(operands)
+        self.operation = operation
+        self.operands = nn.ModuleList([nn.Identity() if operand is None else operand for operand in operands])
 
-    def forward(self, *tensors: Tensor) -> Any:
-        count = len(self.operands)  # parameters and sizes follow the computed tensors
-        quantized = [quantizer(x) for quantizer, x in zip(self.operands, tensors[:count], strict=True)]
-        return self.operation(*quantized, *tensors[count:])
+    def forward(self, *args: Any, **named: Any) -> Any:
+        left = iter(self.operands)
+
+        def quantized(x: Any) -> Any:
+            return next(left, _unchanged)(x) if isinstance(x, Tensor) else x
+
+        args = tuple(map(quantized, args))
+        return self.operation(*args, **{name: quantized(x) for name, x in named.items()})
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 # torch.fx must not trace into these. A trace then has the same nodes as that of the float network.

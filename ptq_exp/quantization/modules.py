@@ -10,6 +10,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.attention import separate_attention
+from ptq_exp.quantization.effective_weights import plain_layer
 
 
 def copy_network(model: nn.Module) -> nn.Module:
@@ -35,11 +36,12 @@ def materialize(model: nn.Module) -> None:
     """Replace every weight that is computed at each call by a plain parameter with the same value, in place.
 
     Rounding must apply to the weights that the layer computes with. Parametrizations (weight norm, spectral norm, ...),
-    the older norms, which are hooks, and pruning masks are supported. `model` must be in evaluation mode, because
+    the older norms, which are hooks, pruning masks, and derived classes that standardize their weights are supported.
+    `model` must be in evaluation mode, because
     training changes a spectral norm at every call. Raises `UserError` for a convolution or linear layer whose weight is
     computed in another way.
     """
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)
         for hook in list(module._forward_pre_hooks.values()):
@@ -54,6 +56,8 @@ def materialize(model: nn.Module) -> None:
                 f"The weight of {name} is computed at every call in an unsupported way, so rounding it would have no "
                 f"effect. Make it a plain parameter first."
             )
+        if isinstance(module, nn.Conv2d | nn.Linear) and (plain := plain_layer(module)) is not module:
+            replace_module(model, name, plain)
 
 
 def _remove_spectral_norm(module: nn.Module, hook: SpectralNorm) -> None:

@@ -38,9 +38,9 @@ def quantize(
     every reconstructed unit, so that an interrupted reconstruction can continue. Raises `UserError` if there is nothing
     to quantize.
     """
-    if not target_layers(model, options.layers):
-        raise UserError("The network has no convolution, so there is nothing to quantize.")
     reference = calibration.once(("float", model), lambda: plain_copy(model))
+    if not target_layers(reference, options.layers):
+        raise UserError("The network has no convolution, so there is nothing to quantize.")
     context = Context(options, bits, calibration, reference, progress, store)
     for step in STEPS:
         step.run(context)

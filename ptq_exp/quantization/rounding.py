@@ -5,6 +5,8 @@ import fnmatch
 from torch import nn
 
 from ptq_exp.base.errors import UserError, did_you_mean
+from ptq_exp.networks.graph import Graph
+from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.grids import parameters, weight_grid
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.modules import replace_module
@@ -16,9 +18,27 @@ EIGHT = 8
 
 
 def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers with quantized weights, by name, in network order; `kinds` is conv or all."""
+    """The layers whose weights can be quantized, by name, in network order; `kinds` is conv or all.
+
+    Layers whose forward function computes other weights than their parameter are left out.
+    """
     wanted = nn.Conv2d if kinds == "conv" else nn.Conv2d | nn.Linear
-    return {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
+    return {name: module for name, module in found.items() if uses_parameter(module)}
+
+
+def first_and_last(model: nn.Module, kinds: str = "conv") -> tuple[str, str]:
+    """The first and the last of these layers that run. If the network cannot be traced, its own order counts."""
+    layers = target_layers(model, kinds)
+    try:
+        graph = Graph(model)
+    except UserError:
+        called = []
+    else:
+        called = [name for node in graph.nodes if (name := str(node.target)) in layers and node.op == "call_module"]
+    # Layers inside a module that cannot be traced may be the first or the last.
+    ordered = called if set(called) == set(layers) else list(layers)
+    return ordered[0], ordered[-1]
 
 
 def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, float]:
@@ -28,8 +48,9 @@ def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, fl
     """
     names = list(target_layers(model, options.layers))
     plan: dict[str, float] = dict.fromkeys(names, bits)
+    ends = set(first_and_last(model, options.layers)) if options.first_and_last != "same" else set()
     if options.first_and_last == "eight":
-        plan |= {names[0]: EIGHT, names[-1]: EIGHT}
+        plan |= dict.fromkeys(ends, EIGHT)
     chosen: set[str] = set()
     for pattern, width in options.layer_bits.items():
         matched = fnmatch.filter(names, pattern)
@@ -41,7 +62,7 @@ def plan_bits(model: nn.Module, options: QuantConfig, bits: int) -> dict[str, fl
             )
         plan |= dict.fromkeys(matched, width)
     if options.first_and_last == "float":
-        for name in {names[0], names[-1]} - chosen:
+        for name in ends - chosen:
             del plan[name]
     return plan
 
@@ -50,7 +71,8 @@ def round_weights(network: nn.Module, options: QuantConfig, plan: dict[str, floa
     """Replace the layers of `plan` by quantized layers, rounded to nearest, in place."""
     everything = target_layers(network, options.layers)
     layers = {name: everything[name] for name in plan}
-    first_conv = next(iter(everything.values())).weight.detach()
+    kind = "conv" if target_layers(network) else options.layers
+    first_conv = everything[first_and_last(network, kind)[0]].weight.detach()
     grids = {name: weight_grid(bits, options.sign_bit, options.grid) for name, bits in plan.items()}
     weights = {name: layer.weight.detach() for name, layer in layers.items()}
     zeros = groups_with_zeros(weights, options.granularity)

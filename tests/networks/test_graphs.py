@@ -21,7 +21,7 @@ from ptq_exp.networks.graph import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.steps.correct_biases import correct_biases, output_means
-from ptq_exp.quantization.steps.reconstruct import collect
+from ptq_exp.quantization.units import Unit
 
 CHANNELS = 4
 FOLDED = QuantConfig(
@@ -303,9 +303,14 @@ def test_layers_that_are_called_twice_are_not_equalized() -> None:
 # A layer that is called twice ------------------------------------------------------------------------------------
 
 
+def collected(model: nn.Module, layer: str, x: Tensor) -> list[tuple[Tensor, ...]]:
+    """The inputs and outputs of every call of a layer."""
+    return Unit(layer, (layer,)).collector(model)(x)
+
+
 def test_a_layer_that_is_called_twice_is_one_layer_learned_from_both_calls(tmp_path: Path) -> None:
     model, x = network(("conv", 0), ("norm", 0), ("again", 0), ("norm", 1)), images(64)
-    first, second = collect(model, "conv0", x)
+    first, second = collected(model, "conv0", x)
     assert torch.equal(first[0].permute(0, 3, 1, 2), x)
     assert not torch.equal(first[0], second[0])
     how = ReconstructionConfig(steps=200, batch_size=16)
@@ -325,7 +330,7 @@ def test_the_range_of_an_input_holds_both_calls() -> None:
     model, x = network(("conv", 0), ("conv", 1), ("conv", 1)), images()
     model.conv1.weight.data.mul_(20)
     _, report = quantize(model, replace(FOLDED, act_bits=8), 8, x)
-    seen = [float(given.abs().max()) for given, _ in collect(model, "conv1", x)]
+    seen = [float(given.abs().max()) for given, _ in collected(model, "conv1", x)]
     assert seen[1] > 2 * seen[0]
     assert report.layers[1].act_alpha == pytest.approx(max(seen))
 

@@ -1,31 +1,36 @@
-"""Additions and blocks, found in a network's graph."""
+"""Additions, and blocks around them, found in a network's graph."""
 
 import pytest
 import torch
 from conftest import network, quantize
 from torch import Tensor, nn
 
-from ptq_exp.networks.graph import additions, blocks
+from ptq_exp.networks.graph import blocks, operands
 from ptq_exp.quantization.layers import OPAQUE
 from ptq_exp.quantization.options import QuantConfig
 
 BLOCKS = ["layer1.0", "layer2.0", "layer3.0"]
+ADDITIONS = {f"{name}.add": 2 for name in BLOCKS}
+
+
+def names(model: nn.Module) -> list[str]:
+    return [block.name for block in blocks(model, OPAQUE)]
 
 
 @pytest.mark.parametrize("shortcut", ["conv", "pad"])
 def test_joins_of_a_resnet_are_its_additions_and_basic_blocks_quantized_or_not(shortcut: str) -> None:
     model = network(shortcut=shortcut)
-    assert blocks(model) == BLOCKS
-    assert additions(model) == [f"{name}.add" for name in BLOCKS]
+    assert names(model) == BLOCKS
+    assert operands(model, additions_only=True) == ADDITIONS
     options = QuantConfig(layers="all", act_bits=4, act_residual=True, act_input_image=True, fold_batch_norm=True)
     quantized, _ = quantize(model, options, 4, torch.randn(4, 3, 32, 32))
-    assert blocks(quantized, OPAQUE) == BLOCKS
-    assert additions(quantized, OPAQUE) == [f"{name}.add.addition" for name in BLOCKS]
+    assert names(quantized) == BLOCKS
+    assert operands(quantized, additions_only=True, opaque=OPAQUE) == ADDITIONS
 
 
 def test_a_network_without_additions_has_neither() -> None:
     model = network("vgg", depth=11)
-    assert (additions(model), blocks(model)) == ([], [])
+    assert (operands(model, additions_only=True), blocks(model)) == ({}, [])
 
 
 class Sum(nn.Module):
@@ -52,13 +57,25 @@ class Sum(nn.Module):
         }[self.kind]()
 
 
+class Twice(nn.Module):
+    """A module of two inputs, called with an image and another tensor."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        result: Tensor | tuple[Tensor, Tensor] = self.inner(x, x.flip(3))
+        return result
+
+
 @pytest.mark.parametrize(
     ("kind", "found"),
     [("a + b", True), ("b + a", True), ("torch.add", True), ("method", True), ("factor", False), ("twice", False),
      ("relu", False), ("parameter", False), ("number", False), ("product", False), ("three", False)],
 )  # fmt: skip
 def test_an_addition_is_a_module_that_does_nothing_else(kind: str, found: bool) -> None:
-    assert additions(nn.ModuleDict({"sum": Sum(kind)})) == (["sum"] if found else [])
+    assert operands(Twice(Sum(kind)), additions_only=True) == ({"inner": 2} if found else {})
 
 
 class Residual(nn.Module):
@@ -88,10 +105,10 @@ class Around(nn.Module):
 
 
 def test_blocks_are_the_innermost_modules_with_a_join_one_input_and_one_output() -> None:
-    assert blocks(nn.Sequential(Residual(), nn.Conv2d(3, 3, 1), Residual())) == ["0", "2"]
-    assert blocks(nn.Sequential(Around(), nn.Sequential(Residual(), nn.ReLU()))) == ["0.inner", "1.0"]
-    assert blocks(nn.Sequential(Residual("number"))) == []
-    assert blocks(Residual()) == []  # the network as a whole
+    assert names(nn.Sequential(Residual(), nn.Conv2d(3, 3, 1), Residual())) == ["0", "2"]
+    assert names(nn.Sequential(Around(), nn.Sequential(Residual(), nn.ReLU()))) == ["0.inner", "1.0"]
+    assert names(nn.Sequential(Residual("number"))) == []
+    assert names(Residual()) == []  # the network as a whole
 
 
 class First(nn.Module):
@@ -105,9 +122,10 @@ class First(nn.Module):
         return self.inner(x)[0]
 
 
-def test_a_block_with_two_outputs_is_part_of_one_with_one() -> None:
-    assert blocks(nn.Sequential(First(Residual("pair")))) == ["0"]
+def test_a_tensor_that_is_returned_but_not_used_does_not_open_a_block() -> None:
+    assert names(nn.Sequential(First(Residual("pair")), nn.Conv2d(3, 3, 1))) == ["0.inner"]
 
 
-def test_a_network_that_cannot_be_traced_has_no_blocks() -> None:
-    assert blocks(nn.Sequential(Residual(), Residual("branch"))) == []
+def test_only_what_cannot_be_traced_has_no_blocks() -> None:
+    assert names(nn.Sequential(Residual(), Residual("branch"))) == ["0"]
+    assert names(Residual("branch")) == []

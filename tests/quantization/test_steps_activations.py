@@ -7,7 +7,7 @@ import torch
 from conftest import network, quantize
 from samples import LEARNED, error, images
 
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedAddition, quantized_layers
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation, quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 
 
@@ -17,15 +17,15 @@ def test_the_image_and_the_residuals_are_quantized_where_asked() -> None:
     quantized, _ = quantize(model, base, 4, x)
     layers = quantized_layers(quantized)
     assert layers["conv1"].activation is None
-    assert not any(isinstance(m, QuantizedAddition) for m in quantized.modules())
-    assert all(layer.activation and not layer.activation.signed for n, layer in layers.items() if n != "conv1")
+    assert not any(isinstance(m, QuantizedOperation) for m in quantized.modules())
+    assert all(layer.activation and layer.activation.grid.low == 0 for n, layer in layers.items() if n != "conv1")
     whole, _ = quantize(model, replace(base, act_input_image=True, act_residual=True), 4, x)
     image = quantized_layers(whole)["conv1"].activation
     assert image is not None
-    assert image.signed
-    additions = [m for m in whole.modules() if isinstance(m, QuantizedAddition)]
+    assert image.grid.low < 0
+    additions = [m for m in whole.modules() if isinstance(m, QuantizedOperation)]
     assert len(additions) == 3
-    assert all(addition.first.signed for addition in additions)
+    assert all(addition.operands[0].grid.low < 0 for addition in additions)
 
 
 def test_the_policy_for_the_ends_leaves_the_other_activations_alone() -> None:
@@ -36,8 +36,8 @@ def test_the_policy_for_the_ends_leaves_the_other_activations_alone() -> None:
     assert all(layer.activation for layer in quantized_layers(spared).values())
     assert "conv1" not in quantized_layers(spared)
     eight, _ = quantize(model, replace(base, first_and_last="eight"), 4, x)
-    joints = [m for m in eight.modules() if isinstance(m, QuantizedAddition)]
-    assert {m.first.bits for m in joints} | {m.second.bits for m in joints} == {4}
+    joints = [m for m in eight.modules() if isinstance(m, QuantizedOperation)]
+    assert {operand.bits for joint in joints for operand in joint.operands} == {4}
     assert quantized_layers(eight)["linear"].activation.bits == 8  # type: ignore[union-attr]
 
 

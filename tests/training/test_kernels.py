@@ -110,8 +110,8 @@ def check_fake_quantize(device: str) -> None:
 
     assert usable(torch.device(device))
     torch.manual_seed(0)
-    for bits, signed, alpha in ((8, False, 3.7), (4, False, 1.0), (2, True, 0.9), (1, False, 2.0), (16, True, 5.0)):
-        quantizer = ActivationQuantizer(bits, alpha, signed).to(device)
+    for bits, lowest, alpha in ((8, 0, 3.7), (4, -5, 1.0), (2, -2, 0.9), (1, 0, 2.0), (16, -(2**15), 5.0)):
+        quantizer = ActivationQuantizer(bits, alpha, lowest).to(device)
         low, high = quantizer.grid.low, quantizer.grid.high
         scale = quantizer.alpha / high
         x = 2 * torch.randn(3, 5, 7, 11, device=device)

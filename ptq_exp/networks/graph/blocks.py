@@ -71,24 +71,39 @@ class _BlockFinder:
     def around(self, join: fx.Node) -> Block | None:
         """The smallest block that contains `join`, or None."""
         entry, end = self.above.get(join), join
-        while entry is not None:
-            below = self.below.get(entry)
-            if below is None or below.op == "output":
-                return None
-            if self.order[below] <= self.order[end] and not _is_tuple(entry):
-                return self._block(entry, end)
-            end = max(below, end, key=self.order.__getitem__)
-            entry = self.above.get(end) if not _is_tuple(entry) else self.above.get(entry)
+        while entry is not None and end.op != "output":
+            inside = self._between(entry, end)
+            leaving = self._leaving(inside)
+            if not leaving and not _is_tuple(entry):
+                return self._block(entry, end, inside)
+            if not leaving:
+                entry = self.above.get(entry)
+                continue
+            ends = [self.below.get(node) for node in leaving]
+            end = max((node for node in ends if node), key=self.order.__getitem__, default=end)
+            entry = self._dominator(entry, end) if None not in ends else None
         return None
 
-    def _block(self, entry: fx.Node, end: fx.Node) -> Block | None:
-        inside = self._between(entry, end)
+    def _leaving(self, inside: list[fx.Node]) -> list[fx.Node]:
+        """The nodes before the last that are used outside, apart from their sizes, and the last if it is a tuple."""
+        outside = self.order.keys() - set(inside)
+        used = [node for node in inside[:-1] if node in self.order and not outside.isdisjoint(node.users)]
+        return [*used, inside[-1]] if _is_tuple(inside[-1]) else used
+
+    def _dominator(self, entry: fx.Node, end: fx.Node) -> fx.Node | None:
+        """The last dominator of `end` that is `entry` or above it."""
+        found = self.above.get(end)
+        while found is not None and self.order[found] > self.order[entry]:
+            found = self.above.get(found)
+        return found
+
+    def _block(self, entry: fx.Node, end: fx.Node, inside: list[fx.Node]) -> Block | None:
         while len(end.users) == 1 and kind(user := next(iter(end.users)), self.graph.module(user)) in ACTIVATIONS:
             end = user
             inside.append(user)
         layers = [str(node.target) for node in inside if self.graph.layer(node) is not None]
         whole = entry.op == "placeholder" and all(user.op == "output" for user in end.users)
-        if not layers or whole or not self._closed(entry, inside):
+        if not layers or whole or any(node.op == "placeholder" for node in inside):
             return None
         return Block("", entry.name, end.name, tuple(node.name for node in inside), tuple(dict.fromkeys(layers)))
 
@@ -101,13 +116,6 @@ class _BlockFinder:
                     needed.add(source)
                     left.append(source)
         return [node for node in self.graph.nodes if node in needed]
-
-    def _closed(self, entry: fx.Node, inside: list[fx.Node]) -> bool:
-        """Whether the nodes use nothing but the entry, parameters and each other, and only the last is used outside."""
-        known = {entry, *inside}
-        return all(node.op != "placeholder" for node in inside) and all(
-            user in known for node in inside[:-1] if node.op != "get_attr" for user in node.users
-        )
 
 
 def _is_tuple(node: fx.Node) -> bool:
@@ -127,7 +135,10 @@ def _named(found: list[Block], graph: Graph) -> list[Block]:
     taken: set[str] = set()
     named = []
     for block in found:
-        owners = [owner(by_name[name]) for name in block.nodes]
+        nodes = [by_name[name] for name in block.nodes]
+        while kind(nodes[-1], graph.module(nodes[-1])) in ACTIVATIONS:  # may be those of the next module
+            nodes.pop()
+        owners = [path for node in nodes if (path := owner(node))]
         closer = [layer.rpartition(".")[0] for layer in block.layers]
         options = [_common(owners), _common(closer), f"{_common(owners)}.{block.exit}".lstrip(".")]
         name = next((option for option in options if option and option not in taken), block.exit)

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
+@fx.wrap  # a traced network must not be traced into it again
 def logits_of(output: Any) -> Any:
     """The logits in a network's output: a tensor, the first tensor of a tuple, or the entry `logits` of a mapping."""
     if isinstance(output, Tensor):
@@ -27,6 +28,11 @@ def contiguous_images(model: nn.Module) -> None:
     """Make `model` compute in PyTorch's default memory format, in place. `view` in its forward function may need it."""
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.register_forward_pre_hook(_contiguous_hook)
+
+
+def returns_only_logits(model: nn.Module) -> bool:
+    """Whether `only_logits` was applied to `model`."""
+    return _logits_hook in model._forward_hooks.values()
 
 
 def needs_contiguous_images(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from torch import fx, nn
 
-from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images
+from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images, returns_only_logits
 from ptq_exp.networks.graph.operations import (
     Operation,
     given,
@@ -12,6 +12,7 @@ from ptq_exp.networks.graph.operations import (
     only_numbers,
     passes_levels,
     sources,
+    unwrapped,
 )
 from ptq_exp.networks.graph.tracing import Classes, Graph, owner
 
@@ -31,8 +32,12 @@ def operands(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> di
     Raises `UserError` if the network cannot be traced.
     """
     graph = Graph(model, opaque)
-    found = [node for node in operations(graph, additions_only) if node.op == "call_module"]
-    return {str(node.target): len(sources(node)) for node in found}
+    found: dict[str, int] = {}
+    for node in operations(graph, additions_only):
+        if node.op == "call_module":
+            name = str(node.target)
+            found[name] = max(_count(node, graph), found.get(name, 0))  # calls may differ
+    return found
 
 
 def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.Module:
@@ -47,6 +52,7 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
         return model
     names = _names(functional, set(graph.modules))
     network = fx.GraphModule(model, graph.graph)
+    _keep_layers(network, graph)
     for node in functional:
         network.add_submodule(names[node], Operation(node))
         with graph.graph.inserting_before(node):
@@ -58,6 +64,14 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
     network.train(model.training)
     network.meta["operations"] = "additions" if additions_only else "all"  # copies of the network keep it
     return network
+
+
+def _keep_layers(network: fx.GraphModule, graph: Graph) -> None:
+    """Keep layers whose weights are read without a call, which the constructor replaces by plain modules."""
+    for node in graph.nodes:
+        name = str(node.target).rpartition(".")[0]
+        if node.op == "get_attr" and isinstance(graph.modules.get(name), nn.Conv2d | nn.Linear):
+            network.set_submodule(name, graph.modules[name])
 
 
 def exposed(network: nn.Module) -> str | None:
@@ -77,6 +91,13 @@ def _computes(node: fx.Node, graph: Graph, additions_only: bool) -> bool:
     if node.op == "call_module" and (graph.layer(node) is not None or str(node.target) in graph.untraced):
         return False
     return not passes_levels(kind(node, module))
+
+
+def _count(node: fx.Node, graph: Graph) -> int:
+    """The number of operands: all tensors given to a module, but not the parameters and sizes given to a function."""
+    if isinstance(unwrapped(graph.module(node)), Operation):
+        return len(sources(node))
+    return sum(isinstance(x, fx.Node) for x in (*node.args, *node.kwargs.values()))
 
 
 def _names(nodes: list[fx.Node], taken: set[str]) -> dict[fx.Node, str]:
@@ -101,6 +122,8 @@ def _adapt(model: nn.Module, graph: fx.Graph) -> None:
             contiguous = graph.call_method("contiguous", (image,))
         image.replace_all_uses_with(contiguous, lambda user: user is not contiguous)
     (output,) = (node for node in graph.nodes if node.op == "output")
-    if not isinstance(output.args[0], fx.Node):
+    if not isinstance(output.args[0], fx.Node) or returns_only_logits(model):
         with graph.inserting_before(output):
-            output.args = (graph.call_function(logits_of, (output.args[0],)),)
+            logits = graph.call_function(logits_of, (output.args[0],))
+        logits.meta["is_wrapped"] = True  # the code of the network then calls it as a wrapped function
+        output.args = (logits,)

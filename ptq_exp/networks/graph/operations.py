@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ptq_exp.networks.graph.calling import logits_of
+
 # Of two tensors. The names are those of a tensor's methods.
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 CONCATENATIONS: set[Any] = {torch.cat, torch.concat, torch.concatenate, torch.stack}
@@ -34,11 +36,14 @@ PASSING: set[Any] = HOMOGENEOUS | {
     operator.getitem, torch._assert, "flatten", "view", "view_as", "reshape", "reshape_as", "permute", "transpose", "t",
     "chunk", "split", "squeeze", "unsqueeze", "unbind", "unflatten", "narrow", "select", "roll", "expand", "expand_as",
     "repeat", "contiguous", "clone", "detach", "to", "float", "type_as", "size", "dim", getattr, "index_select",
+    logits_of,
 }  # fmt: skip
 ARITHMETIC: set[Any] = ADDITIONS | {
-    operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, operator.itruediv, operator.neg,
-    torch.sub, torch.mul, torch.div, "sub", "sub_", "mul", "mul_", "div", "div_",
+    operator.sub, operator.isub, operator.mul, operator.imul, operator.neg,
+    torch.sub, torch.rsub, torch.mul, torch.neg, "sub", "sub_", "mul", "mul_", "neg",
 }  # fmt: skip
+DIVISIONS: set[Any] = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
+ARITHMETIC |= DIVISIONS
 IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
 SIZES: set[Any] = {"size", "dim", "stride", "numel", "is_contiguous"}
 
@@ -59,6 +64,12 @@ class Operation(nn.Module):
         return self.target(*args, **kwargs)  # type: ignore[operator]
 
 
+class Wrapper(nn.Module):
+    """A module around an operation, which is called `operation`."""
+
+    operation: nn.Module
+
+
 @dataclass(frozen=True)
 class Place:
     """Stands for one of the tensors among an operation's arguments."""
@@ -75,9 +86,8 @@ def kind(node: fx.Node, module: nn.Module | None = None) -> Any:
 
 
 def unwrapped(module: nn.Module | None) -> nn.Module | None:
-    """The operation inside a module that quantizes its operands, which is called `operation` there."""
-    inner = getattr(module, "operation", None)
-    return inner if isinstance(inner, nn.Module) else module
+    """The operation inside a `Wrapper`, or the module itself."""
+    return module.operation if isinstance(module, Wrapper) else module
 
 
 def passes_levels(what: Any) -> bool:
@@ -107,8 +117,12 @@ def is_size(node: fx.Node) -> bool:
 
 
 def only_numbers(node: fx.Node) -> bool:
-    """Whether the node adds a number to a computed tensor, or multiplies it by one: only the scale changes."""
-    return node.target in ARITHMETIC and len(node.all_input_nodes) == 1 and len(node.args) == 2
+    """Whether the node computes from a tensor and numbers: levels are scaled, moved or mirrored, but stay levels."""
+    if node.target not in ARITHMETIC:
+        return False
+    given = (*node.args, *node.kwargs.values())
+    divisor = node.target in DIVISIONS and len(node.args) > 1 and isinstance(node.args[1], fx.Node)
+    return sum(isinstance(x, fx.Node) for x in given) == 1 and not divisor
 
 
 def is_addition(node: fx.Node, module: nn.Module | None = None) -> bool:

@@ -31,7 +31,10 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, self.opaque) or module_qualified_name in self.leaves:
             return True
-        return super().is_leaf_module(m, module_qualified_name) or only_adds(m)
+        if only_adds(m):
+            return True
+        # torch's own modules with layers inside, such as transformer layers, are not single operations.
+        return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -100,11 +103,10 @@ def standard(module: nn.Module, base: type[nn.Module]) -> bool:
 
 def owner(node: fx.Node) -> str:
     """The module in whose forward function the node is called."""
+    if node.op == "call_module":  # by its name, because exposed networks call all modules from one function
+        return str(node.target).rpartition(".")[0]
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    names = [str(entry[0]) for entry in stack]
-    if node.op == "call_module" and names and names[-1] == node.target:
-        names.pop()
-    return names[-1] if names else ""
+    return str(stack[-1][0]) if stack else ""
 
 
 def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]:

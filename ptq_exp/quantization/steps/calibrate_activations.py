@@ -11,7 +11,7 @@ from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.rounding import EIGHT, target_layers
+from ptq_exp.quantization.rounding import EIGHT, first_and_last
 from ptq_exp.quantization.steps.step import Step
 from ptq_exp.quantization.widths import check_bits
 
@@ -38,29 +38,39 @@ class CalibrateActivations(Step):
         options, network = context.options, context.network
         if options.act_bits is None:
             return
-        everything = list(target_layers(context.reference, options.layers))
+        first, last = first_and_last(context.reference, options.layers)
         layers = quantized_layers(network)
         image = options.act_input_image or options.act_coverage == "all"
-        names = [name for name in layers if image or name != everything[0]]
+        names = [name for name in layers if image or name != first]
         operations = quantized_operands(context.reference, options)
-        ends = {everything[0], everything[-1]} if options.first_and_last == "eight" else set()
+        ends = {first, last} if options.first_and_last == "eight" else set()
         for name, observations in _observations(context, [*names, *operations]).items():
             if name in layers:
+                if not math.isfinite(observations[0].limit):
+                    raise UserError(f"The input of {name} is not finite on the calibration images.")
                 width = EIGHT if name in ends else options.act_bits
                 layers[name].activation = _quantizer(options, observations[0], width).to(context.images.device)
                 context.observed[name] = observations[0]
             else:
-                seen = observations[: operations[name]]
-                operands = [_quantizer(options, operand, options.act_bits) for operand in seen]
+                operands = _operands(options, [observations.get(place) for place in range(operations[name])])
                 operation = QuantizedOperation(network.get_submodule(name), operands)
                 replace_module(network, name, operation.to(context.images.device))
 
 
-def _observations(context: Context, names: list[str]) -> dict[str, list[Observation]]:
+def _operands(options: QuantConfig, observations: list[Observation | None]) -> list[ActivationQuantizer | None]:
+    """The quantizers of an operation's tensors. Integers, masks and scores with infinite values need none."""
+    assert options.act_bits is not None
+    return [
+        _quantizer(options, seen, options.act_bits) if seen and math.isfinite(seen.limit) else None
+        for seen in observations
+    ]
+
+
+def _observations(context: Context, names: list[str]) -> dict[str, dict[int, Observation]]:
     """The observed inputs of the modules called `names` in the float network, without modules that do not run."""
     both = context.options.act_zero_point
 
-    def compute() -> dict[str, list[Observation]]:
+    def compute() -> dict[str, dict[int, Observation]]:
         steps = 2 * math.ceil(len(context.images) / BATCH)
         with shown(context.progress, "Calibrating activations", steps) as advance:
             return observe(context.reference, names, context.images, advance, both)
