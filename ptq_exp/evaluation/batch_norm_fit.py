@@ -1,0 +1,147 @@
+"""How well a network's batch norms fit a data set's images, presented in one way or another."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.data.dataset import Dataset, fixed_shuffle
+from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.data.normalization import Constants
+from ptq_exp.data.resizing import resized_tensor
+from ptq_exp.evaluation.norm_statistics import Divergences, divergences, trained_norms
+from ptq_exp.quantization.hooks import BATCH
+
+IMAGES = 512  # of the training images: sampling noise is then 0.001 nats per channel
+PIXELS = IMAGES * 64 * 64  # fewer images if they are larger, so that a CPU needs seconds
+CROP = 8  # training crops images padded by an eighth of their side (CIFAR: 4 of 32 pixels)
+# Measured by `python -m bench.consistency` (docs/results.md). The right images give at most 0.005 in every
+# layer. JPEG files for a network trained on lossless ones give 0.002 in the first layer and at most 0.026 later, where
+# a layer exceeds all earlier ones by up to 4.8 times. Wrong wiring exceeds them by 6 to 1000 times.
+FIRST, ANYWHERE = 0.015, 0.04
+JUMP, JUMP_FLOOR = 6.0, 0.005
+ABRUPT = 3.0  # times the highest earlier divergence; less is a mistake that grows from layer to layer
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How the images are given to the network."""
+
+    constants: Constants
+    padding: int = 0  # of the random crops that imitate those of training; 0: no crops and no flips
+    side: int | None = None  # None: as the images are
+    blue_first: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The agreement of a network's batch norms with images presented in some way."""
+
+    presentation: Presentation
+    layers: Divergences
+
+    @property
+    def constants(self) -> Constants:
+        """The normalization of the images."""
+        return self.presentation.constants
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the images were cropped and flipped as in training."""
+        return self.presentation.padding > 0
+
+    @property
+    def first(self) -> float:
+        """The divergence at the first batch norm, which depends only on the images and their normalization."""
+        return next(iter(self.layers.values()))
+
+    @property
+    def mean(self) -> float:
+        """The mean divergence over all batch norms."""
+        return sum(self.layers.values()) / len(self.layers)
+
+    def misfit(self) -> tuple[str, bool] | None:
+        """The first batch norm that does not fit, and whether its divergence exceeds all earlier ones abruptly.
+
+        Different images affect all layers, the first slightly less than the last. Wrong wiring or misplaced weights
+        cause a jump at one layer.
+        """
+        highest = 0.0
+        for number, (name, divergence) in enumerate(self.layers.items()):
+            allowed = min(ANYWHERE, max(JUMP_FLOOR, JUMP * highest)) if number else FIRST
+            if divergence > allowed:
+                return name, divergence > ABRUPT * highest
+            highest = max(highest, divergence)
+        return None
+
+
+class BatchNormCheck:
+    """Measures a network on one sample of a data set's training images, on their common device.
+
+    The images are cropped and flipped as in the data set's recipe, by more pixels if they are large, and unchanged,
+    because the training of the network is unknown. `norms` is empty if the network cannot be checked.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset):
+        self.model = model
+        images, self.recipe = dataset.train_images, dataset.recipe
+        count = max(64, min(IMAGES, PIXELS // images[0, 0].numel()))
+        self.images = images[fixed_shuffle(len(images))[:count].to(images.device)]
+        self.paddings = sorted({0, *self._crops(images.shape[-1])})
+        self.norms = trained_norms(model)
+        probe = Presentation(Constants("", dataset.mean, dataset.std))
+        self.norms = {name: self.norms[name] for name in divergences(model, self.norms, self._batches(probe, 1))}
+
+    def _crops(self, side: int) -> set[int]:
+        padding = self.recipe.crop_padding
+        return {padding, side // CROP} if padding else set()
+
+    def ranking(self, constants: list[Constants]) -> list[Fit]:
+        """The fit of each set of constants at the first batch norm (the best use of the images), best first."""
+        return sorted((self._best(each, None, self.paddings) for each in constants), key=lambda fit: fit.first)
+
+    def at_size(self, fit: Fit, side: int) -> Fit | None:
+        """The fit at the first batch norm with images resized to `side` pixels; None if the network rejects them."""
+        try:
+            return self._best(fit.constants, side, sorted({0, *self._crops(side)}))
+        except RuntimeError:
+            return None
+
+    def colour_layer(self) -> str | None:
+        """The name of the first convolution if it takes three channels."""
+        convolutions = ((name, m) for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d))
+        name, first = next(convolutions, ("", None))
+        return name if first is not None and first.in_channels == 3 else None
+
+    def whole(self, fit: Fit) -> Fit:
+        """The same fit at every batch norm."""
+        return self._fit(fit.presentation, first_only=False)
+
+    def blue_first(self, fit: Fit) -> Fit:
+        """The whole fit with the channels in the order blue, green, red."""
+        return self._fit(replace(fit.presentation, blue_first=True), first_only=False)
+
+    @torch.no_grad()
+    def predictions(self, constants: Constants) -> Tensor:
+        """The predicted classes (N,) of the unaugmented images, normalized by `constants`."""
+        outputs = (self.model(batch) for batch in self._batches(Presentation(constants)))
+        return torch.cat([(o if isinstance(o, Tensor) else o[0]).argmax(1) for o in outputs])
+
+    def _best(self, constants: Constants, side: int | None, paddings: list[int]) -> Fit:
+        fits = (self._fit(Presentation(constants, padding, side), first_only=True) for padding in paddings)
+        return min(fits, key=lambda fit: fit.first)
+
+    def _fit(self, presentation: Presentation, first_only: bool) -> Fit:
+        return Fit(presentation, divergences(self.model, self.norms, self._batches(presentation), first_only))
+
+    def _batches(self, how: Presentation, count: int | None = None) -> Iterator[Tensor]:
+        images = self.images[:count]
+        images = images if how.side is None else resized_tensor(images.cpu(), how.side).to(images.device)
+        if how.padding:
+            nothing = torch.zeros(len(images), dtype=torch.long, device=images.device)
+            images = next(TrainingLoader(images, nothing, len(images), how.padding, self.recipe.flip, 0).epoch(0))[0]
+        normalize = Normalizer(how.constants.mean, how.constants.std, images.device)
+        for batch in images.split(BATCH):
+            ready = normalize(batch)
+            yield ready.flip(1) if how.blue_first else ready
