@@ -10,11 +10,13 @@ from ptq_exp.data.dataset import Dataset, fixed_shuffle
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.normalization import Constants
 from ptq_exp.data.resizing import resized_tensor
-from ptq_exp.evaluation.norm_statistics import Divergences, divergences, trained_norms
+from ptq_exp.evaluation.norm_statistics import Divergences, count_calls, divergences, trained_norms
 from ptq_exp.quantization.hooks import BATCH
 
-IMAGES = 512  # of the training images: sampling noise is then 0.001 nats per channel
-PIXELS = IMAGES * 64 * 64  # fewer images if they are larger, so that a CPU needs seconds
+# Of the training images. The sampling noise in the first layer is 0.001 nats per channel with 512 images, and less in
+# later layers. Fewer images are taken if they are larger than 64 pixels, so that a CPU needs seconds.
+IMAGES, FEWEST_IMAGES, PIXELS = 512, 128, 2**21
+SCREENED, FINALISTS = 128, 3  # images that choose the constants to be compared on all of them
 CROP = 8  # training crops images padded by an eighth of their side (CIFAR: 4 of 32 pixels)
 # Measured by `python -m bench.consistency` (docs/results.md). The right images give at most 0.005 in every
 # layer. JPEG files for a network trained on lossless ones give 0.002 in the first layer and at most 0.026 later, where
@@ -86,25 +88,30 @@ class BatchNormCheck:
     def __init__(self, model: nn.Module, dataset: Dataset):
         self.model = model
         images, self.recipe = dataset.train_images, dataset.recipe
-        count = max(64, min(IMAGES, PIXELS // images[0, 0].numel()))
+        count = max(FEWEST_IMAGES, min(IMAGES, PIXELS // images[0, 0].numel()))
         self.images = images[fixed_shuffle(len(images))[:count].to(images.device)]
         self.paddings = sorted({0, *self._crops(images.shape[-1])})
-        self.norms = trained_norms(model)
-        probe = Presentation(Constants("", dataset.mean, dataset.std))
-        self.norms = {name: self.norms[name] for name in divergences(model, self.norms, self._batches(probe, 1))}
+        trained = trained_norms(model)
+        (one,) = self._batches(Presentation(Constants("", dataset.mean, dataset.std)), 1)
+        calls = count_calls(model, trained, one)
+        self.norms = {name: trained[name] for name in calls}
+        self.repeated = [name for name, count in calls.items() if count > 1]
 
     def _crops(self, side: int) -> set[int]:
         padding = self.recipe.crop_padding
         return {padding, side // CROP} if padding else set()
 
     def ranking(self, constants: list[Constants]) -> list[Fit]:
-        """The fit of each set of constants at the first batch norm (the best use of the images), best first."""
-        return sorted((self._best(each, None, self.paddings) for each in constants), key=lambda fit: fit.first)
+        """The fit of the most promising constants at the first batch norm (the best use of the images), best first."""
+        screened = [self._best(Presentation(each), self.paddings, SCREENED) for each in constants]
+        finalists = sorted(screened, key=lambda fit: fit.first)[:FINALISTS]
+        fits = (self._best(fit.presentation, self.paddings, IMAGES) for fit in finalists)
+        return sorted(fits, key=lambda fit: fit.first)
 
     def at_size(self, fit: Fit, side: int) -> Fit | None:
         """The fit at the first batch norm with images resized to `side` pixels; None if the network rejects them."""
         try:
-            return self._best(fit.constants, side, sorted({0, *self._crops(side)}))
+            return self._best(Presentation(fit.constants, side=side), [0, *self._crops(side)], SCREENED)
         except RuntimeError:
             return None
 
@@ -116,26 +123,27 @@ class BatchNormCheck:
 
     def whole(self, fit: Fit) -> Fit:
         """The same fit at every batch norm."""
-        return self._fit(fit.presentation, first_only=False)
+        return self._fit(fit.presentation, IMAGES)
 
     def blue_first(self, fit: Fit) -> Fit:
         """The whole fit with the channels in the order blue, green, red."""
-        return self._fit(replace(fit.presentation, blue_first=True), first_only=False)
+        return self._fit(replace(fit.presentation, blue_first=True), IMAGES)
 
     @torch.no_grad()
     def predictions(self, constants: Constants) -> Tensor:
         """The predicted classes (N,) of the unaugmented images, normalized by `constants`."""
-        outputs = (self.model(batch) for batch in self._batches(Presentation(constants)))
+        outputs = (self.model(batch) for batch in self._batches(Presentation(constants), IMAGES))
         return torch.cat([(o if isinstance(o, Tensor) else o[0]).argmax(1) for o in outputs])
 
-    def _best(self, constants: Constants, side: int | None, paddings: list[int]) -> Fit:
-        fits = (self._fit(Presentation(constants, padding, side), first_only=True) for padding in paddings)
+    def _best(self, how: Presentation, paddings: list[int], images: int) -> Fit:
+        fits = (self._fit(replace(how, padding=padding), images, first_only=True) for padding in paddings)
         return min(fits, key=lambda fit: fit.first)
 
-    def _fit(self, presentation: Presentation, first_only: bool) -> Fit:
-        return Fit(presentation, divergences(self.model, self.norms, self._batches(presentation), first_only))
+    def _fit(self, presentation: Presentation, images: int, first_only: bool = False) -> Fit:
+        batches = self._batches(presentation, images)
+        return Fit(presentation, divergences(self.model, self.norms, self.repeated, batches, first_only))
 
-    def _batches(self, how: Presentation, count: int | None = None) -> Iterator[Tensor]:
+    def _batches(self, how: Presentation, count: int) -> Iterator[Tensor]:
         images = self.images[:count]
         images = images if how.side is None else resized_tensor(images.cpu(), how.side).to(images.device)
         if how.padding:
