@@ -1,7 +1,7 @@
 """Which mistakes does the batch-norm check notice? `python -m bench.consistency --data-root ARCHIVE --foreign FOLDER`.
 
 Applies every mistake of `bench.mistakes`, wrong normalization constants and wrong images to correct networks: this
-project's ResNet-20 and the networks in FOLDER (see its README.md). Measures top-1 on the first 2,000 test images and
+project's ResNet-20 and the networks in FOLDER (see its README.md). Measures top-1 on 500 test images and
 records what the program says. Writes bench/results/consistency.jsonl and the table in docs/results.md.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device("auto")
     config = on_images(arguments.data_root, arguments.cache)
-    images = load_dataset(config.data, config.cache, torch.device("cpu")).limited(4_000, 2_000)
+    images = load_dataset(config.data, config.cache, torch.device("cpu")).limited(4_000, 500)
     digits = load_dataset(DataOptions(name="digits", resize=32), config.cache, torch.device("cpu"))
     lines = []
     for network, (build, mistakes, side) in networks(arguments.foreign, arguments.files).items():

@@ -17,7 +17,7 @@ CLEARLY_WORSE, TIMES_WORSE = 0.005, 3.0
 TIED = 0.002
 # Another size or channel order is named if it at least halves the divergence, by more than sampling noise.
 HALF, NOISE = 0.5, 0.0003
-SIDES = (16, 28, 32, 64, 96, 128, 160, 224)  # usual image sizes, tried if the given one does not fit
+SIDES = (32, 64, 96, 224)  # usual image sizes, tried if the given one does not fit
 
 
 def choose_constants(model: nn.Module, dataset: Dataset) -> Constants | None:
@@ -96,8 +96,8 @@ def _warn_of_misfit(check: BatchNormCheck, fit: Fit) -> None:
         log.warning(
             "The network fits its own batch norms worse from layer to layer: at %s, the inputs differ from the "
             "statistics stored in training by %.3f nats per channel. Either these images are of another kind than in "
-            "training (source, size, cropping), or all layers work slightly differently (padding, rounding of sizes). "
-            "%s", name, divergence, _size_advice(check, fit),
+            "training (source, size, cropping), or all layers work slightly differently (padding). Compare both with "
+            "the training.", name, divergence,
         )  # fmt: skip
 
 
@@ -122,14 +122,14 @@ def _warn_of_blue_first(check: BatchNormCheck, fit: Fit) -> bool:
 
 
 def _size_advice(check: BatchNormCheck, fit: Fit) -> str:
-    """What to do about images that do not fit: another size if one fits, else other images or constants."""
-    fits = {side: check.at_size(fit, side) for side in SIDES if side != check.images.shape[-1]}
-    fitting = {side: found.first for side, found in fits.items() if found is not None}
-    side = min(fitting, key=lambda side: fitting[side], default=None)
-    if side is not None and fitting[side] < min(FIRST, HALF * fit.first):
+    """What to do about images that do not fit: another size if that fits, else other images or constants."""
+    fits = (check.at_size(side, fit.augmented) for side in SIDES if side != check.images.shape[-1])
+    best = min((found for found in fits if found), key=lambda found: found.first, default=None)
+    if best is not None and best.first < min(FIRST, HALF * fit.first):
+        side = best.presentation.side
         return (
-            f"Images of {side} pixels fit better ({fitting[side]:.4f} instead of {fit.first:.4f} at the first norm). "
-            f"Set data.resize={side}."
+            f"Images of {side} pixels, normalized by {best.constants.name}, fit better (the divergence is "
+            f"{best.first:.3f}). Set data.resize={side}."
         )
     return (
         "The network was trained on other images or with other constants. Use images like those of its training, or "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ptq_exp.data.dataset import Dataset, fixed_shuffle
 from ptq_exp.data.loader import Normalizer, TrainingLoader
-from ptq_exp.data.normalization import Constants
+from ptq_exp.data.normalization import Constants, candidates
 from ptq_exp.data.resizing import resized_tensor
 from ptq_exp.evaluation.norm_statistics import Divergences, count_calls, divergences, trained_norms
 from ptq_exp.quantization.hooks import BATCH
@@ -86,7 +86,7 @@ class BatchNormCheck:
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset):
-        self.model = model
+        self.model, self.dataset = model, dataset
         images, self.recipe = dataset.train_images, dataset.recipe
         count = max(FEWEST_IMAGES, min(IMAGES, PIXELS // images[0, 0].numel()))
         self.images = images[fixed_shuffle(len(images))[:count].to(images.device)]
@@ -108,10 +108,12 @@ class BatchNormCheck:
         fits = (self._best(fit.presentation, self.paddings, IMAGES) for fit in finalists)
         return sorted(fits, key=lambda fit: fit.first)
 
-    def at_size(self, fit: Fit, side: int) -> Fit | None:
-        """The fit at the first batch norm with images resized to `side` pixels; None if the network rejects them."""
+    def at_size(self, side: int, augmented: bool) -> Fit | None:
+        """The best fit at the first batch norm with images resized to `side`; None if the network rejects them."""
+        padding, images = side // CROP if augmented else 0, min(SCREENED, max(64, PIXELS // side**2))
+        ways = (Presentation(constants, padding, side) for constants in candidates(self.dataset))
         try:
-            return self._best(Presentation(fit.constants, side=side), [0, *self._crops(side)], SCREENED)
+            return min((self._fit(way, images, first_only=True) for way in ways), key=lambda fit: fit.first)
         except RuntimeError:
             return None
 

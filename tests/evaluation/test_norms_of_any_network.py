@@ -1,17 +1,22 @@
 """The batch-norm check on networks that this project did not build: unusual norms, and the mistakes of their users."""
 
 import copy
+import importlib.util
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shared
 from test_batch_norm_check import CIFAR10, CPU, HALF, dataset, photographs, trained_on
 from torch import Tensor, nn
 
+from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
+from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.batch_norm_check import check_constants, choose_constants
 from ptq_exp.evaluation.batch_norm_fit import BatchNormCheck
 
@@ -143,6 +148,17 @@ def test_a_network_trained_on_bgr_images_is_told_from_one_trained_on_rgb(lines: 
     assert len(lines(logging.WARNING)) == 1, "the advice was right"
 
 
+def test_the_size_of_the_training_is_named(lines: Lines) -> None:
+    images = photographs(seed=3).clamp(0, 130)
+    images = images + torch.randint(0, 125, images.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    small = dataset(images)
+    model = trained_on(small, CIFAR10)
+    choose_constants(model, small.resized(64))
+    (warning,) = lines(logging.WARNING)
+    assert "at bn1, its first batch norm" in warning
+    assert "Set data.resize=32." in warning
+
+
 def test_strides_in_the_other_convolution_name_the_block(lines: Lines) -> None:
     data = dataset()
     model = trained_on(data, CIFAR10, depth=20)
@@ -152,3 +168,56 @@ def test_strides_in_the_other_convolution_name_the_block(lines: Lines) -> None:
     (warning,) = lines(logging.WARNING)
     assert "from layer2.0.bn" in warning
     assert "stride" in warning
+
+
+def foreign(name: str) -> nn.Module:
+    """A network in shared/checkpoints/foreign, as its README.md says."""
+    folder = shared("checkpoints/foreign")
+    if name == "wrn16_2":
+        spec = importlib.util.spec_from_file_location("wide_resnet", folder / "wide_resnet.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        model: nn.Module = module.WideResNet()
+    else:
+        torchvision = pytest.importorskip("torchvision")
+        blocks = [
+            [1, 16, 1, 1],
+            [6, 24, 2, 1],
+            [6, 32, 3, 2],
+            [6, 64, 4, 2],
+            [6, 96, 3, 1],
+            [6, 160, 3, 2],
+            [6, 320, 1, 1],
+        ]
+        model = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.5, inverted_residual_setting=blocks)
+    model.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
+    return model.eval()
+
+
+def no_shortcut(model: nn.Module) -> None:
+    model.get_submodule("features.5").use_res_connect = False  # type: ignore[assignment]
+
+
+def swapped(model: nn.Module) -> None:
+    block = model.get_submodule("blocks.1")
+    block.conv1, block.conv2 = block.conv2, block.conv1
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "mistake", "where"), [("mobilenet_v2", no_shortcut, "features.6"), ("wrn16_2", swapped, "blocks.1.bn2")]
+)
+def test_foreign_networks_are_silent_until_a_mistake_is_made(
+    name: str, mistake: Callable[[nn.Module], None], where: str, cache: Path, lines: Lines
+) -> None:
+    # These images are lossless, the networks were trained on JPEG files of the same photographs.
+    options = DataOptions(name="image_folder", root=str(shared("data/cifar10-lossless-6k.zip")))
+    data, model = load_dataset(options, cache, CPU), foreign(name)
+    choose_constants(model, data)
+    assert lines(logging.WARNING) == []
+    mistake(model)
+    choose_constants(model, data)
+    (warning,) = lines(logging.WARNING)
+    assert f"from {where}" in warning
