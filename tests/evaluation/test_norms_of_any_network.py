@@ -149,11 +149,10 @@ def test_a_network_trained_on_bgr_images_is_told_from_one_trained_on_rgb(lines: 
 
 
 def test_the_size_of_the_training_is_named(lines: Lines) -> None:
-    images = photographs(seed=3).clamp(0, 130)
-    images = images + torch.randint(0, 125, images.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    small = dataset(images)
-    model = trained_on(small, CIFAR10)
-    choose_constants(model, small.resized(64))
+    noise = 120 * torch.rand(128, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(photographs().float(), size=(64, 64), mode="bilinear") * 0.5
+    large = dataset((smooth + noise).to(torch.uint8))
+    choose_constants(trained_on(large.resized(32), CIFAR10), large)
     (warning,) = lines(logging.WARNING)
     assert "at bn1, its first batch norm" in warning
     assert "Set data.resize=32." in warning
