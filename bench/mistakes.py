@@ -171,7 +171,10 @@ DENSENET: dict[str, Mistake] = EVERYWHERE | {
     "swapped late convolutions": lambda m: swap_modules(
         m, "features.denseblock3.denselayer6.conv2", "features.denseblock3.denselayer7.conv2"),
     "max pooling for average pooling": lambda m: max_pool(m, "features.transition1.pool"),
-    "one norm's weight in another": lambda m: swap_tensors(m, _DENSE.format(3, "norm2.weight"), _DENSE.format(4, "norm2")),
-    "one norm's bias in another": lambda m: swap_tensors(m, _DENSE.format(3, "norm2.bias"), _DENSE.format(4, "norm2")),
-    "one norm's mean in another": lambda m: swap_tensors(m, _DENSE.format(3, "norm2.running_mean"), _DENSE.format(4, "norm2")),
+    "one norm's weight in another": lambda m: swap_tensors(
+        m, "features.denseblock2.denselayer3.norm2.weight", _DENSE.format(4, "norm2")),
+    "one norm's bias in another": lambda m: swap_tensors(
+        m, "features.denseblock2.denselayer3.norm2.bias", _DENSE.format(4, "norm2")),
+    "one norm's mean in another": lambda m: swap_tensors(
+        m, "features.denseblock2.denselayer3.norm2.running_mean", _DENSE.format(4, "norm2")),
 }  # fmt: skip
