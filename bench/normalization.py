@@ -25,7 +25,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.data.normalization import KNOWN, Constants, candidates
 from ptq_exp.evaluation.accuracy import evaluate
-from ptq_exp.evaluation.batch_norm_check import BatchNormCheck
+from ptq_exp.evaluation.batch_norm_fit import BatchNormCheck
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import load_weights, read_checkpoint
 from ptq_exp.networks.store import save_weights

@@ -16,7 +16,8 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.normalization import KNOWN, Constants, candidates, named, own_constants
 from ptq_exp.data.options import DataOptions
-from ptq_exp.evaluation.batch_norm_check import BatchNormCheck, check_constants, choose_constants
+from ptq_exp.evaluation.batch_norm_check import check_constants, choose_constants
+from ptq_exp.evaluation.batch_norm_fit import BatchNormCheck
 from ptq_exp.networks import build_model
 from ptq_exp.networks.resnet import PadShortcut
 from ptq_exp.runs.checkpoint_file import from_file
