@@ -54,9 +54,10 @@ def identified(config: Config, file: WeightsFile, classes: int) -> Identity:
         options = {key: config.model.get(key) for key in ("target", "args")}
         return Identity("custom", options, classes)
     if file.metadata.get("architecture") == "custom":
+        target = file.metadata.get("target")
         raise UserError(
-            f"checkpoint={file.path} holds a network of its user, {file.metadata.get('target')}. A file does not decide "
-            f"which code runs. Set model=custom model.target={file.metadata.get('target')}, or the model that you keep."
+            f"checkpoint={file.path} holds a network of its user's, {target}. A file does not decide which code runs. "
+            f"Set model=custom model.target={target}."
         )
     found = Identity.stored(file.metadata) or identify(file)
     for key, value in {"architecture": found.architecture, **found.options}.items():

@@ -15,6 +15,7 @@ from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation, evaluate
 from ptq_exp.evaluation.plausibility import warn_if_implausible
+from ptq_exp.networks import custom
 from ptq_exp.networks.store import weights_digest
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.runs.device import hardware
@@ -62,7 +63,8 @@ def prepare(config: Config, device: torch.device, training: Callable[[], Abstrac
     relevant = dataclasses.asdict(config)
     for unrelated in ("quant", *UNRELATED):
         del relevant[unrelated]
-    key = digest(relevant, str(device))
+    code = custom.identity(config.model) if config.model.get("architecture") == "custom" else {}
+    key = digest(relevant, code, str(device))
     if key not in _shared:
         dataset = load_images(config, device)
         if dataset.note:

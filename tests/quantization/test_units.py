@@ -15,7 +15,7 @@ from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.units import Samples, Unit, units
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "networks"))
-from zoo import build  # noqa: E402
+from zoo import build
 
 BASE = QuantConfig(
     sign_bit="included", grid="asymmetric", alpha_rule="max", granularity="channel", layers="all", fold_batch_norm=True,

@@ -26,7 +26,8 @@ def only_logits(model: nn.Module) -> None:
 
 def contiguous_images(model: nn.Module) -> None:
     """Make `model` compute in PyTorch's default memory format, in place. `view` in its forward function may need it."""
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = standard_strides(tensor.data)
     model.register_forward_pre_hook(_contiguous_hook)
 
 
@@ -36,8 +37,9 @@ def returns_only_logits(model: nn.Module) -> bool:
 
 
 def needs_contiguous_images(model: nn.Module) -> bool:
-    """Whether `contiguous_images` was applied to `model`."""
-    return _contiguous_hook in model._forward_pre_hooks.values()
+    """Whether `contiguous_images` was applied to `model`, or to the network that `expose` made it of."""
+    exposed = getattr(model, "meta", {}).get("contiguous", False)
+    return exposed or _contiguous_hook in model._forward_pre_hooks.values()
 
 
 def _logits_hook(_: nn.Module, given: Any, output: Any) -> Any:
@@ -45,4 +47,11 @@ def _logits_hook(_: nn.Module, given: Any, output: Any) -> Any:
 
 
 def _contiguous_hook(_: nn.Module, given: Any) -> Any:
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in given)
+    return tuple(standard_strides(x) if isinstance(x, Tensor) else x for x in given)
+
+
+def standard_strides(x: Tensor) -> Tensor:
+    """`x` in PyTorch's default memory format. `contiguous` keeps the other one for tensors of a single channel, because
+    they are in both, and convolutions would go on with it."""
+    wanted = torch.empty(x.shape, device="meta").stride()
+    return x if x.stride() == wanted else torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)

@@ -2,7 +2,7 @@
 
 from torch import fx, nn
 
-from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images, returns_only_logits
+from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images, returns_only_logits, standard_strides
 from ptq_exp.networks.graph.operations import (
     Operation,
     given,
@@ -62,7 +62,11 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
     _adapt(model, graph.graph)
     network.graph = graph.graph
     network.train(model.training)
-    network.meta["operations"] = "additions" if additions_only else "all"  # copies of the network keep it
+    # Copies of the network keep this.
+    network.meta |= {
+        "operations": "additions" if additions_only else "all",
+        "contiguous": needs_contiguous_images(model),
+    }
     return network
 
 
@@ -119,7 +123,7 @@ def _adapt(model: nn.Module, graph: fx.Graph) -> None:
     image = next(node for node in graph.nodes if node.op == "placeholder")
     if needs_contiguous_images(model):
         with graph.inserting_after(image):
-            contiguous = graph.call_method("contiguous", (image,))
+            contiguous = graph.call_function(standard_strides, (image,))
         image.replace_all_uses_with(contiguous, lambda user: user is not contiguous)
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node) or returns_only_logits(model):
