@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ptq_exp.networks.graph.tracing import standard
+from ptq_exp.networks.graph import standard
 
 Layer = nn.Conv2d | nn.Linear
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ptq_exp.base.machine import triton_works
-from ptq_exp.networks.graph.operations import Wrapper
-from ptq_exp.networks.graph.tracing import standard
+from ptq_exp.networks.graph import Wrapper, standard
 from ptq_exp.quantization.grids import Grid, UniformGrid
 
 

@@ -5,7 +5,20 @@ It knows torch alone. No class of a network is asked for hints.
 
 from ptq_exp.networks.graph.blocks import Block, blocks
 from ptq_exp.networks.graph.exposing import expose, exposed, operands
+from ptq_exp.networks.graph.operations import Wrapper
 from ptq_exp.networks.graph.pairs import batch_norm_pairs, layer_pairs
-from ptq_exp.networks.graph.tracing import Classes, Graph
+from ptq_exp.networks.graph.tracing import Classes, Graph, standard
 
-__all__ = ["Block", "Classes", "Graph", "batch_norm_pairs", "blocks", "expose", "exposed", "layer_pairs", "operands"]
+__all__ = [
+    "Block",
+    "Classes",
+    "Graph",
+    "Wrapper",
+    "batch_norm_pairs",
+    "blocks",
+    "expose",
+    "exposed",
+    "layer_pairs",
+    "operands",
+    "standard",
+]

@@ -5,7 +5,7 @@ from torch import nn
 
 from ptq_exp.networks.graph import batch_norm_pairs
 from ptq_exp.quantization.context import Context
-from ptq_exp.quantization.layers import OPAQUE
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.steps.step import Step
 
@@ -28,7 +28,8 @@ def fold_batch_norm(model: nn.Module) -> list[str]:
     The function of the network stays the same (Jacob et al. 2018, section 3.2, equation 14). A batch norm stays if the
     graph does not prove that it can be folded.
     """
-    pairs = batch_norm_pairs(model, OPAQUE)
+    # Quantized layers are traced into: for a fast evaluation, their convolutions are folded, too.
+    pairs = batch_norm_pairs(model, (ActivationQuantizer, QuantizedOperation))
     for conv_name, norm_name in pairs:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
