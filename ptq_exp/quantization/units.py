@@ -76,8 +76,9 @@ class Collector:
         raise NotImplementedError
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Calls:
-        whole: Calls = []
+    def __call__(self, images: Tensor, into: Calls | None = None) -> Calls:
+        """The values on all `images`, in new tensors or in those of `into`."""
+        whole: Calls = into or []
         for start in range(0, len(images), BATCH):
             part = [tuple(map(pixels_first, call)) for call in self.few(images[start : start + BATCH])]
             # In place, since a concatenation at the end would take twice the memory.
@@ -149,9 +150,9 @@ class Samples:
     def load(self, portion: int) -> None:
         """Compute the values on another portion of the images."""
         start = min(portion * self.count, len(self.images) - self.count)
-        for call, new in zip(self.calls, self._collect(self.images[start : start + self.count]), strict=True):
-            for kept, x in zip(call, new, strict=True):
-                kept.copy_(x)
+        images = self.images[start : start + self.count]
+        self.found(images, [call[:1] for call in self.calls])
+        self.wanted(images, [call[1:] for call in self.calls])
 
     def _collect(self, images: Tensor) -> Calls:
         wanted = self.wanted(images)

@@ -55,6 +55,9 @@ CODE = [(page.relative_to(ROOT), block) for page, block in blocks("python")]
 def users_files(tmp_path: Path) -> None:
     """What the documents call the user's own: a checkpoint and a folder of images."""
     torch.save(build_model("resnet", 2, depth=20).state_dict(), tmp_path / "resnet20.th")
+    (source,) = (block for _, block in CODE if "class SmallNet" in block)
+    (tmp_path / "nets.py").write_text(source)
+    torch.save(build_model("custom", 2, target=f"{tmp_path}/nets.py:SmallNet").state_dict(), tmp_path / "small.pt")
     for split in ("train", "test"):
         for label, colour in (("cat", 40), ("dog", 200)):
             folder = tmp_path / "images.zip" / split / label
