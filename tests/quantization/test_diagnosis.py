@@ -31,7 +31,7 @@ LAYER = LayerReport(
 def report(*changes: dict[str, Any]) -> Report:
     """Two layers and more: the changes are those of the first ones."""
     rows = [dataclasses.replace(LAYER, **change) for change in changes]
-    return Report([*rows, dataclasses.replace(LAYER, layer="last", alpha=0.5)], 5.0, None, {}, 1000)
+    return Report([*rows, dataclasses.replace(LAYER, layer="last", alpha=0.5)], 5.0, None, {}, 100.0, {}, [], 1000)
 
 
 def network() -> torch.nn.Module:

@@ -68,7 +68,7 @@ def test_a_preset_may_build_upon_another(tmp_path: Path) -> None:
     place = (f"file://{tmp_path}/own",)
     best = QuantConfig(
         sign_bit="included", grid="float_zero_point", alpha_rule="lp", granularity="channel", layers="all",
-        act_rule="mse", fold_batch_norm=True, calibration_images=4096, rounding="block",
+        act_rule="mse", act_zero_point=True, fold_batch_norm=True, calibration_images=4096, rounding="block",
         mixed_candidates=[1.6, 2, 3, 4, 5, 6, 8],
         reconstruction=ReconstructionConfig(steps=2000, distill_steps=2500, distill_lr=0.0025, distill_mixup=0.25),
     )  # fmt: skip

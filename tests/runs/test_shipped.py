@@ -46,7 +46,7 @@ def test_in_a_sweep_over_seeds_no_seed_takes_the_shipped_network(
     caplog.set_level("INFO", logger="ptq_exp")
     _, digits = few_digits(tmp_path)
     data = replace(digits, name="cifar10", recipe=Recipe(epochs=1), mean=CIFAR10_MEAN, std=CIFAR10_STD)
-    monkeypatch.setattr("ptq_exp.runs.float_model.shipped", lambda *_: SHIPPED / "resnet20-cifar10.safetensors")
+    monkeypatch.setattr("ptq_exp.runs.shipped.shipped", lambda *_: SHIPPED / "resnet20-cifar10.safetensors")
     config = Config(cache_dir=str(tmp_path))
     assert "shipped" in load_or_train(config, data, CPU).source
     monkeypatch.setenv("PTQ_EXP_SWEPT_KEYS", "quant.bits seed")

@@ -117,7 +117,7 @@ def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
 
 def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing changes, while it lasts, how modules are called on every thread: the next job would fail now and then."""
-    from ptq_exp.networks import graph as chains
+    from torch import fx
 
     threads = set()
 
@@ -125,8 +125,8 @@ def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], mon
         threads.add(threading.current_thread().name)
         return whole_trace(*arguments)
 
-    whole_trace = chains.fx.Tracer.trace
-    monkeypatch.setattr(chains.fx.Tracer, "trace", trace)
+    whole_trace = fx.Tracer.trace
+    monkeypatch.setattr(fx.Tracer, "trace", trace)
     assert cli(*TINY, "quant=mse", "quant.fold_batch_norm=true", "quant.bits=3,4", "-m").code == 0
     assert threads == {threading.main_thread().name}
 

@@ -50,6 +50,7 @@ def _contiguous_hook(_: nn.Module, given: Any) -> Any:
     return tuple(standard_strides(x) if isinstance(x, Tensor) else x for x in given)
 
 
+@fx.wrap
 def standard_strides(x: Tensor) -> Tensor:
     """`x` in PyTorch's default memory format. `contiguous` keeps the other one for tensors of a single channel, because
     they are in both, and convolutions would go on with it."""

@@ -124,10 +124,11 @@ def _adapt(model: nn.Module, graph: fx.Graph) -> None:
     if needs_contiguous_images(model):
         with graph.inserting_after(image):
             contiguous = graph.call_function(standard_strides, (image,))
+        contiguous.meta["is_wrapped"] = True  # the code of the network then calls it as a wrapped function
         image.replace_all_uses_with(contiguous, lambda user: user is not contiguous)
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not isinstance(output.args[0], fx.Node) or returns_only_logits(model):
         with graph.inserting_before(output):
             logits = graph.call_function(logits_of, (output.args[0],))
-        logits.meta["is_wrapped"] = True  # the code of the network then calls it as a wrapped function
+        logits.meta["is_wrapped"] = True
         output.args = (logits,)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ptq_exp.networks.graph.calling import logits_of
+from ptq_exp.networks.graph.calling import logits_of, standard_strides
 
 # Of two tensors. The names are those of a tensor's methods.
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -36,7 +36,7 @@ PASSING: set[Any] = HOMOGENEOUS | {
     operator.getitem, torch._assert, "flatten", "view", "view_as", "reshape", "reshape_as", "permute", "transpose", "t",
     "chunk", "split", "squeeze", "unsqueeze", "unbind", "unflatten", "narrow", "select", "roll", "expand", "expand_as",
     "repeat", "contiguous", "clone", "detach", "to", "float", "type_as", "size", "dim", getattr, "index_select",
-    logits_of,
+    logits_of, standard_strides,
 }  # fmt: skip
 ARITHMETIC: set[Any] = ADDITIONS | {
     operator.sub, operator.isub, operator.mul, operator.imul, operator.neg,
