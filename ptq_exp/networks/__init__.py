@@ -13,10 +13,7 @@ from torch import nn
 
 from ptq_exp.base.errors import UserError, check_choice, did_you_mean
 
-_NOT_NETWORKS = {
-    "downloads", "fitting", "graph", "identification", "options", "pickled", "pickled_names", "reading", "renaming",
-    "state_dicts", "store", "stored_tensors", "torch_files", "unwrapping", "weights_file",
-}  # fmt: skip
+_NOT_NETWORKS = {"graph", "options", "reading", "store"}
 
 
 def architectures() -> list[str]:

@@ -14,10 +14,10 @@ from ptq_exp.data.loader import Normalizer
 from ptq_exp.data.normalization import Constants, named
 from ptq_exp.evaluation.batch_norm_check import check_constants, choose_constants
 from ptq_exp.networks import build_model
-from ptq_exp.networks.fitting import Fit, fit
-from ptq_exp.networks.identification import Identity, identify
 from ptq_exp.networks.reading import read_weights
-from ptq_exp.networks.weights_file import WeightsFile
+from ptq_exp.networks.reading.fitting import Fit, fit
+from ptq_exp.networks.reading.identification import Identity, identify
+from ptq_exp.networks.reading.weights_file import WeightsFile
 from ptq_exp.runs.fitting import FloatModel, fit_images
 
 DATA_BY_CLASSES = {10: "data=cifar10", 100: "data=cifar100"}

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.reading import read_weights
-from ptq_exp.networks.weights_file import WeightsFile
+from ptq_exp.networks.reading.weights_file import WeightsFile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks import build_model
-from ptq_exp.networks.fitting import Fit, fit
 from ptq_exp.networks.reading import read_weights
+from ptq_exp.networks.reading.fitting import Fit, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

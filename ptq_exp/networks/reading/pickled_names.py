@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptq_exp.networks.pickled import Known, Machine, Opaque, plain_key
-from ptq_exp.networks.stored_tensors import MOST_DIMENSIONS, NumpyType, Storage, StoredTensor, array
+from ptq_exp.networks.reading.pickled import Known, Machine, Opaque, plain_key
+from ptq_exp.networks.reading.stored_tensors import MOST_DIMENSIONS, NumpyType, Storage, StoredTensor, array
 
 
 def resolve(name: str) -> Any:

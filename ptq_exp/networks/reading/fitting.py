@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import batch_norm_pairs
-from ptq_exp.networks.renaming import (
+from ptq_exp.networks.reading.renaming import (
     COUNTERS,
     Shapes,
     describe,
@@ -19,8 +19,8 @@ from ptq_exp.networks.renaming import (
     shapes_of,
     shortened,
 )  # fmt: skip
-from ptq_exp.networks.unwrapping import normalizer, parts
-from ptq_exp.networks.weights_file import WeightsFile
+from ptq_exp.networks.reading.unwrapping import normalizer, parts
+from ptq_exp.networks.reading.weights_file import WeightsFile
 
 HOW_TO_NAME_THE_CLASS = "Name the class that the weights belong to: model=custom model.target=path/to/nets.py:ClassName"
 KINDS = {"gamma": "weight", "beta": "bias", "kernel": "weight", "moving_mean": "running_mean",

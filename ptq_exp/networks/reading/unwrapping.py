@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptq_exp.networks.state_dicts import AVERAGED
+from ptq_exp.networks.reading.state_dicts import AVERAGED
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "student.")
 MOST_PARTS = 8

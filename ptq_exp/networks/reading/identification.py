@@ -10,10 +10,10 @@ from torch import nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks import allowed_options, architectures, build_model
-from ptq_exp.networks.fitting import HOW_TO_NAME_THE_CLASS, match
-from ptq_exp.networks.renaming import Shapes, describe, differences, renamed, shapes_of
-from ptq_exp.networks.unwrapping import parts
-from ptq_exp.networks.weights_file import WeightsFile
+from ptq_exp.networks.reading.fitting import HOW_TO_NAME_THE_CLASS, match
+from ptq_exp.networks.reading.renaming import Shapes, describe, differences, renamed, shapes_of
+from ptq_exp.networks.reading.unwrapping import parts
+from ptq_exp.networks.reading.weights_file import WeightsFile
 
 RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be listed
 

@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ptq_exp.networks.pickled import Budget, Machine, Opaque
-from ptq_exp.networks.pickled_names import resolve
-from ptq_exp.networks.stored_tensors import Storage
+from ptq_exp.networks.reading.pickled import Budget, Machine, Opaque
+from ptq_exp.networks.reading.pickled_names import resolve
+from ptq_exp.networks.reading.stored_tensors import Storage
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch's legacy format
 LOCAL_HEADER = 30  # bytes, before the name of a member

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ptq_exp.networks.pickled import Opaque
-from ptq_exp.networks.stored_tensors import StoredTensor
+from ptq_exp.networks.reading.pickled import Opaque
+from ptq_exp.networks.reading.stored_tensors import StoredTensor
 
 DEPTH = 8  # of containers
 MOST_ENTRIES = 500_000  # of dictionaries that are searched: a hostile file must not take long

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.tensors import load_checked
-from ptq_exp.networks.downloads import download
-from ptq_exp.networks.fitting import fit
-from ptq_exp.networks.identification import Identity, identify
-from ptq_exp.networks.pickled import Opaque
-from ptq_exp.networks.pickled_names import QuantizedError
-from ptq_exp.networks.renaming import shortened
-from ptq_exp.networks.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
-from ptq_exp.networks.stored_tensors import StoredTensor
-from ptq_exp.networks.torch_files import other_format, read_file
-from ptq_exp.networks.unwrapping import unwrap
-from ptq_exp.networks.weights_file import WeightsFile
+from ptq_exp.networks.reading.downloads import download
+from ptq_exp.networks.reading.fitting import fit
+from ptq_exp.networks.reading.identification import Identity, identify
+from ptq_exp.networks.reading.pickled import Opaque
+from ptq_exp.networks.reading.pickled_names import QuantizedError
+from ptq_exp.networks.reading.renaming import shortened
+from ptq_exp.networks.reading.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
+from ptq_exp.networks.reading.stored_tensors import StoredTensor
+from ptq_exp.networks.reading.torch_files import other_format, read_file
+from ptq_exp.networks.reading.unwrapping import unwrap
+from ptq_exp.networks.reading.weights_file import WeightsFile
 
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
 MOST_TENSORS = 20_000
