@@ -21,6 +21,7 @@ from ptq_exp.quantization.layers import (
     quantized_layers,
 )
 from ptq_exp.quantization.modules import load_unique_state, materialize, replace_module, unique_state
+from ptq_exp.quantization.norms import separate_norms
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -79,6 +80,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
         _as_today(tensors, metadata)
         materialize(float_model.eval())
         separate_attention(float_model)
+        separate_norms(float_model)
         for name, module in list(float_model.named_modules()):
             if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
                 replace_module(float_model, name, nn.Identity())  # it was folded into its convolution

@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.attention import separate_attention
 from ptq_exp.quantization.effective_weights import plain_layer
+from ptq_exp.quantization.norms import separate_norms
 
 
 def copy_network(model: nn.Module) -> nn.Module:
@@ -26,6 +27,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     network = copy_network(model).eval()
     materialize(network)
     separate_attention(network)
+    separate_norms(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network

@@ -10,6 +10,7 @@ from ptq_exp.networks.graph.operations import (
     ACTIVATIONS,
     is_addition,
     is_concatenation,
+    is_fixed,
     is_product,
     is_size,
     kind,
@@ -62,7 +63,7 @@ class _BlockFinder:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        nodes = [node for node in graph.nodes if node.op != "get_attr" and not is_size(node)]
+        nodes = [node for node in graph.nodes if not is_fixed(node) and not is_size(node)]
         self.order = {node: place for place, node in enumerate(nodes)}
         self.above = immediate(nodes, {node: sources(node) for node in nodes})
         users = {node: [user for user in node.users if user in self.order] for node in nodes}

@@ -95,9 +95,23 @@ def passes_levels(what: Any) -> bool:
     return what in PASSING or getattr(what, "__name__", "") in IN_TRAINING
 
 
+def mark_fixed(nodes: list[fx.Node]) -> None:
+    """Mark the nodes, in the order of execution, whose values do not depend on the image: parameters, and what is
+    computed from parameters and sizes alone."""
+    for node in nodes:
+        inputs = [source for source in node.all_input_nodes if not is_size(source)]
+        computed = node.op in ("call_function", "call_method", "call_module") and not is_size(node)
+        node.meta["fixed"] = node.op == "get_attr" or (computed and all(map(is_fixed, inputs)))
+
+
+def is_fixed(node: fx.Node) -> bool:
+    """Whether the value does not depend on the image, see `mark_fixed`."""
+    return bool(node.meta.get("fixed", node.op == "get_attr"))
+
+
 def sources(node: fx.Node) -> list[fx.Node]:
-    """The computed inputs of `node`: no parameters and no sizes."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr" and not is_size(source)]
+    """The computed inputs of `node`: no parameters, nothing that is computed from them alone, and no sizes."""
+    return [source for source in node.all_input_nodes if not is_fixed(source) and not is_size(source)]
 
 
 def given(node: fx.Node) -> list[fx.Node]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph.operations import Operation, only_adds
+from ptq_exp.networks.graph.operations import Operation, mark_fixed, only_adds
 
 Classes = tuple[type[nn.Module], ...]
 TORCH = str(Path(torch.__file__).parent)
@@ -55,6 +55,7 @@ class Graph:
         self.opaque = opaque
         self.graph, self.untraced = _trace(model, opaque)
         self.nodes = list(self.graph.nodes)
+        mark_fixed(self.nodes)
         self.modules = dict(model.named_modules())
         self.calls = Counter(id(module) for node in self.nodes for module in self._called(node))
         # Parameters by memory address, since two different objects may share memory.
