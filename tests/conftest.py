@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,12 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def mostly_slow(values: Iterable[Any], quick: int = 1) -> list[Any]:
+    """Parameters of which the first `quick` run always, and the others with -m slow."""
+    rest = [value if isinstance(value, tuple) else (value,) for value in list(values)[quick:]]
+    return [*list(values)[:quick], *(pytest.param(*value, marks=pytest.mark.slow) for value in rest)]
 
 
 def shared(name: str) -> Path:

@@ -6,20 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 
 
 @pytest.mark.parametrize(
     ("line", "left", "workers"),
-    [
-        ("pass", None, "0"),
-        ("(ROOT / 'outputs' / 'new').mkdir()", "outputs/new", "0"),
-        ("(ROOT / 'outputs' / 'new').mkdir()", "outputs/new", "2"),
-        ("(ROOT / 'mlflow.db').write_text('changed')", "mlflow.db", "0"),
-        ("(ROOT / 'docs' / 'page.md').unlink()", "docs/page.md", "0"),
-        ("(ROOT / 'docs' / 'page.md').write_text('edited meanwhile')", None, "0"),
-        ("(ROOT / 'tests' / '__pycache__' / 'x').mkdir(parents=True)", None, "0"),
-    ],
+    mostly_slow(
+        [
+            ("pass", None, "0"),
+            ("(ROOT / 'outputs' / 'new').mkdir()", "outputs/new", "0"),
+            ("(ROOT / 'outputs' / 'new').mkdir()", "outputs/new", "2"),
+            ("(ROOT / 'mlflow.db').write_text('changed')", "mlflow.db", "0"),
+            ("(ROOT / 'docs' / 'page.md').unlink()", "docs/page.md", "0"),
+            ("(ROOT / 'docs' / 'page.md').write_text('edited meanwhile')", None, "0"),
+            ("(ROOT / 'tests' / '__pycache__' / 'x').mkdir(parents=True)", None, "0"),
+        ],
+        2,
+    ),
 )
 def test_a_session_that_changes_the_working_tree_fails(
     tmp_path: Path, line: str, left: str | None, workers: str

@@ -27,7 +27,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[str, bytes]:
     [
         ({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, "-"),
         pytest.param({"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}, "-", marks=pytest.mark.slow),
-        (OLD_LOCALE | {"PYTHONIOENCODING": "ascii"}, "-"),
+        pytest.param(OLD_LOCALE | {"PYTHONIOENCODING": "ascii"}, "-", marks=pytest.mark.slow),
         pytest.param({"PYTHONIOENCODING": "utf-8"}, "–", marks=pytest.mark.slow),
     ],
     ids=["ascii", "latin-1", "ascii-files", "utf-8"],
@@ -44,6 +44,7 @@ def test_a_sweep_ends_well_whatever_the_terminal_knows(
     assert "0.00 – " in read_text(report) or " – +" in read_text(report)
 
 
+@pytest.mark.slow
 def test_names_in_other_scripts_are_kept_in_files_and_escaped_on_the_screen(tmp_path: Path, store: str) -> None:
     folder = tmp_path / "Bücher 猫"
     for split in ("train", "test"):

@@ -126,6 +126,7 @@ def test_the_right_constants_get_no_warning_even_if_rounded(lines: Callable[[int
     assert lines(logging.WARNING) == []
 
 
+@pytest.mark.slow
 def test_other_images_are_a_warning(lines: Callable[[int], list[str]]) -> None:
     model = trained_on(dataset(), CIFAR10)
     noise = torch.randint(0, 256, (256, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)

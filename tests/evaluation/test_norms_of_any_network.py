@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared
+from conftest import mostly_slow, shared
 from test_batch_norm_check import CIFAR10, CPU, HALF, dataset, photographs, trained_on
 from torch import Tensor, nn
 
@@ -148,6 +148,7 @@ def test_a_network_trained_on_bgr_images_is_told_from_one_trained_on_rgb(lines: 
     assert len(lines(logging.WARNING)) == 1, "the advice was right"
 
 
+@pytest.mark.slow
 def test_the_size_of_the_training_is_named(lines: Lines) -> None:
     noise = 120 * torch.rand(128, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(photographs().float(), size=(64, 64), mode="bilinear") * 0.5
@@ -206,7 +207,8 @@ def swapped(model: nn.Module) -> None:
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
-    ("name", "mistake", "where"), [("mobilenet_v2", no_shortcut, "features.6"), ("wrn16_2", swapped, "blocks.1.bn2")]
+    ("name", "mistake", "where"),
+    mostly_slow([("mobilenet_v2", no_shortcut, "features.6"), ("wrn16_2", swapped, "blocks.1.bn2")]),
 )
 def test_foreign_networks_are_silent_until_a_mistake_is_made(
     name: str, mistake: Callable[[nn.Module], None], where: str, cache: Path, lines: Lines

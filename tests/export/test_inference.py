@@ -139,6 +139,7 @@ def test_the_data_set_is_an_input_of_the_run(cli: Cli, store: str, runs: Runs) -
     assert (profile["training images"], profile["test images"], profile["classes"]) == (64, 48, 10)
 
 
+@pytest.mark.slow
 def test_the_machine_is_watched_while_a_network_is_trained(
     cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome, network, quantize
+from conftest import TINY, Outcome, mostly_slow, network, quantize
 from PIL import Image
 from torch import Tensor, nn
 
@@ -93,7 +93,7 @@ def check(model: nn.Module, config: QuantConfig, x: Tensor, bits: int) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS))
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_weights_and_statistics(odd: str, method: str) -> None:
     model = network()
@@ -110,7 +110,7 @@ def test_mixed_precision_of_a_network_that_answers_every_image_alike() -> None:
     assert check(model, MIXED, images(), 8) < 0.15
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS))
 @pytest.mark.parametrize(
     "x",
     [images(1), images(3), images(257, 8), images(8, 4), images(8, 1), torch.zeros(8, 3, 16, 16)],
@@ -144,12 +144,14 @@ def test_small_images_are_cropped_by_what_there_is() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["data.test_limit=3"],
-        ["data.test_limit=1"],
-        ["quant.calibration_images=4096"],  # there are 64 training images
-        ["data.train_limit=33"],  # one more than a batch
-    ],
+    mostly_slow(
+        [
+            ["data.test_limit=1"],
+            ["data.test_limit=3"],
+            ["quant.calibration_images=4096"],  # there are 64 training images
+            ["data.train_limit=33"],  # one more than a batch
+        ]
+    ),
 )
 def test_few_images(cli: Cli, arguments: list[str]) -> None:
     outcome = cli("quant=mse", "quant.bits=8", "quant.act_bits=8", *TINY, *arguments)

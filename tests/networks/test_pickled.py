@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.reading import read_checkpoint, read_weights
@@ -257,7 +258,7 @@ def test_these_calls_work_where_they_are_made(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-@pytest.mark.parametrize("form", ["pickle", "zip"])
+@pytest.mark.parametrize("form", mostly_slow(["zip", "pickle"]))
 def test_a_bomb_is_answered_in_time(tmp_path: Path, kind: str, form: str) -> None:
     content = BOMBS[kind] + b"."
     content = in_zip(content) if form == "zip" else content

@@ -80,6 +80,7 @@ def test_sensitivity_falls_with_the_bits() -> None:
         assert by_bits[2] > by_bits[4] > by_bits[8] >= -1e-6
 
 
+@pytest.mark.slow
 def test_sensitivities_count_what_distillation_makes_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ptq_exp.quantization.allocation.LEARNING_STEPS", 12)
     model, x = network(), images(64)

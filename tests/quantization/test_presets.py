@@ -29,6 +29,7 @@ def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
     assert any(words in outcome.out for words in said)
 
 
+@pytest.mark.slow
 def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> None:
     rules = "quant.alpha_rule=std,max,mse,percentile"
     outcome = cli("quant=mse", rules, "quant.bits=4", "quant.act_bits=4", *TINY, *SHORT, "-m")
@@ -45,6 +46,7 @@ def test_a_budget_of_its_own_is_one_plan(cli: Callable[..., Outcome]) -> None:
     assert re.search(r"mixed mean_bits=2\.6 .*, 2\.[56]\d* bits per weight \(quant\.bits=3\): top-1 ", outcome.out)
 
 
+@pytest.mark.slow
 def test_units_learned_under_another_normalization_are_not_reused(
     cli: Callable[..., Outcome], tmp_path: Path, cache: Path
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import prepare, quantize
+from conftest import mostly_slow, prepare, quantize
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -47,15 +47,18 @@ def images(count: int = 32) -> Tensor:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"act_bits": 4},
-        {"equalize": True, "bias_correction": True},
-        {"rounding": "adaround", "grid": "asymmetric"},
-        {"grid": "symmetric", "alpha_rule": "mse"},
-        {"granularity": "tensor", "alpha_rule": "percentile"},
-        {"granularity": "model", "alpha_rule": "max"},
-    ],
+    mostly_slow(
+        [
+            {"equalize": True, "bias_correction": True},
+            {"rounding": "adaround", "grid": "asymmetric"},
+            {},
+            {"act_bits": 4},
+            {"grid": "symmetric", "alpha_rule": "mse"},
+            {"granularity": "tensor", "alpha_rule": "percentile"},
+            {"granularity": "model", "alpha_rule": "max"},
+        ],
+        2,
+    ),
 )
 def test_pruned_weights_stay_zero(tmp_path: Path, bits: int, changes: dict[str, object]) -> None:
     model, config = pruned(), replace(BEST, **changes)
@@ -89,7 +92,7 @@ def test_learning_moves_the_other_weights_of_a_pruned_network() -> None:
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("rule", sorted(ALPHA_RULES))
-@pytest.mark.parametrize("granularity", ["model", "tensor", "channel"])
+@pytest.mark.parametrize("granularity", mostly_slow(["channel", "model", "tensor"]))
 def test_a_channel_of_zeros_stays_one(grid: str, rule: str, granularity: str) -> None:
     model = network()
     for layer in target_layers(model).values():

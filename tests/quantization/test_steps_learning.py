@@ -63,7 +63,7 @@ def test_units_cover_every_layer_once() -> None:
         ("adaround", None, "asymmetric"),
         pytest.param("adaround", 3, "asymmetric", marks=pytest.mark.slow),
         ("block", None, "float_zero_point"),
-        ("block", 3, "asymmetric"),
+        pytest.param("block", 3, "asymmetric", marks=pytest.mark.slow),
     ],
 )
 def test_learned_rounding_beats_nearest(rounding: str, act_bits: int | None, grid: str) -> None:

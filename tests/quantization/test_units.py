@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import mostly_slow
 from torch import Tensor, nn
 from zoo import build
 
@@ -41,7 +42,7 @@ def error(unit: Unit, quantized: Quantized, x: Tensor) -> float:
     return float((found - wanted).square().mean())
 
 
-@pytest.mark.parametrize("name", ["in place", "block called twice", "attention"])
+@pytest.mark.parametrize("name", mostly_slow(["in place", "block called twice", "attention"]))
 def test_blocks_are_learned_with_activations_everywhere(name: str) -> None:
     x = images(32)
     learned, nearest = both(build(name), ALL, x, ReconstructionConfig(steps=250, batch_size=16, lr=0.03))

@@ -239,6 +239,7 @@ def test_a_job_leaves_the_figures_of_what_it_did(cli: Callable[..., Outcome], tm
         drawn(path)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_bits_has_its_heat_map_on_the_parent(cli: Callable[..., Outcome], tmp_path: Path) -> None:
     assert cli(*TINY, "quant.bits=3,5", "quant.alpha_multiplier=2,3", "-m").code == 0
     (folder,) = tmp_path.glob("outputs/*/*/sweep")

@@ -129,6 +129,7 @@ def test_a_run_of_several_bit_widths_has_one_too(
     assert Page(content).tables == logged.tables
 
 
+@pytest.mark.slow
 def test_two_sweeps_side_by_side(
     cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

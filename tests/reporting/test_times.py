@@ -27,6 +27,7 @@ def slow_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "log_folder", slowly)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_logging")
 def test_jobs_of_one_sweep_do_not_overlap(cli: Cli, store: str, runs: Runs) -> None:
     before = 1000 * time.time()
@@ -45,6 +46,7 @@ def test_jobs_of_one_sweep_do_not_overlap(cli: Cli, store: str, runs: Runs) -> N
     assert jobs[-1].info.end_time <= parent.info.end_time - 1000  # the logging
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_logging")
 def test_a_single_job_ends_with_its_last_evaluation(cli: Cli, store: str, runs: Runs, tmp_path: Path) -> None:
     arguments = [*TINY, "quant.bits=[3,4]", "quant.sensitivity=true"]

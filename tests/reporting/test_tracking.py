@@ -115,6 +115,7 @@ def test_other_swept_keys_give_one_curve_each(cli: Cli, store: str, runs: Runs) 
     assert len(found) == 7
 
 
+@pytest.mark.slow
 def test_a_sweep_of_lists_draws_every_curve_once(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant=notebook,signed", "quant.bits=[3,5]", f"tracking.uri={store}", "-m").code == 0
     found = runs(store)

@@ -135,6 +135,7 @@ def test_a_label_is_broken_between_its_words_and_never_in_a_number() -> None:
         assert max(map(len, lines)) <= max(width, len("multiplier="))
 
 
+@pytest.mark.slow
 def test_a_real_job_at_80_columns(tmp_path: Path, cache: Path) -> None:
     few = [*TINY, "quant.bits=3,6", "-m", "tracking=none", f"cache_dir={cache}"]
     code, lines = shown([sys.executable, str(ROOT / "run.py"), *few], 80, tmp_path)

@@ -77,6 +77,7 @@ def test_a_preset_may_build_upon_another(tmp_path: Path) -> None:
     assert words_of(Config(quant=best, method="first", searchpath=list(place))) == ["first"]
 
 
+@pytest.mark.slow
 def test_the_same_override_changes_one_method_and_not_the_next(cli: Cli, store: str, runs: Runs) -> None:
     """`quant.layers=all` is what the preset mse says; it changes the notebook's row, which has to say so."""
     outcome = cli(*TINY, "quant=notebook,mse", "quant.layers=all", "quant.bits=3", f"tracking.uri={store}", "-m")

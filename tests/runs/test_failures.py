@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import FEW, ROOT, TINY, Outcome
+from conftest import FEW, ROOT, TINY, Outcome, mostly_slow
 from stores import ALONE, all_runs, free_port, server
 
 Cli = Callable[..., Outcome]
@@ -61,7 +61,7 @@ def test_fail_fast_stops_at_the_first(cli: Cli, tmp_path: Path) -> None:
     assert "quant.bits=99" in outcome.err
 
 
-@pytest.mark.parametrize("moment", ["training", "Reconstructing"])
+@pytest.mark.parametrize("moment", mostly_slow(["Reconstructing", "training"]))
 def test_ctrl_c_ends_the_job_and_marks_the_runs(process: Process, store: str, tmp_path: Path, moment: str) -> None:
     steps = ["quant=adaround", "quant.reconstruction.steps=100000"] if moment != "training" else ["trainer.epochs=500"]
     few = ["data=digits", "data.test_limit=48", "trainer.batch_size=32", f"cache_dir={tmp_path / 'cache'}"]
@@ -123,7 +123,9 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(process: Process, tmp_
 
 
 @pytest.mark.parametrize(
-    ("limit", "arguments"), [(20_000, []), (1_000_000, ["trainer.epochs=2"])], ids=["at once", "in the training"]
+    ("limit", "arguments"),
+    mostly_slow([(1_000_000, ["trainer.epochs=2"]), (20_000, [])]),
+    ids=["in the training", "at once"],
 )
 def test_a_full_disk_is_said(tmp_path: Path, limit: int, arguments: list[str]) -> None:
     command = [sys.executable, str(ROOT / "run.py"), *FEW, *arguments, "tracking=none", "cache_dir=cache"]

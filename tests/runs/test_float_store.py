@@ -151,6 +151,7 @@ def test_an_unreadable_training_state_starts_again(tmp_path: Path, caplog: pytes
     assert same(weights(good.model), weights(again.model))
 
 
+@pytest.mark.slow
 def test_the_stored_checkpoint_can_be_given_as_a_file(cli: Callable[..., Outcome], cache: Path) -> None:
     """Its normalization and its architecture travel with it."""
     assert cli(*FEW).code == 0

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, Outcome
+from conftest import ROOT, TINY, Outcome, mostly_slow
 from stores import all_runs, finish, free_port, last_table, points, server
 
 Process = Callable[..., "subprocess.Popen[str]"]
@@ -39,7 +39,7 @@ def test_every_launcher_composes(cli: Callable[..., Outcome], launcher: str) -> 
     assert "Warning" not in outcome.err
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", mostly_slow(LAUNCHERS))
 def test_a_launcher_that_is_not_installed_is_said(launcher: str, tmp_path: Path) -> None:
     """In a process that has no plugins."""
     code = (

@@ -126,6 +126,7 @@ def test_calibration_has_a_seed_of_its_own() -> None:
     assert own.calibration_seed == 0
 
 
+@pytest.mark.slow
 def test_calibration_seeds_vary_the_calibration_and_not_the_network(cli: Cli, store: str, runs: Runs) -> None:
     learned = ["quant=adaround", "quant.reconstruction.steps=2", "quant.calibration_images=16", "quant.bits=2"]
     assert cli(*TINY, *learned, "quant.calibration_seed=0,1", f"tracking.uri={store}", "-m").code == 0

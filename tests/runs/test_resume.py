@@ -79,6 +79,7 @@ def test_a_sweep_that_grows_has_a_report_of_all_its_jobs(cli: Cli, store: str, t
     assert "2 jobs finished, 0 failed" in page.read_text()
 
 
+@pytest.mark.slow
 def test_brackets_in_what_the_user_wrote_are_brackets(cli: Cli, store: str) -> None:
     outcome = cli(*TINY, "quant.bits=3", "quant.name='a[old]','b[/new]'", f"tracking.uri={store}", "-m")
     assert outcome.code == 0, outcome.err

@@ -39,6 +39,7 @@ def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Pa
     assert shipped(resolved, options, replace(data, name="cifar100")) is None
 
 
+@pytest.mark.slow
 def test_in_a_sweep_over_seeds_no_seed_takes_the_shipped_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,6 +57,7 @@ def test_in_a_sweep_over_seeds_no_seed_takes_the_shipped_network(
     assert "shipped" in load_or_train(config, data, CPU).source
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_notebooks_experiment_takes_the_shipped_network_and_says_what_differs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

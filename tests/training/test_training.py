@@ -174,6 +174,7 @@ def test_the_digits_reach_98_percent(tmp_path: Path) -> None:
     assert evaluate(trained.model, data.test_images, data.test_labels, trained.normalize).top1 >= 98
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_trains(cli: Callable[..., Outcome]) -> None:
     outcome = cli("trainer=fast", "data=digits", "data.train_limit=64", "data.test_limit=48", "trainer.epochs=2")
     assert outcome.code == 0, outcome.err
