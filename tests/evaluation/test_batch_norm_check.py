@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared
+from conftest import mostly_slow, shared
 from torch import Tensor, nn
 
 from ptq_exp.config import Config
@@ -74,7 +74,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[int], list[str]]:
     return lambda level: [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-@pytest.mark.parametrize(("constants", "augmented"), [*((known, True) for known in KNOWN), (IMAGENET, False)])
+@pytest.mark.parametrize(
+    ("constants", "augmented"), mostly_slow([(IMAGENET, False), *((known, True) for known in KNOWN)], 4)
+)
 def test_the_constants_of_the_training_are_found(
     constants: Constants, augmented: bool, lines: Callable[[int], list[str]]
 ) -> None:
@@ -176,7 +178,9 @@ def missing_shortcut(model: nn.Module) -> str:
     return "layer2.2.bn1"
 
 
-@pytest.mark.parametrize("mistake", [padded_at_one_end, swapped_convolutions, swapped_blocks, missing_shortcut])
+@pytest.mark.parametrize(
+    "mistake", mostly_slow([padded_at_one_end, swapped_convolutions, swapped_blocks, missing_shortcut], 2)
+)
 def test_wrong_wiring_names_the_layer_where_it_begins(
     mistake: Callable[[nn.Module], str], lines: Callable[[int], list[str]]
 ) -> None:

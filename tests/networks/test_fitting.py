@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import SHARED, shared
+from conftest import SHARED, mostly_slow, shared
 from foreign import Weights, logits, prefixed, read, read_and_load, resnet, trained_like
 from torch import Tensor, nn
 
@@ -247,7 +247,7 @@ WIDTHS = [
 
 
 @pytest.mark.parametrize(("architecture", "options"), WIDTHS)
-@pytest.mark.parametrize("layout", [dict, scrambled])
+@pytest.mark.parametrize("layout", mostly_slow([scrambled, dict]))
 def test_a_family_of_any_width_and_with_any_names_is_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, options: dict, layout: Callable
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from foreign import Weights, logits, prefixed, read, read_and_load, resnet, trained_like
 from safetensors.torch import save_file
 
@@ -91,7 +92,7 @@ def test_a_third_party_layout_gives_the_logits_of_the_original(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("layout", [akamaster, chenyaofo, pytorchcv])
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("depth", mostly_slow([56, 20]))
 @pytest.mark.parametrize("classes", [10, 100])
 def test_depth_classes_and_shortcut_are_told_from_the_keys(
     tmp_path: Path, layout: Layout, depth: int, classes: int

@@ -142,6 +142,7 @@ def test_small_images_are_cropped_by_what_there_is() -> None:
 # Whole jobs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     mostly_slow(

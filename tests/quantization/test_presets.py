@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Outcome
+from conftest import ROOT, TINY, Outcome, mostly_slow
 
 from ptq_exp.networks import build_model
 
@@ -16,7 +16,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "conf" / "quant").glob("*.yaml"))
 SHORT = ["quant.reconstruction.steps=2", "quant.calibration_images=32", "model.depth=8"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", mostly_slow(sorted(PRESETS, key="mixed".__eq__), len(PRESETS) - 1))
 def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
     distilled = ["quant.reconstruction.distill_steps=2"] if preset == "best" else []
     outcome = cli(f"quant={preset}", "quant.bits=3", *distilled, *TINY, *SHORT)

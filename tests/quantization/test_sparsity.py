@@ -44,7 +44,7 @@ def images(count: int = 32) -> Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", mostly_slow([2, 4, 8]))
 @pytest.mark.parametrize(
     "changes",
     mostly_slow(
@@ -91,7 +91,7 @@ def test_learning_moves_the_other_weights_of_a_pruned_network() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("rule", sorted(ALPHA_RULES))
+@pytest.mark.parametrize("rule", mostly_slow(sorted(ALPHA_RULES), 3))
 @pytest.mark.parametrize("granularity", mostly_slow(["channel", "model", "tensor"]))
 def test_a_channel_of_zeros_stays_one(grid: str, rule: str, granularity: str) -> None:
     model = network()

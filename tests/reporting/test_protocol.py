@@ -49,6 +49,7 @@ def test_a_tracker_of_ones_own_sees_jobs_table_and_failures(
     assert "99 is not a bit width" in failure["error"]
 
 
+@pytest.mark.slow
 def test_an_output_that_fails_does_not_keep_the_next_from_its_work(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

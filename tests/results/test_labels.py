@@ -50,6 +50,7 @@ def test_a_changed_method_says_so_everywhere(cli: Cli, store: str, runs: Runs, t
     assert outcome.out.count("notebook") == outcome.out.count(name)
 
 
+@pytest.mark.slow
 def test_a_preset_is_called_by_its_file_and_not_by_what_is_in_it(cli: Cli, tmp_path: Path) -> None:
     place = own(
         tmp_path, mine="alpha_rule: max\n", copied="name: best\nalpha_rule: max\n", **{"a[old]": "layers: all\n"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FEW, ROOT, TINY, Outcome
+from conftest import FEW, ROOT, TINY, Outcome, mostly_slow
 from PIL import Image
 
 from ptq_exp.config.mistakes import explain, known_keys
@@ -184,7 +184,7 @@ def test_the_table_of_mistakes_is_long_and_names_each_once() -> None:
     assert len({tuple(arguments) for arguments, _ in MISTAKES}) == len(MISTAKES)
 
 
-@pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=lambda value: " ".join(value)[:50])
+@pytest.mark.parametrize(("arguments", "expected"), mostly_slow(MISTAKES, 60), ids=lambda value: " ".join(value)[:50])
 def test_a_mistake_gets_an_answer_and_no_traceback(
     cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path, cache: Path
 ) -> None:
@@ -268,7 +268,7 @@ def test_the_traceback_flag_shows_the_traceback(tmp_path: Path) -> None:
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", mostly_slow(EXPERIMENTS))
 def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, tmp_path: Path) -> None:
     """On few images and one epoch; the digits stand in for CIFAR-10, and 2 and 3 bits for its own widths."""
     outcome = cli(f"experiment={experiment}", "quant.bits=2,3", *FEW, "-m")
@@ -277,7 +277,7 @@ def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, 
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
-@pytest.mark.parametrize("folder", [pytest.param("model", marks=pytest.mark.slow), "optimizer", "scheduler"])
+@pytest.mark.parametrize("folder", mostly_slow(["optimizer", "scheduler", "model"]))
 def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
     few = ["data=digits", "data.train_limit=16", "data.test_limit=16", "trainer.epochs=1", "quant.bits=4"]
     few += [] if folder == "model" else ["model.depth=8"]

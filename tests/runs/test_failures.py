@@ -35,6 +35,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
             assert not test or f"def {test}(" in there[file], f"{file}::{test}"
 
 
+@pytest.mark.slow
 def test_a_failed_job_has_its_error_and_log_and_the_table_names_it(cli: Cli, store: str, tmp_path: Path) -> None:
     outcome = cli(*TINY, "quant.bits=3,99", "optimizer.lr=0.05,1e30", f"tracking.uri={store}", "-m")
     assert outcome.code == 1

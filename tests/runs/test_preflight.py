@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, mostly_slow
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config
@@ -42,7 +42,7 @@ HOPELESS: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), HOPELESS)
+@pytest.mark.parametrize(("arguments", "words"), mostly_slow(HOPELESS, 6))
 def test_it_is_told_once_and_leaves_nothing(
     cli: Cli, store: str, runs: Runs, deep: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
@@ -65,6 +65,7 @@ def test_jobs_that_can_succeed_are_not_held_up_by_one_that_cannot(tmp_path: Path
         check_all([bad, bad])
 
 
+@pytest.mark.slow
 def test_the_depth_is_the_files_where_the_user_chose_none(cli: Cli, deep: Path, store: str, runs: Runs) -> None:
     few = ["data=digits", "data.train_limit=64", "data.test_limit=48", f"tracking.uri={store}", "quant.bits=4"]
     outcome = cli(f"checkpoint={deep}", *few)
@@ -115,6 +116,7 @@ def test_another_number_of_outputs_than_classes_is_said() -> None:
         check_images_fit(model, load(DataOptions(), Path("unused")), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_tiny_jobs_still_run(cli: Cli) -> None:
     assert cli(*TINY, "quant.bits=3,4", "-m").code == 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, Outcome
+from conftest import ROOT, TINY, Outcome, mostly_slow
 from stores import ALONE, all_runs, last_table, points
 
 Cli = Callable[..., Outcome]
@@ -95,7 +95,7 @@ def test_without_resume_everything_is_measured_again(cli: Cli, store: str) -> No
     assert len(all_runs(store)) == 2
 
 
-@pytest.mark.parametrize("change", ["seed=1", "data.test_limit=40"])
+@pytest.mark.parametrize("change", mostly_slow(["seed=1", "data.test_limit=40"]))
 def test_another_configuration_is_not_skipped(cli: Cli, change: str) -> None:
     few = [word for word in TINY if word.partition("=")[0] != change.partition("=")[0]]
     assert cli(*TINY, "quant.bits=5").code == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome, quantize
+from conftest import TINY, Outcome, mostly_slow, quantize
 from torch import nn
 
 from bench import accuracy, evaluation, full_scale, harness, training
@@ -115,6 +115,7 @@ def test_a_sweep_that_cannot_log_keeps_its_results_says_so_and_fails(
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
+@pytest.mark.slow
 def test_no_network_is_traced_in_the_background(cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing changes, while it lasts, how modules are called on every thread: the next job would fail now and then."""
     from torch import fx
@@ -285,10 +286,7 @@ def test_cases_take_turns() -> None:
 
 @pytest.mark.parametrize(
     ("bench", "arguments"),
-    [
-        (training, ["--images", "64", "--rounds", "1"]),
-        (evaluation, ["--images", "64", "--rounds", "1"]),
-    ],
+    mostly_slow([(evaluation, ["--images", "64", "--rounds", "1"]), (training, ["--images", "64", "--rounds", "1"])]),
 )
 def test_a_benchmark_leaves_its_numbers_and_a_page(
     bench: Any, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Outcome, quantize
+from conftest import TINY, Outcome, mostly_slow, quantize
 
 from ptq_exp.base import console
 from ptq_exp.data.loader import Normalizer
@@ -24,7 +24,7 @@ def _loud_again() -> Iterator[None]:
     console.set_quiet(False)
 
 
-@pytest.mark.parametrize("arguments", [["quant.bits=4"], ["quant.bits=4,8", "-m"]])
+@pytest.mark.parametrize("arguments", mostly_slow([["quant.bits=4"], ["quant.bits=4,8", "-m"]]))
 def test_quiet_leaves_the_table_and_a_whole_log(cli: Cli, arguments: list[str], tmp_path: Path) -> None:
     outcome = cli(*TINY, "quiet=true", *arguments)
     assert outcome.code == 0
