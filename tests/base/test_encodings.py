@@ -25,7 +25,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[str, bytes]:
 @pytest.mark.parametrize(
     ("environment", "dash"),
     [
-        ({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, "-"),
+        pytest.param({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, "-", marks=pytest.mark.slow),
         pytest.param({"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}, "-", marks=pytest.mark.slow),
         pytest.param(OLD_LOCALE | {"PYTHONIOENCODING": "ascii"}, "-", marks=pytest.mark.slow),
         pytest.param({"PYTHONIOENCODING": "utf-8"}, "–", marks=pytest.mark.slow),

@@ -129,6 +129,7 @@ def test_a_name_that_cannot_be_registered_is_refused(settings: TrackingOptions, 
         validate(Config(tracking=settings))
 
 
+@pytest.mark.slow
 def test_the_data_set_is_an_input_of_the_run(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant.bits=4", f"tracking.uri={store}").code == 0
     (run,) = runs(store).values()

@@ -39,6 +39,7 @@ def test_ranges_and_activations_can_be_swept(cli: Callable[..., Outcome]) -> Non
         assert re.search(rf"^│ (quant\.alpha_rule=)?{rule} ", outcome.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_budget_of_its_own_is_one_plan(cli: Callable[..., Outcome]) -> None:
     outcome = cli("quant=mixed", "quant.mean_bits=2.6", *TINY, *SHORT)
     assert outcome.code == 0, outcome.err

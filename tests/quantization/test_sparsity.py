@@ -80,6 +80,7 @@ def test_pruned_weights_stay_zero(tmp_path: Path, bits: int, changes: dict[str, 
         assert (layer.weight[float_layers[name].weight == 0] == 0).all(), name
 
 
+@pytest.mark.slow
 def test_learning_moves_the_other_weights_of_a_pruned_network() -> None:
     model, x = pruned(), images()
     how = replace(BEST.reconstruction, steps=100)

@@ -257,6 +257,7 @@ def test_a_misspelt_key_in_ones_own_preset_is_told_with_file_and_line(cli: Cli, 
     assert "plus sign" not in outcome.err
 
 
+@pytest.mark.slow
 def test_the_traceback_flag_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "quant.bits=99", "--traceback", "tracking=none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

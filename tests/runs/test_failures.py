@@ -123,6 +123,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(process: Process, tmp_
         assert sorted(run.info.status for run in all_runs(uri)) == ["FINISHED", "KILLED", "KILLED"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "arguments"),
     mostly_slow([(1_000_000, ["trainer.epochs=2"]), (20_000, [])]),

@@ -284,6 +284,7 @@ def test_cases_take_turns() -> None:
     assert rows[0] == {"case": "a", "seconds": 1.0, "lowest": 0.5, "highest": 1.5, "ratio": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bench", "arguments"),
     mostly_slow([(evaluation, ["--images", "64", "--rounds", "1"]), (training, ["--images", "64", "--rounds", "1"])]),
