@@ -109,6 +109,7 @@ def build(classes, width=4):
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_read_back_from_the_store(
     cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

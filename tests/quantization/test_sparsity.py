@@ -92,7 +92,7 @@ def test_learning_moves_the_other_weights_of_a_pruned_network() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("rule", mostly_slow(sorted(ALPHA_RULES), 3))
+@pytest.mark.parametrize("rule", mostly_slow(sorted(ALPHA_RULES)))
 @pytest.mark.parametrize("granularity", mostly_slow(["channel", "model", "tensor"]))
 def test_a_channel_of_zeros_stays_one(grid: str, rule: str, granularity: str) -> None:
     model = network()

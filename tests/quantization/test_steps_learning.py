@@ -60,7 +60,7 @@ def test_units_cover_every_layer_once() -> None:
 @pytest.mark.parametrize(
     ("rounding", "act_bits", "grid"),
     [
-        ("adaround", None, "asymmetric"),
+        pytest.param("adaround", None, "asymmetric", marks=pytest.mark.slow),
         pytest.param("adaround", 3, "asymmetric", marks=pytest.mark.slow),
         ("block", None, "float_zero_point"),
         pytest.param("block", 3, "asymmetric", marks=pytest.mark.slow),

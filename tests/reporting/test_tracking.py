@@ -89,6 +89,7 @@ def test_the_artifacts_hold_what_they_say(cli: Cli, store: str, runs: Runs) -> N
         assert len(set(figure.convert("L").getdata())) > 20  # something is drawn
 
 
+@pytest.mark.slow
 def test_a_list_of_bits_is_one_run_with_a_series(cli: Cli, store: str, runs: Runs) -> None:
     assert cli(*TINY, "quant.bits=[2,4,6]", f"tracking.uri={store}").code == 0
     (run,) = runs(store).values()
@@ -161,6 +162,7 @@ def test_tracking_none_leaves_no_store(cli: Cli, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
+@pytest.mark.slow
 def test_the_training_is_logged_by_the_job_that_did_it(cli: Cli, store: str, runs: Runs, tmp_path: Path) -> None:
     few = [*TINY, "trainer.epochs=2", f"cache_dir={tmp_path / 'cache'}", f"tracking.uri={store}"]
     assert cli(*few, "quant.bits=4,8", "-m").code == 0

@@ -184,7 +184,7 @@ def test_the_table_of_mistakes_is_long_and_names_each_once() -> None:
     assert len({tuple(arguments) for arguments, _ in MISTAKES}) == len(MISTAKES)
 
 
-@pytest.mark.parametrize(("arguments", "expected"), mostly_slow(MISTAKES, 60), ids=lambda value: " ".join(value)[:50])
+@pytest.mark.parametrize(("arguments", "expected"), mostly_slow(MISTAKES, 40), ids=lambda value: " ".join(value)[:50])
 def test_a_mistake_gets_an_answer_and_no_traceback(
     cli: Cli, arguments: list[str], expected: list[str], tmp_path: Path, cache: Path
 ) -> None:

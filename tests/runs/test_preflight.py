@@ -42,7 +42,7 @@ HOPELESS: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), mostly_slow(HOPELESS, 6))
+@pytest.mark.parametrize(("arguments", "words"), mostly_slow(HOPELESS, 3))
 def test_it_is_told_once_and_leaves_nothing(
     cli: Cli, store: str, runs: Runs, deep: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:

@@ -89,6 +89,7 @@ def test_brackets_in_what_the_user_wrote_are_brackets(cli: Cli, store: str) -> N
     assert {run.info.status for run in all_runs(store)} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_without_resume_everything_is_measured_again(cli: Cli, store: str) -> None:
     for _ in range(2):
         assert "not run again" not in cli(*TINY, "quant.bits=5", f"tracking.uri={store}").out

@@ -15,6 +15,7 @@ from ptq_exp.training.loop import resolve_recipe
 from ptq_exp.training.options import TrainerOptions
 
 
+@pytest.mark.slow
 def test_the_default_recipe_on_cifar10_finds_the_shipped_checkpoint(tmp_path: Path) -> None:
     """Ten images under CIFAR-10's name stand in for it; any other recipe, seed or part of the data is not shipped."""
     _, digits = few_digits(tmp_path)
