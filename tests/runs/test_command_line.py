@@ -278,7 +278,7 @@ def test_every_shipped_experiment_runs_as_a_multirun(cli: Cli, experiment: str, 
     assert len(list(tmp_path.glob("outputs/*/*/*/results.json"))) == 2
 
 
-@pytest.mark.parametrize("folder", mostly_slow(["optimizer", "scheduler", "model"]))
+@pytest.mark.parametrize("folder", mostly_slow(["optimizer", "scheduler", "model"], 0))
 def test_every_shipped_option_of_a_group_runs(cli: Cli, folder: str) -> None:
     few = ["data=digits", "data.train_limit=16", "data.test_limit=16", "trainer.epochs=1", "quant.bits=4"]
     few += [] if folder == "model" else ["model.depth=8"]

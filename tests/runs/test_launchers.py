@@ -39,7 +39,7 @@ def test_every_launcher_composes(cli: Callable[..., Outcome], launcher: str) -> 
     assert "Warning" not in outcome.err
 
 
-@pytest.mark.parametrize("launcher", mostly_slow(LAUNCHERS))
+@pytest.mark.parametrize("launcher", mostly_slow(LAUNCHERS, 0))
 def test_a_launcher_that_is_not_installed_is_said(launcher: str, tmp_path: Path) -> None:
     """In a process that has no plugins."""
     code = (
