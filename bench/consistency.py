@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bench.accuracy import RESULTS_PAGE, write_between
+from bench.foreign import INVERTED_RESIDUALS
 from bench.harness import on_images
 from bench.mistakes import DENSENET, MOBILENET, RESNET, WIDE_RESNET, Mistake
 from ptq_exp.base.console import log
@@ -36,7 +37,6 @@ from ptq_exp.runs.device import pick_device
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "consistency.jsonl"
 TRAINED_WITH = KNOWN[0]  # the constants of the foreign networks and of the shipped one
-INVERTED = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
 
 Line = dict[str, Any]
 
@@ -77,7 +77,7 @@ def networks(folder: Path, files: list[str]) -> dict[str, tuple[Callable[[], Any
         return model
 
     def mobilenet() -> nn.Module:
-        arguments: dict[str, Any] = {"width_mult": 0.5, "dropout": 0.1, "inverted_residual_setting": INVERTED}
+        arguments: dict[str, Any] = {"width_mult": 0.5, "dropout": 0.1, "inverted_residual_setting": INVERTED_RESIDUALS}
         return loaded(torchvision.models.mobilenet_v2(num_classes=10, **arguments), "mobilenet_v2.pt")
 
     def densenet() -> nn.Module:

@@ -27,12 +27,20 @@ from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "foreign.jsonl"
-MOBILENET = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+INVERTED_RESIDUALS = [
+    [1, 16, 1, 1],
+    [6, 24, 2, 1],
+    [6, 32, 3, 2],
+    [6, 64, 4, 2],
+    [6, 96, 3, 1],
+    [6, 160, 3, 2],
+    [6, 320, 1, 1],
+]
 # checkpoint -> constructor, arguments, image size; {} is the folder
 NETWORKS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "mobilenet_v2": (
         "torchvision.models.mobilenet_v2",
-        {"width_mult": 0.5, "dropout": 0.1, "inverted_residual_setting": MOBILENET},
+        {"width_mult": 0.5, "dropout": 0.1, "inverted_residual_setting": INVERTED_RESIDUALS},
         None,
     ),
     "wrn16_2": ("{}/wide_resnet.py:WideResNet", {}, None),

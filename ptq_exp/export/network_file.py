@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.tensors import load_checked, save_checked
 from ptq_exp.networks.graph import expose, exposed
-from ptq_exp.quantization.attention import separate_attention
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
 from ptq_exp.quantization.layers import (
     OPAQUE,
@@ -20,8 +19,7 @@ from ptq_exp.quantization.layers import (
     QuantizedOperation,
     quantized_layers,
 )
-from ptq_exp.quantization.modules import load_unique_state, materialize, replace_module, unique_state
-from ptq_exp.quantization.norms import separate_norms
+from ptq_exp.quantization.modules import load_unique_state, make_plain, replace_module, unique_state
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -78,9 +76,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
     try:
         tensors, metadata = load_checked(path)
         _as_today(tensors, metadata)
-        materialize(float_model.eval())
-        separate_attention(float_model)
-        separate_norms(float_model)
+        make_plain(float_model.eval())
         for name, module in list(float_model.named_modules()):
             if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
                 replace_module(float_model, name, nn.Identity())  # it was folded into its convolution

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,21 +77,22 @@ def source_file(target: str) -> Path | None:
 
 
 def identity(options: dict[str, Any]) -> dict[str, Any]:
-    """What determines the network: for a file, its name and content instead of its path."""
-    file = source_file(str(options["target"]))
-    if file is None or not file.is_file():
-        return options
-    name = options["target"].rpartition(":")[2]
-    return options | {"target": f"{file.name}:{name}", "source": file_digest(file).hex()}
+    """What determines the network of `options`: for a file of the user, its name and content instead of its path."""
+    return _with_content(options, lambda file: file.name)
 
 
 def as_stored(options: dict[str, Any]) -> dict[str, Any]:
     """The options with what `trusted` needs: an absolute path and the digest of the file."""
-    file = source_file(options["target"])
-    if file is None:
+    return _with_content(options, lambda file: str(file.absolute()))
+
+
+def _with_content(options: dict[str, Any], place: Callable[[Path], str]) -> dict[str, Any]:
+    """The options with the file of `target` at `place` and its digest. They stay as they are without such a file."""
+    file = source_file(str(options.get("target")))
+    if file is None or not file.is_file():
         return options
     name = options["target"].rpartition(":")[2]
-    return options | {"target": f"{file.absolute()}:{name}", "source": file_digest(file).hex()}
+    return options | {"target": f"{place(file)}:{name}", "source": file_digest(file).hex()}
 
 
 def trusted(options: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,10 +11,15 @@ from ptq_exp.quantization.options import QuantConfig
 Reasons = dict[str, str]
 
 
+def covers_operations(options: QuantConfig) -> bool:
+    """Whether operands of operations are quantized, not only the inputs of layers."""
+    return options.act_bits is not None and (options.act_residual or options.act_coverage == "all")
+
+
 def quantized_operands(reference: nn.Module, options: QuantConfig) -> dict[str, int]:
     """The modules whose operands are quantized, with their number of operands. Empty for layers alone, and for a
     network that cannot be traced."""
-    if options.act_bits is None or not (options.act_residual or options.act_coverage == "all"):
+    if not covers_operations(options):
         return {}
     try:
         return operands(reference, options.act_coverage != "all", OPAQUE)
@@ -28,8 +33,7 @@ def limits(reference: nn.Module, options: QuantConfig) -> list[str]:
         "batch norms are not folded": options.fold_batch_norm,
         "weight ranges are not equalized": options.equalize,
         "rounding is learned layer by layer instead of block by block": options.rounding == "block",
-        "only the inputs of layers are quantized": options.act_bits is not None
-        and (options.act_residual or options.act_coverage == "all"),
+        "only the inputs of layers are quantized": covers_operations(options),
     }
     affected = [words for words, on in wanted.items() if on]
     if not affected:

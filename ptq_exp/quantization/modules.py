@@ -25,12 +25,18 @@ def copy_network(model: nn.Module) -> nn.Module:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with the function of `model`. Its weights are plain parameters without gradient."""
     network = copy_network(model).eval()
-    materialize(network)
-    separate_attention(network)
-    separate_norms(network)
+    make_plain(network)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
+
+
+def make_plain(model: nn.Module) -> None:
+    """Give `model`, which must be in evaluation mode, plain weights, and take attention and derived norms apart, in
+    place. The function stays the same. Raises `UserError` as `materialize` does."""
+    materialize(model)
+    separate_attention(model)
+    separate_norms(model)
 
 
 @torch.no_grad()

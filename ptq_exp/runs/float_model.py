@@ -91,7 +91,7 @@ def _as_built(
 def _identity(config: Config, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     """Everything that determines the trained weights. The store identifies a network by the digest of this."""
     identity: dict[str, Any] = {
-        "model": custom.identity(options) if options["architecture"] == "custom" else options,
+        "model": custom.identity(options),
         "data": dataset.fingerprint(),
         "normalization": [config.data.mean, config.data.std],
         "augmentation": [dataset.recipe.crop_padding, dataset.recipe.flip],

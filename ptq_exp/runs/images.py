@@ -9,12 +9,13 @@ from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.published import DataUnavailable
+from ptq_exp.runs.float_model import KEYWORDS
 
 
 def load_images(config: Config, device: torch.device) -> Dataset:
     """Load the data set of `config` to `device`. Raises `UserError` if it is not available."""
     options = config.data
-    if options.name != "auto" or config.checkpoint in ("auto", "train", "pretrained"):
+    if options.name != "auto" or config.checkpoint in KEYWORDS:
         return load_dataset(options, config.cache, device)
     try:
         return load_dataset(replace(options, name="cifar10"), config.cache, device)

@@ -34,6 +34,7 @@ SWEEP_VARIABLE = "PTQ_EXP_SWEEP"
 def job_key(config: Config, device_type: str) -> str:
     """SHA-256 (hex) of everything that determines a job's result: a repeated job has the same key."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
+    relevant["model"] = custom.identity(relevant["model"])
     relevant["quant"]["name"] = ""  # a method's name does not affect the result
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
@@ -42,9 +43,8 @@ def job_key(config: Config, device_type: str) -> str:
     there = config.data.name == "auto" and root.exists()  # decides the meaning of auto
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
     where += [config.tracking.register] if config.tracking.register else []
-    code = custom.identity(config.model) if config.model.get("architecture") == "custom" else {}
     versions = [VERSION, RECONSTRUCTION_VERSION]
-    return digest(relevant, file, images, there, where, device_type, versions, *([code] if code else []))
+    return digest(relevant, file, images, there, where, device_type, versions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,9 +147,8 @@ def save_network(
 ) -> None:
     """Write the quantized network, with the metadata that `ptq_exp.load` needs to rebuild it."""
     float_model = shared.float_model
-    options = float_model.options
     about = {
-        "model": custom.as_stored(options) if options["architecture"] == "custom" else options,
+        "model": custom.as_stored(float_model.options),
         "contiguous": needs_contiguous_images(float_model.model),
         "classes": list(shared.dataset.classes),
         "mean": float_model.config.data.mean,

@@ -63,8 +63,8 @@ def prepare(config: Config, device: torch.device, training: Callable[[], Abstrac
     relevant = dataclasses.asdict(config)
     for unrelated in ("quant", *UNRELATED):
         del relevant[unrelated]
-    code = custom.identity(config.model) if config.model.get("architecture") == "custom" else {}
-    key = digest(relevant, code, str(device))
+    relevant["model"] = custom.identity(relevant["model"])
+    key = digest(relevant, str(device))
     if key not in _shared:
         dataset = load_images(config, device)
         if dataset.note:

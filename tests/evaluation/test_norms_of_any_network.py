@@ -13,6 +13,7 @@ from conftest import mostly_slow, shared
 from test_batch_norm_check import CIFAR10, CPU, HALF, dataset, photographs, trained_on
 from torch import Tensor, nn
 
+from bench.foreign import INVERTED_RESIDUALS
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
@@ -182,16 +183,9 @@ def foreign(name: str) -> nn.Module:
         model: nn.Module = module.WideResNet()
     else:
         torchvision = pytest.importorskip("torchvision")
-        blocks = [
-            [1, 16, 1, 1],
-            [6, 24, 2, 1],
-            [6, 32, 3, 2],
-            [6, 64, 4, 2],
-            [6, 96, 3, 1],
-            [6, 160, 3, 2],
-            [6, 320, 1, 1],
-        ]
-        model = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.5, inverted_residual_setting=blocks)
+        model = torchvision.models.mobilenet_v2(
+            num_classes=10, width_mult=0.5, inverted_residual_setting=INVERTED_RESIDUALS
+        )
     model.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
     return model.eval()
 

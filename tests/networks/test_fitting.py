@@ -12,6 +12,7 @@ from conftest import SHARED, mostly_slow, shared
 from foreign import Weights, logits, prefixed, read, read_and_load, resnet, trained_like
 from torch import Tensor, nn
 
+from bench.foreign import INVERTED_RESIDUALS
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import read_weights
@@ -200,20 +201,11 @@ def test_integer_buffers_of_a_network_are_no_obstacle(tmp_path: Path) -> None:
 def test_foreign_networks_fit_and_are_described_without_their_class(name: str, tmp_path: Path) -> None:
     path = shared(f"checkpoints/foreign/{name}.pt")
     state = torch.load(path, weights_only=True)
-    settings = [
-        [1, 16, 1, 1],
-        [6, 24, 2, 1],
-        [6, 32, 3, 2],
-        [6, 64, 4, 2],
-        [6, 96, 3, 1],
-        [6, 160, 3, 2],
-        [6, 320, 1, 1],
-    ]
     module: dict = {}
     exec((SHARED / "checkpoints/foreign/wide_resnet.py").read_text(), module)
     model = {
         "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(
-            num_classes=10, width_mult=0.5, inverted_residual_setting=settings
+            num_classes=10, width_mult=0.5, inverted_residual_setting=INVERTED_RESIDUALS
         ),
         "wrn16_2": module["WideResNet"],
         "densenet": lambda: torchvision.models.DenseNet(12, (8, 8, 8), 24, num_classes=10),

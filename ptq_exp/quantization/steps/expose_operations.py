@@ -5,6 +5,7 @@ from torch import nn
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import expose
 from ptq_exp.quantization.context import Context
+from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.layers import OPAQUE
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
@@ -27,11 +28,6 @@ class ExposeOperations(Step):
     def run(self, context: Context) -> None:
         if covers_operations(context.options):
             context.change_reference(_with_all if context.options.act_coverage == "all" else _with_additions)
-
-
-def covers_operations(options: QuantConfig) -> bool:
-    """Whether operands of operations are quantized, not only the inputs of layers."""
-    return options.act_bits is not None and (options.act_residual or options.act_coverage == "all")
 
 
 def _with_additions(network: nn.Module) -> nn.Module:
