@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.base.tensors import load_checked
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.export.network_file import load_quantized
+from ptq_exp.export.packed_file import read_packed
 from ptq_exp.networks import build_model, custom
 from ptq_exp.networks.graph.calling import contiguous_images
 
@@ -51,7 +51,7 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
     Raises `UserError` if the file is missing, damaged or not a quantized network.
     """
     try:
-        about = load_checked(Path(path))[1]
+        about = read_packed(Path(path))[1]
         network = network or _built(Path(path), about)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error

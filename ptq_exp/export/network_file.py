@@ -1,4 +1,4 @@
-"""Save and load a quantized network as safetensors: integer codes, scales and the remaining float values."""
+"""Save and load a quantized network: integer codes, scales and the remaining float values."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.base.tensors import load_checked, save_checked
+from ptq_exp.export.packed_file import read_packed, write_packed
 from ptq_exp.networks.graph import expose, exposed
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
 from ptq_exp.quantization.layers import (
@@ -23,20 +23,31 @@ from ptq_exp.quantization.modules import load_unique_state, make_plain, replace_
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
-    """Write `model`, with each layer's codes in the smallest integer type for its grid.
-
-    `load_quantized` returns `metadata` (JSON).
-    """
+    """Write `model` with packed codes. `load_quantized` returns `metadata` (JSON)."""
     layers = quantized_layers(model)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in unique_state(model).items()
-        if name.removesuffix(".layer.weight") not in layers
+        if name.removesuffix(".layer.weight") not in layers and not _is_implied(name, tensor)
     }
-    for name, layer in layers.items():
-        tensors[f"{name}.codes"] = tensors[f"{name}.codes"].to(_smallest_type(layer.grid))
-    description = {
-        "layers": {name: {"grid": _describe(layer.grid), "bits": layer.bits} for name, layer in layers.items()},
+    described = {name: _describe(layer) for name, layer in layers.items()}
+    write_packed(path, tensors, described, metadata | _structure(model))
+
+
+def _is_implied(name: str, tensor: Tensor) -> bool:
+    """Whether the tensor need not be stored: a counter of training steps, or the zero-points of a symmetric grid."""
+    return name.endswith("num_batches_tracked") or (name.endswith(".zero_point") and not tensor.any())
+
+
+def _describe(layer: QuantizedLayer) -> dict[str, Any]:
+    grid = layer.grid
+    values = {"values": grid.values} if isinstance(grid, LevelGrid) else {}
+    return {"bits": layer.bits, "lowest": grid.low, "levels": grid.levels} | values
+
+
+def _structure(model: nn.Module) -> dict[str, Any]:
+    """What distinguishes the modules of a quantized network from those of the float network."""
+    return {
         "operations": exposed(model),
         "batch_norms": [
             name.removesuffix(".operation")  # its input may be quantized
@@ -49,22 +60,12 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
             if isinstance(module, ActivationQuantizer)
         },
     }
-    save_checked(tensors, path, metadata | description)
 
 
-def _smallest_type(grid: Grid) -> torch.dtype:
-    for dtype in (torch.int8, torch.int16):
-        if torch.iinfo(dtype).min <= grid.low and grid.high <= torch.iinfo(dtype).max:
-            return dtype
-    return torch.int32
-
-
-def _describe(grid: Grid) -> dict[str, Any]:
-    return {"values": grid.values} if isinstance(grid, LevelGrid) else {"low": grid.low, "high": grid.high}
-
-
-def _grid(described: dict[str, Any]) -> Grid:
-    return LevelGrid(tuple(described["values"])) if "values" in described else UniformGrid(**described)
+def _grid(found: dict[str, Any]) -> Grid:
+    if "values" in found:
+        return LevelGrid(tuple(found["values"]))
+    return UniformGrid(found["lowest"], found["lowest"] + found["levels"] - 1)
 
 
 def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
@@ -74,7 +75,7 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
     another network.
     """
     try:
-        tensors, metadata = load_checked(path)
+        tensors, metadata = read_packed(path)
         _as_today(tensors, metadata)
         make_plain(float_model.eval())
         for name, module in list(float_model.named_modules()):
@@ -85,7 +86,8 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)
         _wrap_activations(float_model, metadata["activations"])
-        load_unique_state(float_model, tensors)
+        counters = {k: v for k, v in unique_state(float_model).items() if k.endswith("num_batches_tracked")}
+        load_unique_state(float_model, counters | tensors)
     except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
     return float_model, metadata
@@ -102,8 +104,9 @@ def _wrap_layer(model: nn.Module, name: str, found: dict[str, Any], tensors: dic
         raise TypeError(f"{name} is a {type(layer).__name__}")
     bias = tensors.get(f"{name}.layer.bias")
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    scale, zero_point = tensors[f"{name}.scale"], tensors[f"{name}.zero_point"]
-    wrapped = QuantizedLayer(layer, _grid(found["grid"]), scale.flatten(), zero_point.flatten(), found["bits"])
+    scale = tensors[f"{name}.scale"]
+    zero_point = tensors.setdefault(f"{name}.zero_point", torch.zeros_like(scale))
+    wrapped = QuantizedLayer(layer, _grid(found), scale.flatten(), zero_point.flatten(), found["bits"])
     wrapped.set_codes(tensors[f"{name}.codes"])
     tensors |= {f"{name}.codes": wrapped.codes, f"{name}.layer.weight": wrapped.layer.weight.data}
     replace_module(model, name, wrapped)
@@ -130,7 +133,14 @@ def _quantizer(found: dict[str, Any]) -> ActivationQuantizer:
 
 
 def _as_today(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Rename the quantizers in a file of the first edition, in place. They were those of additions, or signed."""
+    """Rename what had other names in a file of the first edition, in place: grids, and the quantizers, which were those
+    of additions, or signed."""
+    for found in metadata["layers"].values():
+        grid = found.pop("grid", {})
+        if "values" in grid:
+            found["values"] = grid["values"]
+        elif grid:
+            found |= {"lowest": grid["low"], "levels": grid["high"] - grid["low"] + 1}
     if "operations" in metadata:
         return
     for position, place in (("first", 0), ("second", 1)):

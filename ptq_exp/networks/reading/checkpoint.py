@@ -202,7 +202,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _refuse_quantization_aware(weights: dict[str, Tensor], path: Path) -> None:
-    if any(key.endswith(".codes") for key in weights):
+    if any(key.rpartition(".")[2] == "codes" for key in weights):
         raise UserError(
             f"checkpoint={path} is a network quantized by ptq_exp. Give its float checkpoint instead. To use the "
             f"quantized network, call ptq_exp.load('{path.name}')."

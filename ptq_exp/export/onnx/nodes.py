@@ -1,0 +1,97 @@
+"""The ONNX operators of weights and of quantizers: integer codes with `DequantizeLinear` and `QuantizeLinear`."""
+
+import math
+
+import torch
+from onnx import NodeProto, TensorProto, helper
+from torch import Tensor
+
+from ptq_exp.export.packing import pack
+from ptq_exp.quantization.grids import LevelGrid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+
+FOUR_BITS, TWO_BITS = 21, 25  # the opsets that introduced these types
+UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
+SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16, 32: TensorProto.INT32}
+BYTES = {TensorProto.FLOAT: torch.float32, TensorProto.INT8: torch.int8, TensorProto.UINT8: torch.uint8,
+         TensorProto.INT16: torch.int16, TensorProto.UINT16: torch.uint16, TensorProto.INT32: torch.int32}  # fmt: skip
+
+
+class Nodes:
+    """Nodes and constants in the order of execution. The names of their results begin with `name`."""
+
+    def __init__(self, name: str, opset: int):
+        self.name, self.opset = name, opset
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, name: str, values: Tensor, kind: int = TensorProto.FLOAT) -> str:
+        """Add a constant of ONNX's type `kind`. Returns its name."""
+        tensor = TensorProto(name=f"{self.name}.{name}", data_type=kind, dims=values.shape)
+        if kind in BYTES:
+            tensor.raw_data = values.detach().cpu().to(BYTES[kind]).contiguous().numpy().tobytes()
+        else:  # two or four bits: the first code lies in the lowest bits
+            bits = 2 if kind in (UNSIGNED[2], SIGNED[2]) else 4
+            tensor.raw_data = pack(values.cpu().to(torch.int64) & (2**bits - 1), bits).numpy().tobytes()
+        self.constants.append(tensor)
+        return tensor.name
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: int) -> str:
+        """Add a node. Returns the name of its result."""
+        result = f"{self.name}.{output}"
+        self.nodes.append(helper.make_node(kind, inputs, [result], name=result, **attributes))
+        return result
+
+    def width(self, levels: int) -> int:
+        """The bits of the smallest type for so many levels in this opset."""
+        smallest = 2 if self.opset >= TWO_BITS else 4
+        return max(smallest, 2 ** math.ceil(math.log2(max(1, math.ceil(math.log2(levels))))))
+
+
+def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, str]:
+    """The weights of `layer` from their codes, and the name of the result, float32 of the shape of the weights."""
+    nodes, grid = Nodes(name, opset), layer.grid
+    if isinstance(grid, LevelGrid):
+        return nodes, _levels(nodes, layer, grid)
+    scale, zero_point = layer.scale.flatten(), layer.zero_point.flatten()
+    whole = bool((zero_point == zero_point.round()).all())
+    signed = grid.low < 0
+    width = nodes.width(2 * grid.high + 1 if signed else grid.levels)
+    kind = (SIGNED if signed else UNSIGNED)[width]
+    axis = {"axis": 0} if scale.numel() > 1 else {}
+    if not axis:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    inputs = [nodes.constant("codes", layer.codes, kind), nodes.constant("scale", scale)]
+    if whole and zero_point.any():
+        inputs.append(nodes.constant("zero_point", zero_point, kind))
+    weights = nodes.node("DequantizeLinear", inputs, "weight", **axis)
+    if not whole:  # zero lies between two levels, which the operator cannot express
+        offset = nodes.constant("offset", -(layer.zero_point * layer.scale))
+        weights = nodes.node("Add", [weights, offset], "shifted_weight")
+    return nodes, weights
+
+
+def _levels(nodes: Nodes, layer: QuantizedLayer, grid: LevelGrid) -> str:
+    """Weights on arbitrary levels, looked up in a table."""
+    codes = nodes.constant("codes", layer.codes, UNSIGNED[nodes.width(grid.levels)])
+    levels = nodes.constant("levels", torch.tensor(grid.values))
+    index = nodes.node("Cast", [codes], "index", to=TensorProto.INT32)
+    values = nodes.node("Gather", [levels, index], "values")
+    return nodes.node("Mul", [values, nodes.constant("scale", layer.scale)], "weight")
+
+
+def quantizer_nodes(name: str, quantizer: ActivationQuantizer, source: str, opset: int) -> tuple[Nodes, str]:
+    """The tensor called `source` rounded to the quantizer's levels, and the name of the result.
+
+    The codes are unsigned: the zero-point is minus the lowest code.
+    """
+    nodes, grid = Nodes(name, opset), quantizer.grid
+    width = max(4, nodes.width(grid.levels))  # the type is not stored, and more runtimes have this one
+    step = quantizer._scale()
+    if grid.levels < 2**width:  # the type saturates at more levels
+        ends = [nodes.constant(end, code * step) for end, code in (("lowest", grid.low), ("highest", grid.high))]
+        source = nodes.node("Clip", [source, *ends], "clipped")
+    zero_point = nodes.constant("zero_point", torch.tensor(-grid.low), UNSIGNED[width])
+    scale = nodes.constant("scale", step)
+    codes = nodes.node("QuantizeLinear", [source, scale, zero_point], "codes")
+    return nodes, nodes.node("DequantizeLinear", [codes, scale, zero_point], "quantized")

@@ -1,0 +1,64 @@
+"""A quantized network for the ONNX exporter: every weight and every quantizer is one node with a name of ours.
+
+The exporter would store weights as floats. These nodes keep their place until `nodes.py` replaces them by integer codes
+and the operators that decode them.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import replace_module
+
+DOMAIN = "ptq_exp"
+WEIGHT, QUANTIZER = f"{DOMAIN}::Weight", f"{DOMAIN}::FakeQuantize"
+
+
+class _Quantizer(nn.Module):
+    """Stands for an `ActivationQuantizer`. The shape stays the same."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(QUANTIZER, (x,), {"name": self.name}, dtype=x.dtype, shape=x.shape)
+
+
+class _Layer(nn.Module):
+    """Stands for a `QuantizedLayer`: the same convolution or product with weights that a node gives."""
+
+    def __init__(self, name: str, layer: QuantizedLayer):
+        super().__init__()
+        self.name, self.layer, self.activation = name, copy.copy(layer.layer), layer.activation
+        self.shape = layer.layer.weight.shape
+        self.layer._parameters = {"bias": layer.layer.bias}  # without the weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights, for networks that read them without calling the layer."""
+        return torch.onnx.ops.symbolic(WEIGHT, (), {"name": self.name}, dtype=torch.float32, shape=self.shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the layer."""
+        return self.layer._parameters["bias"]
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input if self.activation is None else self.activation(input)
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, self.weight, self.bias)
+        return self.layer._conv_forward(x, self.weight, self.bias)
+
+
+def with_placeholders(network: nn.Module) -> nn.Module:
+    """A copy of `network` on the CPU whose weights and quantizers are single nodes, named as their modules."""
+    network = copy.deepcopy(network).cpu().eval()
+    for name, layer in quantized_layers(network).items():
+        replace_module(network, name, _Layer(name, layer))
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            replace_module(network, name, _Quantizer(name))
+    return network
