@@ -12,6 +12,7 @@ from ptq_exp.base.errors import UserError, unknown_key
 from ptq_exp.base.options import check_options
 from ptq_exp.config.method import words_of
 from ptq_exp.config.schema import Config
+from ptq_exp.export import check_formats
 
 __all__ = ["SWEPT_VARIABLE", "Config", "before_the_job", "from_hydra", "swept_keys", "validate"]
 
@@ -72,6 +73,7 @@ def validate(config: Config) -> None:
     from ptq_exp.quantization.steps import check_method  # needs torch, which --help must not import
 
     check_options(config)
+    check_formats(config.formats)
     check_method(config.quant)
     config.data.check()
     config.tracking.check()

@@ -36,6 +36,12 @@ class Config:
     seed: int = option(
         0, "seed of initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration"
     )
+    export: Any = option(
+        None,
+        "formats to which each quantized network is exported and in which it is verified: onnx, packed, program; null: "
+        "only the packed file that every job keeps",
+        kind="list[str]",
+    )
     resume: bool = option(False, "true: skip the jobs that finished with this configuration")
     fail_fast: bool = option(False, "true: a sweep stops at the first job that fails")
     quiet: bool = option(
@@ -58,6 +64,11 @@ class Config:
     def calibration_seed(self) -> int:
         """The seed of the draw of the calibration images and of learned rounding."""
         return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats of `export`; a single one may be given without a list."""
+        return [self.export] if isinstance(self.export, str) else list(self.export or [])
 
     @property
     def cache(self) -> Path:

@@ -18,6 +18,10 @@ class Normalizer:
         self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
+    def to(self, device: str) -> "Normalizer":
+        """The same normalization on another device."""
+        return Normalizer(self.mean.flatten().tolist(), self.std.flatten().tolist(), torch.device(device))
+
     def __call__(self, images: Tensor) -> Tensor:
         scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
         return scaled.sub_(self.mean).div_(self.std)

@@ -1,4 +1,20 @@
-"""Saving and loading quantized networks, with one file per format.
+"""Quantized networks as files: one module or folder per format, and the run that verifies what was written.
 
-The content of a network belongs to `quantization`. This package only writes, reads and runs it.
+A format is a class with `write` (see `formats.Format`) and one entry in `FORMATS`. This module imports no torch, because
+the command line checks the names of formats.
 """
+
+from ptq_exp.base.errors import check_choice
+
+# The formats of `export=[...]`, in the order of the table.
+FORMATS = {
+    "onnx": "ptq_exp.export.onnx:Onnx",
+    "packed": "ptq_exp.export.packed:Packed",
+    "program": "ptq_exp.export.program:Program",
+}
+
+
+def check_formats(names: list[str]) -> None:
+    """Raise `UserError` for an unknown format."""
+    for name in names:
+        check_choice("export", name, FORMATS)

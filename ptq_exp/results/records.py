@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ptq_exp.quantization.layer_report import LayerReport
+from ptq_exp.results.exports import ExportResult, IntegerCheck
 
 # Fields of a bit width's result that are settings or text.
-NOT_METRICS = {"bits", "act_bits", "chance", "diagnosis", "layers", "float_tensors", "limits"}
+NOT_METRICS = {
+    "bits", "act_bits", "chance", "diagnosis", "layers", "float_tensors", "limits", "exports", "integers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ class BitWidthResult:
     quantized_percent: float | None = None  # of the weights; None in records of earlier versions
     float_tensors: dict[str, str] = field(default_factory=dict)  # the weights that stay float, with their reasons
     limits: tuple[str, ...] = ()  # what is not available for this network, one sentence each
+    exports: tuple[ExportResult, ...] = ()  # the files of `export=[...]`
+    integers: IntegerCheck | None = None  # with an export, if all activations are quantized
 
     def metrics(self) -> dict[str, float]:
         """The measured numbers, by name."""
         names = [entry.name for entry in dataclasses.fields(self) if entry.name not in NOT_METRICS]
-        return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        found = {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        for entry in (*self.exports, *([self.integers] if self.integers else [])):
+            found |= entry.metrics()
+        return found
 
 
 @dataclass(frozen=True)

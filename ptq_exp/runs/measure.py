@@ -17,9 +17,6 @@ from ptq_exp.base.files import digest
 from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
-from ptq_exp.export.network_file import save_quantized
-from ptq_exp.networks import custom
-from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
@@ -28,6 +25,7 @@ from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
+from ptq_exp.runs.exporting import export_network
 from ptq_exp.runs.shared import Shared
 
 
@@ -50,7 +48,7 @@ def measure_bit_width(
     figures = BitWidthFigures(result, config.quant, model, shared.dataset, quantized, shared.baseline, evaluation)
     artifacts.mkdir(parents=True, exist_ok=True)
     save_tables(artifacts, result, quantized.report)
-    save_network(artifacts, result, config, shared, quantized.network)
+    result = export_network(result, config, shared, quantized, evaluation, artifacts)
     figures.draw(artifacts)
     log.info("%s", headline(result, config.quant.name))
     log.info("%s", result.diagnosis)
@@ -140,24 +138,6 @@ def save_tables(folder: Path, result: BitWidthResult, report: Report) -> None:
     write_text(folder / f"layers_w{result.bits}.json", json.dumps(finite, indent=1))
     if report.sensitivity is not None:
         write_text(folder / f"sensitivities_w{result.bits}.json", json.dumps(report.sensitivity, indent=1))
-
-
-def save_network(
-    folder: Path, result: BitWidthResult, config: Config, shared: Shared, network: torch.nn.Module
-) -> None:
-    """Write the quantized network, with the metadata that `ptq_exp.load` needs to rebuild it."""
-    float_model = shared.float_model
-    about = {
-        "model": custom.as_stored(float_model.options),
-        "contiguous": needs_contiguous_images(float_model.model),
-        "classes": list(shared.dataset.classes),
-        "mean": float_model.config.data.mean,
-        "std": float_model.config.data.std,
-        "float_digest": float_model.digest,
-        "quant": dataclasses.asdict(config.quant) | {"bits": result.bits},
-        "top1": result.top1,
-    }
-    save_quantized(network, folder / f"quantized_w{result.bits}.safetensors", about)
 
 
 def measure_sensitivity(

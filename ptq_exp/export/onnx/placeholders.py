@@ -9,11 +9,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.export.onnx.names import QUANTIZER, WEIGHT
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
-
-DOMAIN = "ptq_exp"
-WEIGHT, QUANTIZER = f"{DOMAIN}::Weight", f"{DOMAIN}::FakeQuantize"
 
 
 class _Quantizer(nn.Module):
@@ -55,7 +53,7 @@ class _Layer(nn.Module):
 
 def with_placeholders(network: nn.Module) -> nn.Module:
     """A copy of `network` on the CPU whose weights and quantizers are single nodes, named as their modules."""
-    network = copy.deepcopy(network).cpu().eval()
+    network = copy.deepcopy(network)
     for name, layer in quantized_layers(network).items():
         replace_module(network, name, _Layer(name, layer))
     for name, module in list(network.named_modules()):

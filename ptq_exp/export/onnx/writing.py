@@ -1,10 +1,8 @@
 """Writing a network as ONNX."""
 
-import copy
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -12,40 +10,65 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
+from ptq_exp.export.formats import Subject, code_width, first_line
+from ptq_exp.export.onnx.names import BATCH, DOMAIN, IMAGES, LOGITS
 from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS, Nodes, quantizer_nodes, weight_nodes
-from ptq_exp.export.onnx.placeholders import DOMAIN, with_placeholders
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
+from ptq_exp.export.onnx.placeholders import with_placeholders
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 
-IMAGES, LOGITS, BATCH = "images", "logits", "batch"
+IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
+ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
 
 
-def to_onnx(network: nn.Module, image: Tensor, opset: int = FOUR_BITS) -> ModelProto:
-    """`network` as an ONNX model, which takes normalized `images` (batch, C, H, W) and returns `logits`, both float32.
+def to_onnx(subject: Subject, opset: int = FOUR_BITS) -> ModelProto:
+    """An ONNX model that takes normalized `images` (batch, C, H, W) and returns `logits`, both float32.
 
-    `image` (C, H, W) is an example. The weights of quantized layers are integer codes of the smallest type that `opset`
-    has, with a `DequantizeLinear`. Every quantizer of activations is a pair of `QuantizeLinear` and
-    `DequantizeLinear`. A float network becomes a float model. Raises `UserError` with the operator or the line
-    that cannot be exported.
+    The weights of quantized layers are integer codes of the smallest type that `opset` has, with a `DequantizeLinear`.
+    Every quantizer of activations is a `QuantizeLinear` and a `DequantizeLinear`. A float network becomes a float
+    model. Raises `UserError` with the operator or the line that cannot be exported.
     """
-    model = _export(with_placeholders(network), image)
+    network = subject.network
+    model = _export(with_placeholders(network), subject.image)
     _replace(model.graph, dict(network.named_modules()), opset)
     _strip(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
-    model.ir_version = 10 if opset < TWO_BITS else 13
+    model.ir_version = IR_VERSIONS[opset]
+    helper.set_model_props(model, {key: json.dumps(subject.about[key]) for key in ABOUT if key in subject.about})
     return model
 
 
+def save(model: ModelProto, path: Path) -> Path:
+    """Write the file, and return its path."""
+    onnx.save_model(model, path)
+    return path
+
+
+def has_two_bit_weights(network: nn.Module) -> bool:
+    """Whether a layer's codes fit two bits."""
+    return any(code_width(layer.grid) <= 2 for layer in quantized_layers(network).values())
+
+
 def _export(network: nn.Module, image: Tensor) -> ModelProto:
-    images = image.cpu()[None].repeat(2, 1, 1, 1)  # a batch of one would become a constant
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network, (images,), dynamo=True, verbose=False, opset_version=FOUR_BITS, input_names=[IMAGES],
-            output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-        )  # fmt: skip
+    images = image[None].repeat(2, 1, 1, 1)  # one image would make the number of images a constant
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network, (images,), dynamo=True, verbose=False, opset_version=FOUR_BITS, input_names=[IMAGES],
+                output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},),
+            )  # fmt: skip
+    except Exception as error:  # a dozen types of errors, each with a page of advice
+        raise UserError(f"The network cannot be exported to ONNX: {_cause(error)}") from error
     assert program is not None
     return program.model_proto
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the error that stands at the end of a chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error) if isinstance(error, Exception) else str(error)
 
 
 def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> None:
@@ -55,6 +78,7 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
     first: list[Nodes] = []
     body: list[NodeProto] = []
     seen: dict[str, int] = {}
+    quantized: dict[tuple[str, int, int, float], str] = {}  # two layers that quantize a tensor alike share the nodes
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         if node.domain != DOMAIN:
@@ -69,11 +93,14 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
             renamed[node.output[0]] = weights[name]
             continue
         assert isinstance(module, ActivationQuantizer)
-        seen[name] = seen.get(name, 0) + 1
-        unique = name if seen[name] == 1 else f"{name}.{seen[name]}"
-        found, renamed[node.output[0]] = quantizer_nodes(unique, module, node.input[0], opset)
-        graph.initializer.extend(found.constants)
-        body += found.nodes
+        alike = node.input[0], module.grid.low, module.grid.high, module.alpha.item()
+        if alike not in quantized:
+            seen[name] = seen.get(name, 0) + 1
+            unique = name if seen[name] == 1 else f"{name}.{seen[name]}"
+            found, quantized[alike] = quantizer_nodes(unique, module, node.input[0], opset)
+            graph.initializer.extend(found.constants)
+            body += found.nodes
+        renamed[node.output[0]] = quantized[alike]
     for result in graph.output:
         if result.name in renamed:
             body.append(helper.make_node("Identity", [renamed[result.name]], [result.name]))

@@ -1,0 +1,208 @@
+"""An integer reference for networks with all activations quantized: does the simulation in float32 tell the truth?
+
+Every quantized layer multiplies integer codes and adds them exactly. The bias is rounded to a multiple of the product of
+both scales, as an int32 bias of an integer runtime. Scales are exact products, and everything between two layers
+is computed in double precision (Jacob et al. 2018, section 2.2). Codes are kept in doubles, which are exact up to 2^53.
+"""
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.quantization.grids import LevelGrid, UniformGrid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.modules import replace_module
+from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.results.exports import IntegerCheck, LevelRow
+
+IMAGES, BATCH = 512, 32
+
+
+def fully_quantized(network: nn.Module, options: QuantConfig) -> bool:
+    """Whether integers describe the execution completely: uniform grids, and levels for every input and operand."""
+    layers = quantized_layers(network).values()
+    return options.act_coverage == "all" and all(
+        layer.activation is not None and isinstance(layer.grid, UniformGrid) for layer in layers
+    )
+
+
+@dataclass
+class _Pass:
+    """What the quantizers do during a forward pass, and what they see."""
+
+    forced: dict[str, list[Tensor]] | None = None  # the codes of the simulation, which the quantizers then return
+    half_away: bool = False
+    codes: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    distances: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    differing: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    largest_sum: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class _Quantizer(nn.Module):
+    """An `ActivationQuantizer` in double precision."""
+
+    def __init__(self, name: str, quantizer: ActivationQuantizer, state: list[_Pass]):
+        super().__init__()
+        self.name, self.grid, self.state = name, quantizer.grid, state
+        self.scale = quantizer._scale().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = self.state[0]
+        position = x / self.scale
+        away = torch.where(x < 0, torch.ceil(position - 0.5), torch.floor(position + 0.5))
+        codes = torch.clamp(away if now.half_away else torch.round(position), self.grid.low, self.grid.high)
+        call = len(now.codes[self.name])
+        now.codes[self.name].append(codes)
+        if now.forced is not None:
+            wanted = now.forced[self.name][call]
+            other = codes != wanted
+            if other.any():
+                boundary = (codes + wanted)[other] / 2
+                distance = (position[other] - boundary).abs().max().item()
+                now.distances[self.name] = max(now.distances[self.name], distance)
+                now.differing[self.name] += int(other.sum())
+            codes = wanted
+        return codes * self.scale
+
+
+class _Layer(nn.Module):
+    """A `QuantizedLayer` in integers. With a zero-point between two levels, the sum of the inputs is needed, too."""
+
+    def __init__(self, name: str, layer: QuantizedLayer, state: list[_Pass]):
+        super().__init__()
+        assert layer.activation is not None
+        self.name, self.layer, self.state = name, layer.layer, state
+        self.activation = _Quantizer(name, layer.activation, state)
+        self.scale = layer.scale.double().flatten() * self.activation.scale
+        self.codes, self.zero_point = layer.codes.double(), layer.zero_point.double().flatten()
+        bias = torch.zeros(()) if layer.layer.bias is None else layer.layer.bias
+        self.bias_codes = torch.round(bias.double() / self.scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes = torch.round(self.activation(input) / self.activation.scale)
+        sums = self._product(codes, self.codes)
+        now = self.state[0]
+        now.largest_sum[self.name] = max(now.largest_sum[self.name], self._shaped(sums, self.bias_codes).abs().max().item())
+        if self.zero_point.any():
+            ones = torch.ones_like(self.codes)
+            sums = sums - self._product(codes, ones) * self._channels(self.zero_point, sums)
+        return self._shaped(sums, self.bias_codes) * self._channels(self.scale, sums)
+
+    def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(codes, weights)
+        return self.layer._conv_forward(codes, weights, None)
+
+    def _channels(self, values: Tensor, like: Tensor) -> Tensor:
+        """One value per channel, shaped to broadcast: channels are the second dimension of images, else the last."""
+        if isinstance(self.layer, nn.Linear) or values.numel() == 1:
+            return values
+        return values.view(-1, *[1] * (self.layer.weight.dim() - 2))
+
+    def _shaped(self, sums: Tensor, bias: Tensor) -> Tensor:
+        return sums + self._channels(bias, sums)
+
+    def most(self) -> float:
+        """The largest magnitude of the accumulator for any image."""
+        grid = self.activation.grid
+        largest = max(abs(grid.low), abs(grid.high))
+        return float((self.codes.flatten(1).abs().sum(1) * largest + self.bias_codes.abs()).max())
+
+
+def _reference(network: nn.Module, state: list[_Pass]) -> nn.Module:
+    """A copy of `network` in double precision with integer layers and quantizers that follow `state[0]`."""
+    network = copy.deepcopy(network).double()
+    single = dict(quantized_layers(network))
+    for name, layer in single.items():
+        replace_module(network, name, _Layer(name, layer, state))
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            replace_module(network, name, _Quantizer(name, module, state))
+    return network
+
+
+@torch.inference_mode()
+def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) -> IntegerCheck:
+    """Compare `network` (on the CPU) with its integer reference on the first of the uint8 `images` (N, C, H, W)."""
+    state = [_Pass()]
+    reference, images = _reference(network, state), images[:IMAGES]
+    simulated = _watched(network)
+    quantizers = {m.name: m for m in reference.modules() if isinstance(m, _Quantizer)}
+    values: dict[str, int] = defaultdict(int)
+    forced_, free, same, same_away, moved = _Pass(forced={}), _Pass(), 0, 0, 0
+    for batch in images.split(BATCH):
+        x = normalize(batch)
+        predictions, codes = simulated(x)
+        forced_.forced, forced_.codes = codes, defaultdict(list)
+        state[0] = forced_
+        reference(x.double())
+        free.codes = defaultdict(list)
+        state[0] = free
+        same += int((reference(x.double()).argmax(1) == predictions).sum())
+        for name, calls in free.codes.items():
+            moved += sum(int((a != b).sum()) for a, b in zip(calls, codes[name], strict=True))
+            values[name] += sum(call.numel() for call in calls)
+        state[0] = _Pass(half_away=True)
+        same_away += int((reference(x.double()).argmax(1) == predictions).sum())
+    total, count = sum(values.values()), len(images)
+    layers = {m.name: m for m in reference.modules() if isinstance(m, _Layer)}
+    rows = tuple(
+        LevelRow(
+            tensor=name,
+            bits=math.ceil(math.log2(quantizer.grid.levels)),
+            values=values[name],
+            other_level_percent=100 * forced_.differing[name] / max(values[name], 1),
+            largest_distance=forced_.distances[name],
+            accumulator_bits=_bits(free.largest_sum[name]) if name in layers else None,
+            accumulator_bits_at_most=_bits(layers[name].most()) if name in layers else None,
+        )
+        for name, quantizer in quantizers.items()
+    )
+    return IntegerCheck(
+        images=count,
+        agreement=100 * same / count,
+        agreement_half_away=100 * same_away / count,
+        other_level_percent=100 * sum(forced_.differing.values()) / max(total, 1),
+        largest_distance=max(forced_.distances.values(), default=0.0),
+        propagated_percent=100 * moved / max(total, 1),
+        rows=rows,
+    )
+
+
+def _bits(magnitude: float) -> int:
+    """The bits of a two's complement number of this magnitude."""
+    return int(magnitude).bit_length() + 1
+
+
+def _watched(network: nn.Module) -> "_Simulation":
+    return _Simulation(copy.deepcopy(network))
+
+
+class _Simulation:
+    """The simulation, with the codes of all its quantizers."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.codes: dict[str, list[Tensor]] = defaultdict(list)
+        layers = {id(layer.activation): name for name, layer in quantized_layers(network).items()}
+        for name, module in network.named_modules():
+            if isinstance(module, ActivationQuantizer):
+                module.register_forward_hook(self._keep(layers.get(id(module), name)))
+
+    def _keep(self, name: str):  # type: ignore[no-untyped-def]
+        def keep(quantizer: ActivationQuantizer, _: object, output: Tensor) -> None:
+            self.codes[name].append(torch.round(output / quantizer._scale()).double())
+
+        return keep
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Predictions (N,), and the codes of every call of every quantizer."""
+        self.codes = defaultdict(list)
+        predictions = self.network(images).argmax(1)
+        return predictions, self.codes

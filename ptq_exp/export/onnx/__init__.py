@@ -1,0 +1,31 @@
+"""ONNX files: weights as integer codes behind `DequantizeLinear`, activations between `QuantizeLinear` and it."""
+
+from functools import partial
+from pathlib import Path
+
+from ptq_exp.export.formats import Format, NotInstalled, Subject, Written, needing, quantizes_activations
+from ptq_exp.export.onnx.running import onnx_runtime, openvino
+
+
+class Onnx(Format):
+    """ONNX, for ONNX Runtime and OpenVINO.
+
+    Two-bit types came with opset 25, and few runtimes have them. A network with such weights gets a second file, with
+    opset 21 and four-bit types.
+    """
+
+    def write(self, subject: Subject, folder: Path, name: str) -> list[Written]:
+        try:
+            with needing("onnxscript"):
+                from ptq_exp.export.onnx.writing import FOUR_BITS, TWO_BITS, has_two_bit_weights, save, to_onnx
+        except NotInstalled as error:
+            raise NotInstalled("not written (pip install 'ptq_exp[export]')") from error
+
+        two = has_two_bit_weights(subject.network)
+        model = to_onnx(subject, TWO_BITS if two else FOUR_BITS)
+        path = save(model, folder / f"{name}.onnx")
+        other = save(to_onnx(subject, FOUR_BITS), folder / f"{name}_opset{FOUR_BITS}.onnx") if two else path
+        return [
+            Written(path, "ONNX Runtime", "onnx", partial(onnx_runtime, decode=not quantizes_activations(subject.network))),
+            Written(other, "OpenVINO", "openvino", openvino),
+        ]

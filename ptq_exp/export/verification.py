@@ -1,0 +1,114 @@
+"""Every file that is exported is loaded by its own runtime, run on the test images, and timed."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.export import FORMATS
+from ptq_exp.export.formats import Format, NotInstalled, Runner, Subject, Written, first_line, quantizes_activations
+from ptq_exp.results.exports import BATCHES, ExportResult
+
+# Percent of the test images on which a file must predict what the simulation predicts. Weights alone are decoded to the
+# same numbers. Quantized activations may land on the next level if a sum is computed in another order.
+WEIGHTS_AGREE, ACTIVATIONS_AGREE = 99.9, 98.0
+BATCH = 64  # images at a time
+COMPARED = 64  # images whose logits are compared
+SECONDS = 1.0  # for each measurement of the speed
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Test images (N, C, H, W), uint8, their labels (N,), and the predictions (N,) of the simulation, on the CPU."""
+
+    __test__ = False  # not a test
+
+    images: Tensor
+    labels: Tensor
+    predictions: Tensor
+    normalize: Normalizer
+
+    def batches(self) -> list[Tensor]:
+        """The images in batches."""
+        return list(self.images.split(BATCH))
+
+
+def export_all(
+    formats: list[str], subject: Subject, floats: Subject, folder: Path, name: str, tests: TestSet,
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[ExportResult, ...]:  # fmt: skip
+    """Write `subject` in every format to `folder`, and verify every file. `floats` is the float network.
+
+    `advance` is called after each format. A format that fails does not keep the others from being written.
+    """
+    results: list[ExportResult] = []
+    for key in (key for key in FORMATS if key in formats):
+        results += _export(key, subject, floats, folder / name, tests)
+        advance()
+    return tuple(results)
+
+
+def _export(key: str, subject: Subject, floats: Subject, path: Path, tests: TestSet) -> list[ExportResult]:
+    writer: Format = resolve_name(FORMATS[key])()
+    try:
+        written = writer.write(subject, path.parent, path.name)
+    except NotInstalled as error:
+        return [ExportResult(key, key, "", "", note=str(error))]
+    except UserError as error:
+        return [ExportResult(key, key, "", "", note=str(error), failed=True)]
+    with tempfile.TemporaryDirectory() as scratch:
+        compared = writer.write(floats, Path(scratch), "float")
+        pairs = zip(written, compared, strict=True)
+        return [_verified(key, file, reference, subject, tests) for file, reference in pairs]
+
+
+def _verified(key: str, file: Written, reference: Written, subject: Subject, tests: TestSet) -> ExportResult:
+    result = ExportResult(key, file.metric, file.runtime, file.path.name, file.path.stat().st_size)
+    try:
+        run, run_float = file.load(file.path), reference.load(reference.path)
+    except NotInstalled as error:
+        return dataclasses.replace(result, note=str(error))
+    except Exception as error:  # every runtime has its own
+        return dataclasses.replace(result, note=f"does not load: {first_line(error)}", failed=True)
+    predictions = torch.cat([run(tests.normalize(batch)).argmax(1) for batch in tests.batches()])
+    agreement = 100 * (predictions == tests.predictions).float().mean().item()
+    top1 = 100 * (predictions == tests.labels).float().mean().item()
+    first = tests.normalize(tests.images[:COMPARED])
+    with torch.inference_mode():
+        difference = (run(first) - subject.network(first)).abs().max().item()
+    speeds = {size: _speeds([run, run_float], tests.normalize(_repeated(tests.images, size))) for size in BATCHES}
+    least = ACTIVATIONS_AGREE if quantizes_activations(subject.network) else WEIGHTS_AGREE
+    note = "" if agreement >= least else f"agrees on {agreement:.2f} % of the test images, of at least {least} % required"
+    return dataclasses.replace(
+        result, agreement=agreement, top1=top1, largest_difference=difference, note=note, failed=bool(note),
+        speed_1=speeds[1][0], speed_64=speeds[64][0], float_speed_1=speeds[1][1], float_speed_64=speeds[64][1],
+    )  # fmt: skip
+
+
+def _repeated(images: Tensor, count: int) -> Tensor:
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def _speeds(runners: list[Runner], images: Tensor) -> list[float]:
+    """Images per second of every runner, measured in turns, so that another load on the machine meets all of them."""
+    seconds: list[list[float]] = [[] for _ in runners]
+    deadline = time.perf_counter() + SECONDS * len(runners)
+    for number in range(ROUNDS + 1):
+        for run, times in zip(runners, seconds, strict=True):
+            started = time.perf_counter()
+            run(images)
+            if number:  # the first call allocates
+                times.append(time.perf_counter() - started)
+        if number and time.perf_counter() > deadline:
+            break
+    return [len(images) / statistics.median(times) for times in seconds]

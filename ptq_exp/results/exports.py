@@ -1,0 +1,86 @@
+"""What is known of an exported file."""
+
+from dataclasses import dataclass
+
+BATCHES = (1, 64)  # numbers of images at a time for which the speed is measured
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A file, and how the network in it did in its own runtime. What was not measured is None.
+
+    Agreement and top-1 are in percent of the test images, and the speeds in images per second, with one and with 64
+    images at a time. `float_` are the speeds of the float network in the same runtime.
+    """
+
+    format: str  # as in `export=[onnx]`
+    metric: str  # the first part of the metrics' names
+    runtime: str
+    file: str  # in the artifacts
+    size_bytes: int | None = None
+    agreement: float | None = None  # the simulation's prediction
+    top1: float | None = None
+    speed_1: float | None = None
+    speed_64: float | None = None
+    float_speed_1: float | None = None
+    float_speed_64: float | None = None
+    largest_difference: float | None = None  # of a logit, from the simulation, on the first images
+    note: str = ""  # why something is missing
+    failed: bool = False  # the file does not do what was simulated, or could not be written
+
+    def metrics(self) -> dict[str, float]:
+        """`onnx_agreement` and so on."""
+        values = {
+            "agreement": self.agreement, "top1": self.top1, "bytes": self.size_bytes,
+            "images_per_second_1": self.speed_1, "images_per_second_64": self.speed_64,
+        }  # fmt: skip
+        return {f"{self.metric}_{name}": float(value) for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """A quantizer of activations, in the simulation and in the integer reference."""
+
+    tensor: str  # the layer or the operand
+    bits: int
+    values: int  # that were compared
+    other_level_percent: float  # with the same codes in front of the layer: the order of summation alone
+    largest_distance: float  # from the boundary between two levels, in levels, of the values on another level
+    accumulator_bits: int | None  # that the sums of the layer need on the images, sign included; None for operands
+    accumulator_bits_at_most: int | None  # whatever the image
+
+
+@dataclass(frozen=True)
+class IntegerCheck:
+    """How a network in integer arithmetic differs from its simulation in float32."""
+
+    images: int
+    agreement: float  # percent of the images with the same prediction, ties rounded half to even as in the simulation
+    agreement_half_away: float  # the same with ties rounded away from zero, as some runtimes do
+    other_level_percent: float  # of all activations, with the same codes in front of the layer
+    largest_distance: float
+    propagated_percent: float  # of all activations, if the differences of earlier layers reach the later ones
+    rows: tuple[LevelRow, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """The measured numbers, by name."""
+        widest = max((row.accumulator_bits or 0 for row in self.rows), default=0)
+        return {"integer_agreement": self.agreement, "integer_other_level_percent": self.other_level_percent,
+                "accumulator_bits": float(widest)}  # fmt: skip
+
+    def sentence(self) -> str:
+        """What the log and the table say."""
+        bits = [row.accumulator_bits_at_most for row in self.rows if row.accumulator_bits_at_most]
+        seen = [row.accumulator_bits for row in self.rows if row.accumulator_bits]
+        over = sum(width > 16 for width in seen)
+        cause = ""
+        if self.other_level_percent:
+            cause = (
+                f" {self.other_level_percent:.2g} % of the activations land on another level; all of these lie within "
+                f"{self.largest_distance:.1g} levels of the boundary between two, where the order of summation decides."
+            )
+        return (
+            f"Integer reference on {self.images} images: {self.agreement:.2f} % of the predictions are those of the "
+            f"simulation.{cause} Accumulators need at most {max(bits, default=0)} bits for any image, and "
+            f"{max(seen, default=0)} on these ({over} of {len(seen)} layers more than 16)."
+        )

@@ -1,0 +1,80 @@
+"""The files of a quantized network: the packed one that every job keeps, and those of `export`, each verified."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ptq_exp.base.console import console, log, progress
+from ptq_exp.config import Config
+from ptq_exp.evaluation.accuracy import Evaluation
+from ptq_exp.evaluation.integers import check_integers, fully_quantized
+from ptq_exp.export.formats import Subject
+from ptq_exp.export.network_file import save_quantized
+from ptq_exp.export.verification import TestSet, export_all
+from ptq_exp.networks import custom
+from ptq_exp.networks.graph.calling import needs_contiguous_images
+from ptq_exp.quantization.quantize import Quantized
+from ptq_exp.results.exports import ExportResult, IntegerCheck
+from ptq_exp.results.records import BitWidthResult
+from ptq_exp.runs.shared import Shared
+
+
+def export_network(
+    result: BitWidthResult, config: Config, shared: Shared, quantized: Quantized, evaluation: Evaluation, folder: Path
+) -> BitWidthResult:
+    """Write the network to `folder`, and return `result` with what was found out about the files."""
+    about, name = description(result.bits, result.top1, config, shared), f"quantized_w{result.bits}"
+    save_quantized(quantized.network, folder / f"{name}.safetensors", about)
+    if not config.formats:
+        return result
+    dataset, float_model = shared.dataset, shared.float_model
+    normalize = float_model.normalize.to("cpu")
+    images = dataset.test_images.cpu()
+    tests = TestSet(images, dataset.test_labels.cpu(), evaluation.predictions, normalize)
+    image = normalize(images[:1])[0]
+    subject, floats = (Subject.of(network, image, about) for network in (quantized.network, float_model.model))
+    with progress(f"Exporting {result.bits} bits", len(config.formats)) as advance:
+        exports = export_all(config.formats, subject, floats, folder, name, tests, advance)
+    for export in exports:
+        log.log(40 if export.failed else 20, "%s", sentence(export))
+    integers = None
+    if fully_quantized(subject.network, config.quant):
+        integers = check_integers(subject.network, tests.images, normalize)
+        write_integers(folder / f"integers_w{result.bits}.csv", integers)
+        log.info("%s", integers.sentence())
+    return dataclasses.replace(result, exports=exports, integers=integers)
+
+
+def description(bits: int, top1: float, config: Config, shared: Shared) -> dict[str, Any]:
+    """The metadata that `ptq_exp.load` needs to rebuild a network."""
+    float_model = shared.float_model
+    return {
+        "model": custom.as_stored(float_model.options),
+        "contiguous": needs_contiguous_images(float_model.model),
+        "classes": list(shared.dataset.classes),
+        "mean": float_model.config.data.mean,
+        "std": float_model.config.data.std,
+        "float_digest": float_model.digest,
+        "quant": dataclasses.asdict(config.quant) | {"bits": bits},
+        "top1": top1,
+    }
+
+
+def sentence(export: ExportResult) -> str:
+    """What the log says of a file."""
+    if export.agreement is None:
+        return f"{export.format}, {export.runtime or 'no runtime'}: {export.note}"
+    return (
+        f"{export.file} in {export.runtime}: {export.agreement:.2f} % of the predictions are those of the simulation, "
+        f"top-1 {export.top1:.2f} %{', ' + export.note if export.note else ''}"
+    )
+
+
+def write_integers(path: Path, found: IntegerCheck) -> None:
+    """Write the table of the integer reference, one line per layer or operand."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [dataclasses.asdict(row) for row in found.rows]
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
