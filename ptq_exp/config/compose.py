@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any, get_args
 
 from ptq_exp.base.errors import check_choice, unknown_key
@@ -35,6 +36,11 @@ def compose(*words: str) -> Config:
             entry = {parent: entry}
         tree = presets.merged(tree, entry)
     return _build(Config, _resolved(tree, flatten(tree)))
+
+
+def from_file(path: Path) -> Config:
+    """The resolved configuration that a job keeps among its artifacts."""
+    return _build(Config, presets.parse(read_text(path)))  # type: ignore[no-any-return]
 
 
 def _overridden(group: str, name: str) -> dict[str, str]:

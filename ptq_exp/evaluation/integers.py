@@ -15,19 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.quantization.grids import LevelGrid, UniformGrid
+from ptq_exp.quantization.grids import UniformGrid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
-from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.results.exports import IntegerCheck, LevelRow
 
 IMAGES, BATCH = 512, 32
 
 
-def fully_quantized(network: nn.Module, options: QuantConfig) -> bool:
-    """Whether integers describe the execution completely: uniform grids, and levels for every input and operand."""
+def fully_quantized(network: nn.Module, coverage: str) -> bool:
+    """Whether integers describe the execution completely: `act_coverage=all`, and uniform grids for all weights."""
     layers = quantized_layers(network).values()
-    return options.act_coverage == "all" and all(
+    return coverage == "all" and all(
         layer.activation is not None and isinstance(layer.grid, UniformGrid) for layer in layers
     )
 
@@ -38,6 +37,7 @@ class _Pass:
 
     forced: dict[str, list[Tensor]] | None = None  # the codes of the simulation, which the quantizers then return
     half_away: bool = False
+    exact_biases: bool = False
     codes: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     distances: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     differing: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -50,7 +50,7 @@ class _Quantizer(nn.Module):
     def __init__(self, name: str, quantizer: ActivationQuantizer, state: list[_Pass]):
         super().__init__()
         self.name, self.grid, self.state = name, quantizer.grid, state
-        self.scale = quantizer._scale().double()
+        self.scale = quantizer.scale.double()
 
     def forward(self, x: Tensor) -> Tensor:
         now = self.state[0]
@@ -82,17 +82,21 @@ class _Layer(nn.Module):
         self.scale = layer.scale.double().flatten() * self.activation.scale
         self.codes, self.zero_point = layer.codes.double(), layer.zero_point.double().flatten()
         bias = torch.zeros(()) if layer.layer.bias is None else layer.layer.bias
-        self.bias_codes = torch.round(bias.double() / self.scale)
+        self.exact_bias = bias.double() / self.scale
+        self.bias_codes = torch.round(self.exact_bias)
 
     def forward(self, input: Tensor) -> Tensor:
         codes = torch.round(self.activation(input) / self.activation.scale)
         sums = self._product(codes, self.codes)
         now = self.state[0]
-        now.largest_sum[self.name] = max(now.largest_sum[self.name], self._shaped(sums, self.bias_codes).abs().max().item())
+        now.largest_sum[self.name] = max(
+            now.largest_sum[self.name], self._shaped(sums, self.bias_codes).abs().max().item()
+        )
         if self.zero_point.any():
             ones = torch.ones_like(self.codes)
             sums = sums - self._product(codes, ones) * self._channels(self.zero_point, sums)
-        return self._shaped(sums, self.bias_codes) * self._channels(self.scale, sums)
+        bias = self.exact_bias if now.exact_biases else self.bias_codes
+        return self._shaped(sums, bias) * self._channels(self.scale, sums)
 
     def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
@@ -135,13 +139,15 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
     simulated = _watched(network)
     quantizers = {m.name: m for m in reference.modules() if isinstance(m, _Quantizer)}
     values: dict[str, int] = defaultdict(int)
-    forced_, free, same, same_away, moved = _Pass(forced={}), _Pass(), 0, 0, 0
+    forced_, exact, free = _Pass(forced={}), _Pass(forced={}, exact_biases=True), _Pass()
+    same = same_away = moved = 0
     for batch in images.split(BATCH):
         x = normalize(batch)
         predictions, codes = simulated(x)
-        forced_.forced, forced_.codes = codes, defaultdict(list)
-        state[0] = forced_
-        reference(x.double())
+        for given in (forced_, exact):
+            given.forced, given.codes = codes, defaultdict(list)
+            state[0] = given
+            reference(x.double())
         free.codes = defaultdict(list)
         state[0] = free
         same += int((reference(x.double()).argmax(1) == predictions).sum())
@@ -169,7 +175,8 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
         agreement=100 * same / count,
         agreement_half_away=100 * same_away / count,
         other_level_percent=100 * sum(forced_.differing.values()) / max(total, 1),
-        largest_distance=max(forced_.distances.values(), default=0.0),
+        exact_bias_percent=100 * sum(exact.differing.values()) / max(total, 1),
+        largest_distance=max(exact.distances.values(), default=0.0),
         propagated_percent=100 * moved / max(total, 1),
         rows=rows,
     )
@@ -197,7 +204,7 @@ class _Simulation:
 
     def _keep(self, name: str):  # type: ignore[no-untyped-def]
         def keep(quantizer: ActivationQuantizer, _: object, output: Tensor) -> None:
-            self.codes[name].append(torch.round(output / quantizer._scale()).double())
+            self.codes[name].append(torch.round(output / quantizer.scale).double())
 
         return keep
 

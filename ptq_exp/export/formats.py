@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.grids import Grid
-from ptq_exp.quantization.layers import ActivationQuantizer
-from ptq_exp.quantization.modules import copy_network
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, QuantizedOperation
+from ptq_exp.quantization.modules import copy_network, replace_module
 
 Runner = Callable[[Tensor], Tensor]  # normalized images (N, C, H, W), float32 -> logits (N, classes), both on the CPU
 
@@ -33,6 +33,16 @@ class Subject:
         for parameter in copied.parameters():
             parameter.requires_grad_(False)
         return cls(copied, image.cpu().contiguous(), about)
+
+    def unquantized(self) -> "Subject":
+        """The same network without quantizers, in float, to compare speeds with."""
+        network = copy_network(self.network)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, QuantizedLayer):
+                replace_module(network, name, module.layer)
+            elif isinstance(module, QuantizedOperation):
+                replace_module(network, name, module.operation)
+        return Subject(network, self.image, {})
 
 
 @dataclass(frozen=True)

@@ -44,21 +44,20 @@ class TestSet:
 
 
 def export_all(
-    formats: list[str], subject: Subject, floats: Subject, folder: Path, name: str, tests: TestSet,
-    advance: Callable[[], object] = lambda: None,
-) -> tuple[ExportResult, ...]:  # fmt: skip
-    """Write `subject` in every format to `folder`, and verify every file. `floats` is the float network.
+    formats: list[str], subject: Subject, path: Path, tests: TestSet, advance: Callable[[], object] = lambda: None
+) -> tuple[ExportResult, ...]:
+    """Write `subject` in every format to files whose names begin with that of `path`, and verify each of them.
 
     `advance` is called after each format. A format that fails does not keep the others from being written.
     """
     results: list[ExportResult] = []
     for key in (key for key in FORMATS if key in formats):
-        results += _export(key, subject, floats, folder / name, tests)
+        results += _export(key, subject, path, tests)
         advance()
     return tuple(results)
 
 
-def _export(key: str, subject: Subject, floats: Subject, path: Path, tests: TestSet) -> list[ExportResult]:
+def _export(key: str, subject: Subject, path: Path, tests: TestSet) -> list[ExportResult]:
     writer: Format = resolve_name(FORMATS[key])()
     try:
         written = writer.write(subject, path.parent, path.name)
@@ -67,7 +66,7 @@ def _export(key: str, subject: Subject, floats: Subject, path: Path, tests: Test
     except UserError as error:
         return [ExportResult(key, key, "", "", note=str(error), failed=True)]
     with tempfile.TemporaryDirectory() as scratch:
-        compared = writer.write(floats, Path(scratch), "float")
+        compared = writer.write(subject.unquantized(), Path(scratch), "float")
         pairs = zip(written, compared, strict=True)
         return [_verified(key, file, reference, subject, tests) for file, reference in pairs]
 
@@ -88,7 +87,9 @@ def _verified(key: str, file: Written, reference: Written, subject: Subject, tes
         difference = (run(first) - subject.network(first)).abs().max().item()
     speeds = {size: _speeds([run, run_float], tests.normalize(_repeated(tests.images, size))) for size in BATCHES}
     least = ACTIVATIONS_AGREE if quantizes_activations(subject.network) else WEIGHTS_AGREE
-    note = "" if agreement >= least else f"agrees on {agreement:.2f} % of the test images, of at least {least} % required"
+    note = (
+        "" if agreement >= least else f"agrees on {agreement:.2f} % of the test images, of at least {least} % required"
+    )
     return dataclasses.replace(
         result, agreement=agreement, top1=top1, largest_difference=difference, note=note, failed=bool(note),
         speed_1=speeds[1][0], speed_64=speeds[64][0], float_speed_1=speeds[1][1], float_speed_64=speeds[64][1],

@@ -39,11 +39,13 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self._infer(x)
-        scale = self._scale()
+        scale = self.scale
         quantized = torch.clamp(round_through(x / scale), self.grid.low, self.grid.high) * scale
         return torch.where(torch.rand_like(x) < self.drop, x, quantized) if self.drop else quantized
 
-    def _scale(self) -> Tensor:
+    @property
+    def scale(self) -> Tensor:
+        """The distance between two levels."""
         return self.alpha / self.grid.high if self.grid.high else self.alpha
 
     def _infer(self, x: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class ActivationQuantizer(nn.Module):
         simple = dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32
         if simple and triton_works(x.device, _try_kernel):
             return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
-        scale = self._scale()  # in place after the division, since allocation costs more than the arithmetic
+        scale = self.scale  # in place after the division, since allocation costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
 
 

@@ -131,6 +131,15 @@ class QuantConfig:
     )
     act_input_image: bool = option(False, "true: also quantize the image that enters the first layer")
     act_residual: bool = option(False, "true: also quantize the two operands of every residual addition")
+    scales: str = option(
+        "real",
+        "scales of activations: real, or power_of_two, which needs grid=power_of_two for the weights: integer runtimes "
+        "then shift instead of multiplying, and with integer_biases they compute exactly what is simulated",
+        choices=["real", "power_of_two"],
+    )
+    integer_biases: bool = option(
+        False, "true: round biases to what the int32 accumulator of an integer runtime can hold (needs act_bits)"
+    )
     calibration_images: int = option(
         1024,
         "number of calibration images, drawn from the training images by the seed; their labels are not used",

@@ -58,7 +58,8 @@ class IntegerCheck:
     agreement: float  # percent of the images with the same prediction, ties rounded half to even as in the simulation
     agreement_half_away: float  # the same with ties rounded away from zero, as some runtimes do
     other_level_percent: float  # of all activations, with the same codes in front of the layer
-    largest_distance: float
+    exact_bias_percent: float  # the same with biases that are not rounded: the order of summation alone
+    largest_distance: float  # from the boundary between two levels, in levels, of these
     propagated_percent: float  # of all activations, if the differences of earlier layers reach the later ones
     rows: tuple[LevelRow, ...]
 
@@ -73,14 +74,24 @@ class IntegerCheck:
         bits = [row.accumulator_bits_at_most for row in self.rows if row.accumulator_bits_at_most]
         seen = [row.accumulator_bits for row in self.rows if row.accumulator_bits]
         over = sum(width > 16 for width in seen)
-        cause = ""
-        if self.other_level_percent:
-            cause = (
-                f" {self.other_level_percent:.2g} % of the activations land on another level; all of these lie within "
-                f"{self.largest_distance:.1g} levels of the boundary between two, where the order of summation decides."
-            )
         return (
             f"Integer reference on {self.images} images: {self.agreement:.2f} % of the predictions are those of the "
-            f"simulation.{cause} Accumulators need at most {max(bits, default=0)} bits for any image, and "
+            f"simulation.{self._cause()} Accumulators need at most {max(bits, default=0)} bits for any image, and "
             f"{max(seen, default=0)} on these ({over} of {len(seen)} layers more than 16)."
         )
+
+    def _cause(self) -> str:
+        if not self.other_level_percent:
+            return ""
+        reasons = []
+        if self.exact_bias_percent:
+            reasons.append(
+                f"{self.exact_bias_percent:.2g} % by the order of summation (all within {self.largest_distance:.1g} "
+                f"levels of the boundary between two)"
+            )
+        if self.other_level_percent > self.exact_bias_percent:
+            reasons.append(
+                f"{self.other_level_percent - self.exact_bias_percent:.2g} % by biases rounded to the accumulator's "
+                f"scale, which quant.integer_biases=true simulates"
+            )
+        return f" {self.other_level_percent:.2g} % of the activations land on another level: {', '.join(reasons)}."

@@ -54,9 +54,9 @@ class BitWidthResult:
         """The measured numbers, by name."""
         names = [entry.name for entry in dataclasses.fields(self) if entry.name not in NOT_METRICS]
         found = {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
-        for entry in (*self.exports, *([self.integers] if self.integers else [])):
-            found |= entry.metrics()
-        return found
+        for export in self.exports:
+            found |= export.metrics()
+        return found | (self.integers.metrics() if self.integers else {})
 
 
 @dataclass(frozen=True)

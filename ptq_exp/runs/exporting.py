@@ -2,10 +2,11 @@
 
 import csv
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
-from ptq_exp.base.console import console, log, progress
+from ptq_exp.base.console import log, progress
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.evaluation.integers import check_integers, fully_quantized
@@ -28,22 +29,28 @@ def export_network(
     save_quantized(quantized.network, folder / f"{name}.safetensors", about)
     if not config.formats:
         return result
-    dataset, float_model = shared.dataset, shared.float_model
-    normalize = float_model.normalize.to("cpu")
+    dataset, normalize = shared.dataset, shared.float_model.normalize.to("cpu")
     images = dataset.test_images.cpu()
     tests = TestSet(images, dataset.test_labels.cpu(), evaluation.predictions, normalize)
     image = normalize(images[:1])[0]
-    subject, floats = (Subject.of(network, image, about) for network in (quantized.network, float_model.model))
-    with progress(f"Exporting {result.bits} bits", len(config.formats)) as advance:
-        exports = export_all(config.formats, subject, floats, folder, name, tests, advance)
-    for export in exports:
-        log.log(40 if export.failed else 20, "%s", sentence(export))
-    integers = None
-    if fully_quantized(subject.network, config.quant):
-        integers = check_integers(subject.network, tests.images, normalize)
-        write_integers(folder / f"integers_w{result.bits}.csv", integers)
-        log.info("%s", integers.sentence())
+    exports, integers = exports_of(Subject.of(quantized.network, image, about), config.formats, folder / name, tests)
     return dataclasses.replace(result, exports=exports, integers=integers)
+
+
+def exports_of(
+    subject: Subject, formats: list[str], path: Path, tests: TestSet
+) -> tuple[tuple[ExportResult, ...], IntegerCheck | None]:
+    """Export and verify `subject`, and compare it with its integer reference if all its activations are quantized."""
+    with progress(f"Exporting {path.name}", len(formats)) as advance:
+        exports = export_all(formats, subject, path, tests, advance)
+    for export in exports:
+        log.log(logging.ERROR if export.failed else logging.INFO, "%s", sentence(export))
+    if not fully_quantized(subject.network, subject.about["quant"]["act_coverage"]):
+        return exports, None
+    integers = check_integers(subject.network, tests.images, tests.normalize)
+    write_integers(path.parent / f"integers_{path.name.rpartition('_')[2]}.csv", integers)
+    log.info("%s", integers.sentence())
+    return exports, integers
 
 
 def description(bits: int, top1: float, config: Config, shared: Shared) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from ptq_exp.base.background import later
 from ptq_exp.base.console import console, is_quiet, log, set_quiet
+from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.reporting import JobStart, Reports
@@ -58,6 +59,9 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
         results = [measure_bit_width(bits, config, shared, device, artifacts) for bits in config.quant.bit_widths()]
         record = make_record(dataclasses.replace(start, name=name), config, shared, device, tuple(results))
         later(keep_and_report, record, reports)
+    if failed := [f"{export.file or export.format}: {export.note}" for result in results for export in result.exports
+                  if export.failed]:  # fmt: skip
+        raise UserError(f"The results are kept, but not every export does what was simulated. {'; '.join(failed)}.")
     if start.alone and not is_quiet():
         console.print(*(reports.where() or [f"Results: {start.folder}"]), sep="\n")
     return record

@@ -78,7 +78,9 @@ def test_three_levels_take_a_fifth_of_a_byte(tmp_path: Path) -> None:
     assert (layer["code_bits"], layer["levels"]) == (1.6, 3)
     assert torch.equal(tensors["layer1.0.conv1.codes"], found.network.get_submodule("layer1.0.conv1").codes.int())
     weights = sum(math.prod(entry["shape"]) for entry in about["layers"].values())
-    assert (tmp_path / "q.safetensors").stat().st_size < weights / 5 + 4 * sum(map(math.prod, about["floats"].values())) + 4000
+    assert (tmp_path / "q.safetensors").stat().st_size < weights / 5 + 4 * sum(
+        map(math.prod, about["floats"].values())
+    ) + 4000
 
 
 def test_the_documented_reader_reads_a_file(tmp_path: Path) -> None:

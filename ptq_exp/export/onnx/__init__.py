@@ -17,7 +17,8 @@ class Onnx(Format):
     def write(self, subject: Subject, folder: Path, name: str) -> list[Written]:
         try:
             with needing("onnxscript"):
-                from ptq_exp.export.onnx.writing import FOUR_BITS, TWO_BITS, has_two_bit_weights, save, to_onnx
+                from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS
+                from ptq_exp.export.onnx.writing import has_two_bit_weights, save, to_onnx
         except NotInstalled as error:
             raise NotInstalled("not written (pip install 'ptq_exp[export]')") from error
 
@@ -26,6 +27,8 @@ class Onnx(Format):
         path = save(model, folder / f"{name}.onnx")
         other = save(to_onnx(subject, FOUR_BITS), folder / f"{name}_opset{FOUR_BITS}.onnx") if two else path
         return [
-            Written(path, "ONNX Runtime", "onnx", partial(onnx_runtime, decode=not quantizes_activations(subject.network))),
+            Written(
+                path, "ONNX Runtime", "onnx", partial(onnx_runtime, decode=not quantizes_activations(subject.network))
+            ),
             Written(other, "OpenVINO", "openvino", openvino),
         ]

@@ -11,6 +11,9 @@ from ptq_exp.quantization.grids import LevelGrid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 
 FOUR_BITS, TWO_BITS = 21, 25  # the opsets that introduced these types
+# Processors without VNNI add two products of unsigned activations and signed weights in 16 bits, which saturate:
+# 2 x 255 x 64 is the most that fits. Larger weights are stored as unsigned codes, for which runtimes use wider sums.
+SAFE = 64
 UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16, 32: TensorProto.INT32}
 BYTES = {TensorProto.FLOAT: torch.float32, TensorProto.INT8: torch.int8, TensorProto.UINT8: torch.uint8,
@@ -58,10 +61,13 @@ def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, s
     signed = grid.low < 0
     width = nodes.width(2 * grid.high + 1 if signed else grid.levels)
     kind = (SIGNED if signed else UNSIGNED)[width]
+    codes = layer.codes
+    if kind == TensorProto.INT8 and layer.activation is not None and codes.abs().max() > SAFE:
+        kind, codes, zero_point = TensorProto.UINT8, codes + 128, zero_point + 128
     axis = {"axis": 0} if scale.numel() > 1 else {}
     if not axis:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    inputs = [nodes.constant("codes", layer.codes, kind), nodes.constant("scale", scale)]
+    inputs = [nodes.constant("codes", codes, kind), nodes.constant("scale", scale)]
     if whole and zero_point.any():
         inputs.append(nodes.constant("zero_point", zero_point, kind))
     weights = nodes.node("DequantizeLinear", inputs, "weight", **axis)
@@ -87,7 +93,7 @@ def quantizer_nodes(name: str, quantizer: ActivationQuantizer, source: str, opse
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     width = max(4, nodes.width(grid.levels))  # the type is not stored, and more runtimes have this one
-    step = quantizer._scale()
+    step = quantizer.scale
     if grid.levels < 2**width:  # the type saturates at more levels
         ends = [nodes.constant(end, code * step) for end, code in (("lowest", grid.low), ("highest", grid.high))]
         source = nodes.node("Clip", [source, *ends], "clipped")

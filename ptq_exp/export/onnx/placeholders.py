@@ -32,7 +32,7 @@ class _Layer(nn.Module):
         super().__init__()
         self.name, self.layer, self.activation = name, copy.copy(layer.layer), layer.activation
         self.shape = layer.layer.weight.shape
-        self.layer._parameters = {"bias": layer.layer.bias}  # without the weight
+        self.layer._parameters = {"bias": layer.layer._parameters["bias"]}  # without the weight
 
     @property
     def weight(self) -> Tensor:

@@ -10,6 +10,7 @@ from ptq_exp.quantization.steps.expose_operations import ExposeOperations
 from ptq_exp.quantization.steps.fold_batch_norm import FoldBatchNorm
 from ptq_exp.quantization.steps.reconstruct import Reconstruct
 from ptq_exp.quantization.steps.reestimate_batch_norm import ReestimateBatchNorm
+from ptq_exp.quantization.steps.round_biases import RoundBiases
 from ptq_exp.quantization.steps.round_weights import RoundWeights
 from ptq_exp.quantization.steps.step import Step
 
@@ -23,6 +24,7 @@ STEPS: tuple[Step, ...] = (
     Distill(),
     CorrectBiases(),
     ReestimateBatchNorm(),
+    RoundBiases(),
 )
 
 

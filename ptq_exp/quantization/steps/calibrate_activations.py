@@ -26,11 +26,16 @@ class CalibrateActivations(Step):
     name = "calibrate activations"
     reads = (
         "act_bits", "act_alpha", "act_rule", "act_percentile", "act_input_image", "act_residual", "act_coverage",
-        "act_zero_point", "layers", "first_and_last", "calibration_images",
+        "act_zero_point", "scales", "grid", "layers", "first_and_last", "calibration_images",
     )  # fmt: skip
 
     def check(self, options: QuantConfig) -> None:
         check_choice("quant.act_rule", options.act_rule, OBSERVERS)
+        if options.scales == "power_of_two" and options.grid != "power_of_two":
+            raise UserError(
+                f"quant.scales=power_of_two needs weights with such scales, too. Set quant.grid=power_of_two instead of "
+                f"{options.grid}."
+            )
         if options.act_bits is not None:
             check_bits("quant.act_bits", options.act_bits)
 
@@ -82,7 +87,8 @@ def _observations(context: Context, names: list[str]) -> dict[str, dict[int, Obs
 def _quantizer(options: QuantConfig, seen: Observation, bits: int) -> ActivationQuantizer:
     signed = seen.low < 0
     if signed and options.act_zero_point and options.act_alpha is None:
-        return ActivationQuantizer(bits, *with_zero_point(seen, bits, options.act_rule, options.act_percentile))
+        end, low = with_zero_point(seen, bits, options.act_rule, options.act_percentile)
+        return ActivationQuantizer(bits, _snapped(options, end, low + 2**bits - 1), low)
     if signed and bits == 1:
         raise UserError(
             "quant.act_bits=1 leaves tensors with negative values (the image, residual sums) no level above zero. "
@@ -91,4 +97,11 @@ def _quantizer(options: QuantConfig, seen: Observation, bits: int) -> Activation
     grid, alpha = activation_grid(bits, signed), options.act_alpha
     if alpha is None:
         alpha = OBSERVERS[options.act_rule](seen, grid, options.act_percentile)
-    return ActivationQuantizer(bits, alpha, grid.low)
+    return ActivationQuantizer(bits, _snapped(options, alpha, grid.high), grid.low)
+
+
+def _snapped(options: QuantConfig, alpha: float, high: int) -> float:
+    """The clipping value with the nearest power of two as its scale, where these are wanted."""
+    if options.scales == "real":
+        return alpha
+    return high * 2.0 ** round(math.log2(alpha / high))

@@ -35,7 +35,7 @@ class Reconstruct(Step):
     """Learn the rounding, one unit after the other."""
 
     name = "reconstruct"
-    reads = ("rounding", "reconstruction", "act_bits", "layers", "grid")
+    reads = ("rounding", "reconstruction", "act_bits", "layers", "grid", "scales")
 
     def check(self, options: QuantConfig) -> None:
         if options.rounding != "nearest" and options.grid == "apot":
@@ -85,10 +85,11 @@ def reconstruct_unit(
 
     soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
     _set_drop(quantizers, drop)
-    logs = learn_alphas(quantizers, how.act_lr)
+    act_lr = how.act_lr if context.options.scales == "real" else 0.0
+    logs = learn_alphas(quantizers, act_lr)
     groups: list[dict[str, Any]] = [{"params": [soft.v], "lr": how.lr}]
     if logs:
-        groups.append({"params": logs, "lr": how.act_lr})
+        groups.append({"params": logs, "lr": act_lr})
     beta = torch.tensor(BETA_START, device=images.device)
     strength = torch.zeros((), device=images.device)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq_exp.reporting import plots
+from ptq_exp.reporting.exports import FILE, export_cells, exports_of_series, integer_sentences, notes
 from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
 from ptq_exp.results.series import Series, answers, as_series, coverage, labels, seed_groups, width, with_labels
@@ -93,10 +94,12 @@ def report(results: Results, drawn: dict[str, bytes]) -> str:
             summary=_summary(results),
             answers=answers(results.series) if results.jobs else [],
             table=result_table(results),
-            words=(JOB, VERDICT),
+            words=(JOB, VERDICT, FILE),
             failures=results.failures,
             figures=captioned(drawn),
             diagnoses=_diagnoses(results, names),
+            exports=_exports(results),
+            export_notes=[*notes(exports_of_series(results.series)), *integer_sentences(results.series)],
             coverage=coverage(result for job in results.jobs for result in job.results),
             float_tensors=_float_tensors(results),
             own_title="By job" if results.sweep else "Layers and classes",
@@ -129,6 +132,12 @@ def _diagnoses(results: Results, names: list[str]) -> Cells | None:
         for name, job in zip(names, results.jobs, strict=True) for result in job.results
     ]  # fmt: skip
     return Cells([*([JOB] if any(names) else []), BITS, "diagnosis"], said) if said else None
+
+
+def _exports(results: Results) -> Cells | None:
+    """The table of exported files."""
+    cells = export_cells(exports_of_series(results.series))
+    return cells and Cells(cells.headings, [[cell.replace("\n", ", ") for cell in line] for line in cells.lines])
 
 
 def _float_tensors(results: Results) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from ptq_exp.base.console import console, is_quiet
 from ptq_exp.reporting import JobStart, Reporter
+from ptq_exp.reporting.exports import ExportTable, exports_of_series, integer_sentences
 from ptq_exp.reporting.table import ResultTable
 from ptq_exp.results.records import JobRecord, SweepRecord
 from ptq_exp.results.series import answers, as_series, coverage, titled, with_labels
@@ -21,16 +22,19 @@ class Terminal(Reporter):
             return
         series = {"": list(record.results)}
         console.print(ResultTable(series, record.title))
+        console.print(ExportTable(exports_of_series(series)))
         if not is_quiet():
-            console.print(*answers(series), *coverage(record.results), sep="\n")
+            console.print(*answers(series), *coverage(record.results), *integer_sentences(series), sep="\n")
 
     def sweep(self, record: SweepRecord) -> None:
         """Print the table of all jobs, the reasons of failures, and the fewest bits of each series."""
         series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
         if record.jobs or failures:
             console.print(ResultTable(series, titled(record.name, record.jobs), failures))
+        console.print(ExportTable(exports_of_series(series)))
         for failure in failures:
             console.print(str(failure))
         if not is_quiet():
-            for sentence in [*answers(series), *coverage(result for job in record.jobs for result in job.results)]:
+            results = [result for job in record.jobs for result in job.results]
+            for sentence in [*answers(series), *coverage(results), *integer_sentences(series)]:
                 console.print(sentence)

@@ -1,0 +1,83 @@
+"""`python -m ptq_exp.export RUN_OR_FOLDER --format onnx`: export the networks of a finished job and verify the files."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from ptq_exp.base.errors import UserError
+from ptq_exp.config.mistakes import exit_code
+from ptq_exp.export import FORMATS
+from ptq_exp.reporting.mlflow.store import default_uri
+
+PATTERN = "quantized_w*.safetensors"
+
+
+def main() -> int:
+    """Export the networks of one job."""
+    parser = argparse.ArgumentParser(prog="python -m ptq_exp.export", description=__doc__)
+    parser.add_argument("job", metavar="RUN_OR_FOLDER", help="id of a job's MLflow run, or the folder of a job")
+    parser.add_argument("--format", action="append", required=True, choices=list(FORMATS), help="may be repeated")
+    parser.add_argument("--uri", default=default_uri(), help="the MLflow store (default: the store of run.py)")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the files (default: the job's own, or exported/ for a run)"
+    )
+    arguments = parser.parse_args()
+    return exit_code(lambda: _export(arguments))
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    """Export, and return the message to print."""
+    folder = Path(arguments.job)
+    if folder.is_dir():
+        return _export_folder(_artifacts(folder), arguments.output or _artifacts(folder), arguments.format)
+    with tempfile.TemporaryDirectory() as scratch:
+        from mlflow.artifacts import download_artifacts
+
+        from ptq_exp.reporting.mlflow.reading import existing_run
+
+        existing_run(arguments.uri, arguments.job)
+        download_artifacts(run_id=arguments.job, dst_path=scratch, tracking_uri=arguments.uri)
+        return _export_folder(_artifacts(Path(scratch)), arguments.output or Path("exported"), arguments.format)
+
+
+def _artifacts(folder: Path) -> Path:
+    return folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+
+
+def _export_folder(artifacts: Path, output: Path, formats: list[str]) -> str:
+    import torch
+
+    from ptq_exp.base.console import console
+    from ptq_exp.config.compose import from_file
+    from ptq_exp.data.loader import Normalizer
+    from ptq_exp.evaluation.accuracy import evaluate
+    from ptq_exp.export.formats import Subject
+    from ptq_exp.export.inference import load
+    from ptq_exp.export.verification import TestSet
+    from ptq_exp.reporting.exports import ExportTable
+    from ptq_exp.runs.exporting import exports_of
+    from ptq_exp.runs.images import load_images
+
+    files = sorted(artifacts.glob(PATTERN))
+    if not files:
+        raise UserError(
+            f"{artifacts} holds no quantized network ({PATTERN}). Give the folder or the run of a finished job."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    config = from_file(artifacts / "config.yaml")
+    dataset = load_images(config, torch.device("cpu"))
+    normalize = Normalizer(config.data.mean or dataset.mean, config.data.std or dataset.std, torch.device("cpu"))
+    failed = False
+    for file in files:
+        loaded = load(file)
+        simulated = evaluate(loaded.network, dataset.test_images, dataset.test_labels, normalize)
+        tests = TestSet(dataset.test_images, dataset.test_labels, simulated.predictions, normalize)
+        subject = Subject.of(loaded.network, normalize(tests.images[:1])[0], loaded.about)
+        exports, integers = exports_of(subject, formats, output / file.stem, tests)
+        failed |= any(export.failed for export in exports)
+        console.print(ExportTable({file.stem: list(exports)}))
+        if integers:
+            console.print(integers.sentence())
+    if failed:
+        raise UserError("Not every file does what was simulated. See the table.")
+    return f"Written: {output}"
