@@ -1,7 +1,7 @@
 """An integer reference for networks with all activations quantized: does the simulation in float32 tell the truth?
 
-Every quantized layer multiplies integer codes and adds them exactly. The bias is rounded to a multiple of the product of
-both scales, as an int32 bias of an integer runtime. Scales are exact products, and everything between two layers
+Every quantized layer multiplies integer codes and adds them exactly. The bias is rounded to a multiple of the product
+of both scales, as an int32 bias of an integer runtime. Scales are exact products, and everything between two layers
 is computed in double precision (Jacob et al. 2018, section 2.2). Codes are kept in doubles, which are exact up to 2^53.
 """
 

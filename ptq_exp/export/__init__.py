@@ -1,7 +1,7 @@
 """Quantized networks as files: one module or folder per format, and the run that verifies what was written.
 
-A format is a class with `write` (see `formats.Format`) and one entry in `FORMATS`. This module imports no torch, because
-the command line checks the names of formats.
+A format is a class with `write` (see `formats.Format`) and one entry in `FORMATS`. This module imports no torch,
+because the command line checks the names of formats.
 """
 
 from ptq_exp.base.errors import check_choice

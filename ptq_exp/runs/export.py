@@ -1,4 +1,4 @@
-"""`python -m ptq_exp.export RUN_OR_FOLDER --format onnx`: export the networks of a finished job and verify the files."""
+"""`python -m ptq_exp.export RUN_OR_FOLDER --format onnx`: export the networks of a finished job."""
 
 import argparse
 import tempfile

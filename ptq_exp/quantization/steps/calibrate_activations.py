@@ -33,7 +33,7 @@ class CalibrateActivations(Step):
         check_choice("quant.act_rule", options.act_rule, OBSERVERS)
         if options.scales == "power_of_two" and options.grid != "power_of_two":
             raise UserError(
-                f"quant.scales=power_of_two needs weights with such scales, too. Set quant.grid=power_of_two instead of "
+                f"quant.scales=power_of_two needs weights with such scales, too. Set quant.grid=power_of_two, not "
                 f"{options.grid}."
             )
         if options.act_bits is not None:
