@@ -89,7 +89,7 @@ class IntegerCheck:
                 f"{self.exact_bias_percent:.2g} % by the order of summation (all within {self.largest_distance:.1g} "
                 f"levels of the boundary between two)"
             )
-        if self.other_level_percent > self.exact_bias_percent:
+        if self.other_level_percent > 2 * self.exact_bias_percent:
             reasons.append(
                 f"{self.other_level_percent - self.exact_bias_percent:.2g} % by biases rounded to the accumulator's "
                 f"scale, which quant.integer_biases=true simulates"

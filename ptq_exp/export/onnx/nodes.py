@@ -56,25 +56,28 @@ def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, s
     nodes, grid = Nodes(name, opset), layer.grid
     if isinstance(grid, LevelGrid):
         return nodes, _levels(nodes, layer, grid)
-    scale, zero_point = layer.scale.flatten(), layer.zero_point.flatten()
-    whole = bool((zero_point == zero_point.round()).all())
     signed = grid.low < 0
     width = nodes.width(2 * grid.high + 1 if signed else grid.levels)
     kind = (SIGNED if signed else UNSIGNED)[width]
-    codes = layer.codes
-    if kind == TensorProto.INT8 and layer.activation is not None and codes.abs().max() > SAFE:
+    codes, scale, zero_point = layer.codes, layer.scale.flatten(), layer.zero_point.flatten()
+    if layer.activation is not None and kind == TensorProto.INT8 and codes.abs().max() > SAFE:
         kind, codes, zero_point = TensorProto.UINT8, codes + 128, zero_point + 128
+    stored = nodes.constant("codes", codes, kind)
+    if layer.activation is not None and width < 8:  # decoded once to the type that runtimes compute with
+        kind = TensorProto.INT8 if signed else TensorProto.UINT8
+        stored = nodes.node("Cast", [stored], "bytes", to=kind)
     axis = {"axis": 0} if scale.numel() > 1 else {}
-    if not axis:
-        scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    inputs = [nodes.constant("codes", codes, kind), nodes.constant("scale", scale)]
-    if whole and zero_point.any():
-        inputs.append(nodes.constant("zero_point", zero_point, kind))
+    shape = scale.shape if axis else ()
+    inputs = [stored, nodes.constant("scale", scale.reshape(shape))]
+    shared = bool((zero_point == zero_point[0]).all() and (zero_point == zero_point.round()).all())
+    if shared and zero_point.any():
+        inputs.append(nodes.constant("zero_point", zero_point.reshape(shape), kind))
     weights = nodes.node("DequantizeLinear", inputs, "weight", **axis)
-    if not whole:  # zero lies between two levels, which the operator cannot express
-        offset = nodes.constant("offset", -(layer.zero_point * layer.scale))
-        weights = nodes.node("Add", [weights, offset], "shifted_weight")
-    return nodes, weights
+    if shared:
+        return nodes, weights
+    # The operator takes no zero-point between two levels, and integer convolutions none that differs among channels.
+    offset = nodes.constant("offset", -(layer.zero_point * layer.scale))
+    return nodes, nodes.node("Add", [weights, offset], "shifted_weight")
 
 
 def _levels(nodes: Nodes, layer: QuantizedLayer, grid: LevelGrid) -> str:
