@@ -1,0 +1,189 @@
+"""Exported files against the simulation, for several networks: `python -m bench.exports --networks FOLDER --jpeg ...`.
+
+FOLDER holds the checkpoints of `bench.foreign`; `--checkpoint` is a ResNet-20; a VGG-16 is trained. Each network is
+quantized
+with few steps of learning, since agreement does not depend on accuracy, exported in every format, and verified on the
+10,000 JPEG test images. Lines are appended to bench/results/exports.jsonl; existing results are not measured again.
+Then the table of docs/export.md is written. With `--keep`, the packed files stay there. Needs neither Hydra nor MLflow.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.accuracy import write_between
+from bench.foreign import NETWORKS
+from bench.harness import on_images, preset
+from bench.workers import read_lines, share_out
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config
+from ptq_exp.config.compose import compose
+from ptq_exp.data import load_dataset
+from ptq_exp.evaluation.accuracy import evaluate
+from ptq_exp.evaluation.integers import check_integers, fully_quantized
+from ptq_exp.export import FORMATS
+from ptq_exp.export.formats import Subject
+from ptq_exp.export.verification import TestSet, export_all
+from ptq_exp.networks import custom
+from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.quantize import quantize
+from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.float_model import load_or_train
+
+RESULTS = PROJECT_ROOT / "bench" / "results" / "exports.jsonl"
+PAGE = PROJECT_ROOT / "docs" / "export.md"
+EVERYTHING: dict[str, Any] = {"act_coverage": "all"}
+SHIFTS = {"grid": "power_of_two", "scales": "power_of_two", "rounding": "nearest"}
+# row -> preset, bits, changes
+SETTINGS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "W2": ("best", 2, {}),
+    "W3": ("best", 3, {}),
+    "W4": ("best", 4, {}),
+    "W8": ("best", 8, {}),
+    "W8A8": ("best", 8, EVERYTHING | {"act_bits": 8}),
+    "W4A8": ("best", 4, EVERYTHING | {"act_bits": 8}),
+    "W4A4": ("best", 4, EVERYTHING | {"act_bits": 4}),
+    "W2A2": ("best", 2, EVERYTHING | {"act_bits": 2}),
+    "integer W8A8": ("integer", 8, {}),
+    "integer W7A8": ("integer", 7, {}),
+    "integer W4A8": ("integer", 4, {}),
+    "integer W8A8, shifts": ("integer", 8, SHIFTS),
+}
+STEPS, IMAGES = 400, 2048
+LARGE = {"vgg16": ("W2", "W4", "W4A4", "integer W7A8")}  # the rows of a network whose files are large
+
+Task = tuple[str, str]  # network, row
+
+
+def main() -> None:
+    """Measure the missing results, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--networks", type=Path, default=PROJECT_ROOT.parent / "shared" / "checkpoints" / "foreign")
+    parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
+    parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
+    parser.add_argument("--cache", default=None, help="folder of decoded images and trained networks")
+    parser.add_argument("--only", nargs="*", default=None, help="networks or rows to measure")
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--keep", type=Path, help="folder for the packed files")
+    parser.add_argument("--workers", type=int, default=1, help="number of parallel processes; speeds need one")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    names = ["resnet20", "vgg16", *NETWORKS]
+    for name in names[:1] + names[-1:]:  # decoded once, before the workers need them
+        config = config_of(name, arguments)
+        load_dataset(config.data, config.cache, torch.device("cpu"))
+    done = {tuple(line["task"]) for line in read_lines(arguments.results)}
+    only = arguments.only or [*names, *SETTINGS]
+    tasks = [
+        (name, row) for name in names for row in LARGE.get(name, SETTINGS)
+        if (name, row) not in done and (name in only or not set(only) & set(names))
+        and (row in only or not set(only) & SETTINGS.keys())
+    ]  # fmt: skip
+    if tasks:
+        share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
+    table = table_of(read_lines(arguments.results))
+    print(table)
+    if arguments.results == RESULTS and PAGE.exists():
+        write_between(PAGE, "exports", table)
+
+
+def config_of(name: str, arguments: argparse.Namespace) -> Config:
+    """The configuration that loads a network, or trains it."""
+    if name == "vgg16":
+        recipe = ("model=vgg16", "trainer=fast", "optimizer=nesterov", "scheduler=onecycle")
+        config = compose("data=image_folder", f"data.root={arguments.jpeg}", *recipe)
+        config.cache_dir = arguments.cache
+        return config
+    if name == "resnet20":
+        return on_images(arguments.jpeg, arguments.cache, arguments.checkpoint)
+    target, args, size = NETWORKS[name]
+    config = on_images(arguments.jpeg, arguments.cache, str(arguments.networks / f"{name}.pt"))
+    model = {"name": name, "architecture": "custom", "target": target.format(arguments.networks), "args": args}
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, resize=size))
+
+
+def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
+    """The function that measures one task."""
+    device = pick_device("auto")
+    loaded: dict[str, Any] = {}
+
+    def network(name: str) -> Any:
+        if name not in loaded:
+            config = config_of(name, arguments)
+            loaded.clear()
+            loaded[name] = load_or_train(config, load_dataset(config.data, config.cache, device), device)
+        return loaded[name]
+
+    def measure(task: Task) -> dict[str, Any]:
+        name, row = task
+        found, (method, bits, changes) = network(name), SETTINGS[row]
+        options = preset(method) if changes is SHIFTS else preset(method, **changes)
+        distill_steps = 0 if changes is SHIFTS else 2 * STEPS
+        learning = dataclasses.replace(options.reconstruction, steps=STEPS, distill_steps=distill_steps)
+        options = dataclasses.replace(options, **changes, calibration_images=IMAGES, reconstruction=learning)
+        data = found.dataset
+        order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))[:IMAGES]
+        images = found.normalize(data.train_images[order.to(device)])
+        quantized = quantize(found.model, options, bits, Calibration(images, 0))
+        normalize = found.normalize.to("cpu")
+        simulated = evaluate(quantized.network, data.test_images, data.test_labels, found.normalize)
+        tests = TestSet(data.test_images.cpu(), data.test_labels.cpu(), simulated.predictions, normalize)
+        about = {
+            "model": custom.as_stored(found.options), "classes": list(data.classes), "mean": found.config.data.mean,
+            "std": found.config.data.std, "quant": dataclasses.asdict(options) | {"bits": bits}, "contiguous": False,
+            "top1": simulated.top1,
+        }  # fmt: skip
+        subject = Subject.of(quantized.network, normalize(tests.images[:1])[0], about)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = (arguments.keep or Path(scratch)) / f"{name}-{row}".replace(", ", "-").replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            exports = export_all(arguments.formats, subject, folder / f"quantized_w{bits}", tests)
+        integers = None
+        if fully_quantized(subject.network, options.act_coverage):
+            integers = check_integers(subject.network, tests.images, normalize)
+        return {
+            "task": list(task), "top1": simulated.top1, "size_bytes": quantized.report.size_bytes,
+            "exports": [dataclasses.asdict(export) for export in exports],
+            "integers": dataclasses.asdict(integers) if integers else None, "workers": arguments.workers,
+        }  # fmt: skip
+
+    return measure
+
+
+def table_of(lines: list[dict[str, Any]]) -> str:
+    """A Markdown table: one row per network and setting, agreement and size per format."""
+    rows = [
+        "| network | | size_bytes | packed | program | ONNX | ONNX Runtime agrees | × float, 64 images "
+        "| OpenVINO agrees | × float | integer reference agrees |",
+        "|---" * 11 + "|",
+    ]
+    for line in lines:
+        name, row = line["task"]
+        by = {export["metric"]: export for export in line["exports"]}
+        sizes = [_size(by.get(metric)) for metric in ("packed", "program", "onnx")]
+        runs = [cell for metric in ("onnx", "openvino") for cell in _run(by.get(metric), line["workers"])]
+        integers = f"{line['integers']['agreement']:.2f}" if line["integers"] else ""
+        rows.append(f"| {name} | {row} | {line['size_bytes']} | {' | '.join([*sizes, *runs, integers])} |")
+    return "\n".join(rows)
+
+
+def _size(export: dict[str, Any] | None) -> str:
+    return str(export["size_bytes"]) if export and export["size_bytes"] else "-"
+
+
+def _run(export: dict[str, Any] | None, workers: int) -> tuple[str, str]:
+    """The agreement, and the speed relative to float, which was measured only if nothing else ran."""
+    if not export or export["agreement"] is None:
+        return ("-", "-")
+    ratio = f"{export['speed_64'] / export['float_speed_64']:.1f}" if workers == 1 else "-"
+    return f"{export['agreement']:.2f}", ratio
+
+
+if __name__ == "__main__":
+    main()
