@@ -8,10 +8,12 @@ from conftest import mostly_slow
 from torch import Tensor, nn
 from zoo import build
 
+from ptq_exp.networks.graph import tracing
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.quantize import Quantized, quantize
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import Samples, Unit, units
 
 BASE = QuantConfig(
@@ -36,9 +38,17 @@ def both(model: nn.Module, options: QuantConfig, x: Tensor, how: ReconstructionC
     return learned, quantize(model, options, 2, Calibration(x))
 
 
+def first_block(quantized: Quantized) -> Unit:
+    return next(unit for unit in units(Traced(quantized.network), "block") if unit.blocks)
+
+
+def samples_of(unit: Unit, quantized: Quantized, x: Tensor, memory: float) -> Samples:
+    return Samples(unit, Traced(quantized.network), Traced(quantized.reference), x, memory)
+
+
 def error(unit: Unit, quantized: Quantized, x: Tensor) -> float:
     """The mean squared error at the exit of a unit's first block."""
-    found, wanted = (unit.collector(network)(x)[0][1] for network in (quantized.network, quantized.reference))
+    found, wanted = (unit.collector(Traced(network))(x)[0][1] for network in (quantized.network, quantized.reference))
     return float((found - wanted).square().mean())
 
 
@@ -46,32 +56,33 @@ def error(unit: Unit, quantized: Quantized, x: Tensor) -> float:
 def test_blocks_are_learned_with_activations_everywhere(name: str) -> None:
     x = images(32)
     learned, nearest = both(build(name), ALL, x, ReconstructionConfig(steps=250, batch_size=16, lr=0.03))
-    block = next(unit for unit in units(nearest.network, "block") if unit.blocks)
+    block = first_block(nearest)
     assert error(block, learned, x) < error(block, nearest, x)
     assert all(layer.soft is None for layer in quantized_layers(learned.network).values())
 
 
 def test_layers_that_two_blocks_call_are_one_unit() -> None:
     quantized = quantize(build("block called twice"), BASE, 4, Calibration(images(4)))
-    (unit,) = (unit for unit in units(quantized.network, "block") if unit.blocks)
+    traced = Traced(quantized.network)
+    (unit,) = (unit for unit in units(traced, "block") if unit.blocks)
     assert unit.layers == ("body.0.a", "body.0.b")
-    assert len(unit.collector(quantized.network)(images(4))) == len(unit.modules(quantized.network)) == 2
+    assert len(unit.collector(traced)(images(4))) == len(unit.modules(traced)) == 2
 
 
 def test_learning_in_portions_still_learns() -> None:
     model, x = build("post-activation"), images()
     tiny = ReconstructionConfig(steps=150, batch_size=16, lr=0.05, memory_gib=200_000 / 2**30)
     learned, nearest = both(model, BASE, x, tiny)
-    block = next(unit for unit in units(nearest.network, "block") if unit.blocks)
-    assert Samples(block, nearest.network, nearest.reference, x, 200_000).portions > 1
+    block = first_block(nearest)
+    assert samples_of(block, nearest, x, 200_000).portions > 1
     assert error(block, learned, x) < 0.8 * error(block, nearest, x)
 
 
 def test_portions_hold_every_image_and_no_more_memory_than_allowed() -> None:
     x = images()
     nearest = quantize(build("post-activation"), BASE, 2, Calibration(x))
-    block = next(unit for unit in units(nearest.network, "block") if unit.blocks)
-    samples, whole = (Samples(block, nearest.network, nearest.reference, x, limit) for limit in (200_000, 1e9))
+    block = first_block(nearest)
+    samples, whole = (samples_of(block, nearest, x, limit) for limit in (200_000, 1e9))
     assert (whole.portions, whole.count) == (1, len(x))
     seen, held = [], {stored.data_ptr() for call in samples.calls for stored in call}
     for portion in range(samples.portions):
@@ -87,5 +98,18 @@ def test_portions_hold_every_image_and_no_more_memory_than_allowed() -> None:
 
 def test_one_image_is_the_least_portion() -> None:
     nearest = quantize(build("post-activation"), BASE, 2, Calibration(images(3)))
-    unit = units(nearest.network, "block")[0]
-    assert Samples(unit, nearest.network, nearest.reference, images(3), memory=1.0).portions == 3
+    unit = units(Traced(nearest.network), "block")[0]
+    assert samples_of(unit, nearest, images(3), memory=1.0).portions == 3
+
+
+@pytest.mark.parametrize("act_bits", [None, 4])
+def test_each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch, act_bits: int | None) -> None:
+    traces: list[nn.Module] = []
+    trace = tracing._trace
+    monkeypatch.setattr(tracing, "_trace", lambda *given: traces.append(given[0]) or trace(*given))
+    options = replace(
+        ALL, act_bits=act_bits, fold_batch_norm=False, rounding="block", reconstruction=ReconstructionConfig(steps=1)
+    )
+    quantized = quantize(build("post-activation"), options, 2, Calibration(images(8)))
+    assert traces.count(quantized.reference) == traces.count(quantized.network) == 1
+    assert len(traces) == (2 if act_bits is None else 3)  # one more before functions become modules

@@ -25,6 +25,7 @@ from ptq_exp.quantization.learning import (
 )
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
@@ -44,39 +45,48 @@ class Reconstruct(Step):
     def run(self, context: Context) -> None:
         if context.options.rounding == "nearest" or not worth_learning(context):
             return
-        everything, open_weights = units(context.network, context.options.rounding), context.weights()
+        network, open_weights = Traced(context.network), context.weights()
+        everything = units(network, context.options.rounding)
         for number, unit in enumerate(everything):
-            module = unit.modules(context.network)
+            module = unit.modules(network)
             # A layer that two units share is learned with the first one.
             own = {n: open_weights.pop(n) for n in layers_of(context.network, module) if n in open_weights}
             title = f"Reconstructing {unit.name} ({number + 1}/{len(everything)})"
-            learn_once(context, module, f"{number:03d}", number, partial(_learn, context, unit, module, own, title))
+            learn = partial(_learn, context, network, unit, module, own, title)
+            learn_once(context, module, f"{number:03d}", number, learn)
 
 
-def _learn(context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str) -> None:
+def _learn(
+    context: Context, network: Traced, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str
+) -> None:
     with shown(context.progress, title, context.options.reconstruction.steps) as advance:
-        reconstruct_unit(context, unit, module, weights, advance)
+        reconstruct_unit(context, network, unit, module, weights, advance)
 
 
 def reconstruct_unit(
-    context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], advance: Callable[[], None]
+    context: Context,
+    network: Traced,
+    unit: Unit,
+    module: nn.ModuleList,
+    weights: dict[str, Tensor],
+    advance: Callable[[], None],
 ) -> None:
-    """Learn the rounding of a unit of the quantized network, in place. `module` has its parts, one per block.
+    """Learn the rounding of a unit of the quantized `network`, in place. `module` has its parts, one per block.
 
     The unit's input is that of the quantized network. With QDrop, it is mixed element by element with the float
     network's input. The target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). If
     the unit is called several times, all calls have equal weight. `weights` are the float weights of the layers to
     learn, by name. `advance` is called after every step. All randomness comes from torch's global generator.
     """
-    network, images, how = context.network, context.images, context.options.reconstruction
+    images, how = context.images, context.options.reconstruction
     drop = how.drop if context.options.act_bits is not None else 0.0  # share of unquantized activations
-    every = layers_of(network, module)
+    every = layers_of(network.network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
     if not layers:
         return
     settled = {layer.activation for n, layer in every.items() if n not in weights}
     quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
-    samples = Samples(unit, network, context.reference, images, how.memory_gib * 2**30)
+    samples = Samples(unit, network, context.traced, images, how.memory_gib * 2**30)
     calls = samples.calls
     if not calls:
         return
