@@ -54,13 +54,18 @@ def units(traced: Traced, rounding: str) -> list[Unit]:
 
 
 def _in_order(traced: Traced) -> list[str]:
-    """The quantized layers in the order of their first calls; those that the graph does not call keep their place."""
-    layers, graph = list(quantized_layers(traced.network)), traced.graph
-    called = [str(node.target) for node in graph.nodes if graph.layer(node) is not None] if graph else []
-    place = {name: number for number, name in reversed(list(enumerate(called)))}
-    if any(name not in place for name in layers):
-        return layers
-    return sorted(layers, key=place.__getitem__)
+    """The quantized layers in the order of their first calls, those inside an untraced module in its place.
+
+    Layers that never run come last. Without a graph, the order is that of the network.
+    """
+    layers, nodes = list(quantized_layers(traced.network)), traced.graph.nodes if traced.graph else []
+    called = dict.fromkeys(f"{node.target}." for node in nodes if node.op == "call_module")
+    place = {name: number for number, name in enumerate(called)}
+
+    def first_call(layer: str) -> int:
+        return min((number for name, number in place.items() if f"{layer}.".startswith(name)), default=len(place))
+
+    return sorted(layers, key=first_call)
 
 
 class Collector:
@@ -96,7 +101,8 @@ class _LayerCollector(Collector):
         seen: Calls = []
 
         def keep(given: Tensor, *output: Tensor) -> None:
-            seen.append((given.detach(), *(x.detach() for x in output)))
+            whole = self.calls == math.inf  # the rest of the network runs, and an operation in place may follow
+            seen.append((given.detach(), *(x.detach().clone() if whole else x.detach() for x in output)))
             if len(seen) == self.calls:  # the rest of the network need not run
                 raise StopForward
 

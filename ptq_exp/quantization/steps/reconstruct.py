@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, shown
+from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.learning import (
@@ -23,10 +24,11 @@ from ptq_exp.quantization.learning import (
     minimize,
     worth_learning,
 )
+from ptq_exp.quantization.modules import load_unique_state, unique_state
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
 from ptq_exp.quantization.traced import Traced
-from ptq_exp.quantization.units import Samples, Unit, layers_of, take, units
+from ptq_exp.quantization.units import Calls, Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
@@ -91,6 +93,7 @@ def reconstruct_unit(
     if not calls:
         return
     parts = list(module) if unit.blocks else [module[0]] * len(calls)
+    nearest = {key: value.clone() for key, value in unique_state(module).items()}
     powers = [target.square().mean().clamp(min=1e-12) for *_, target in calls]
 
     soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
@@ -132,6 +135,27 @@ def reconstruct_unit(
     _set_drop(quantizers, 0.0)
     freeze_alphas(quantizers, logs)
     soft.finish()
+    _keep_the_better(module, nearest, lambda: _error(parts, calls))
+
+
+def _keep_the_better(module: nn.Module, nearest: dict[str, Tensor], error: Callable[[], float]) -> None:
+    """Restore the state before learning if its error is smaller: the last decisions to round up or down are forced,
+    which can cost more than learning gained if the steps are few or the weights are."""
+    learned, found = {key: value.clone() for key, value in unique_state(module).items()}, error()
+    load_unique_state(module, nearest)
+    if found < error():
+        load_unique_state(module, learned)
+
+
+@torch.no_grad()
+def _error(parts: list[nn.Module], calls: Calls) -> float:
+    """The squared error of the unit's calls on the samples, relative to the power of their targets."""
+    total = 0.0
+    for part, (inputs, _, targets) in zip(parts, calls, strict=True):
+        rows = torch.arange(len(inputs), device=inputs.device).split(BATCH)
+        errors = [(part(take(inputs, row)) - take(targets, row)).square().sum().item() for row in rows]
+        total += sum(errors) / max(targets.square().sum().item(), 1e-12)
+    return total
 
 
 def _set_drop(quantizers: list[ActivationQuantizer], drop: float) -> None:
