@@ -21,9 +21,9 @@ from bench.harness import on_images, preset, rows_of, save
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.options import ReconstructionConfig
 from ptq_exp.quantization.quantize import quantize
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 

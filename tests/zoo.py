@@ -132,17 +132,23 @@ def modules(**given: nn.Module) -> dict[str, nn.Module]:
     return given
 
 
+def inverted() -> nn.Module:
+    return nn.Sequential(conv(size=1), *norm_and(nn.ReLU6()), conv(groups=WIDTH), *norm_and(nn.Hardswish()), conv())
+
+
+def attention() -> dict[str, nn.Module]:
+    return modules(
+        norm=nn.LayerNorm(WIDTH), attention=nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+        norm2=nn.LayerNorm(WIDTH), first=nn.Linear(WIDTH, 12), second=nn.Linear(12, WIDTH),
+    )  # fmt: skip
+
+
 RESIDUAL = lambda m, x: F.relu(x + m.b(F.relu(m.a(x))))  # noqa: E731
-INVERTED = nn.Sequential(conv(size=1), *norm_and(nn.ReLU6()), conv(groups=WIDTH), *norm_and(nn.Hardswish()), conv())
-ATTENTION = modules(
-    norm=nn.LayerNorm(WIDTH), attention=nn.MultiheadAttention(WIDTH, 2, batch_first=True), norm2=nn.LayerNorm(WIDTH),
-    first=nn.Linear(WIDTH, 12), second=nn.Linear(12, WIDTH),
-)  # fmt: skip
 ZOO: dict[str, Callable[[], nn.Module]] = {
     "post-activation": lambda: Net(Body(RESIDUAL), Body(RESIDUAL)),
     "pre-activation": lambda: Net(Body(lambda m, x: x + m.b(F.relu(m.n(m.a(F.relu(x))))), n=nn.BatchNorm2d(WIDTH))),
     "bottleneck": lambda: Net(Body(lambda m, x: F.relu(m.b(m.c(m.a(x))) + m.s(x)), c=conv(), s=conv(size=1))),
-    "inverted residual": lambda: Net(Body(lambda m, x: x + m.b(m.inner(m.a(x))), inner=INVERTED)),
+    "inverted residual": lambda: Net(Body(lambda m, x: x + m.b(m.inner(m.a(x))), inner=inverted())),
     "depthwise separable": lambda: Net(conv(groups=WIDTH), *norm_and(nn.SiLU(inplace=True)), conv(size=1)),
     "squeeze and excitation": lambda: Net(
         Body(lambda m, x: x + gate(m, m.a(x)), down=conv(4, 1), up=conv(size=1, given=4))
@@ -151,7 +157,7 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "channel shuffle": lambda: Net(Body(shuffled, side=conv(4, given=4))),
     "dense": lambda: Net(Body(dense, wide=conv(given=16), last=conv(given=24))),
     "grouped and dilated": lambda: Net(Body(lambda m, x: x + m.g(m.a(x)), g=conv(groups=2, dilation=2)), nn.Dropout()),
-    "attention": lambda: Net(Body(tokens, **ATTENTION)),
+    "attention": lambda: Net(Body(tokens, **attention())),
     "in place": lambda: Net(conv(), Body(in_place), Body(in_place)),
     "shared layers": lambda: Net(Body(twice)),
     "block called twice": lambda: Net(*[Body(RESIDUAL)] * 2),

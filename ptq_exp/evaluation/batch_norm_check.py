@@ -123,13 +123,18 @@ def _warn_of_blue_first(check: BatchNormCheck, fit: Fit) -> bool:
 
 def _size_advice(check: BatchNormCheck, fit: Fit) -> str:
     """What to do about images that do not fit: another size if that fits, else other images or constants."""
-    fits = (check.at_size(side, fit.augmented) for side in SIDES if side != check.images.shape[-1])
-    best = min((found for found in fits if found), key=lambda found: found.first, default=None)
-    if best is not None and best.first < min(FIRST, HALF * fit.first):
-        side = best.presentation.side
+    limit, best = min(FIRST, HALF * fit.first), None
+    for side in sorted({*SIDES} - {check.images.shape[-1]}):
+        found = check.at_size(side, fit.augmented)
+        if found and (best is None or found.first < best.first):
+            best = found
+        if best and best.first < HALF * limit:  # beyond doubt, and the larger sizes take longest
+            break
+    if best is not None and best.first < limit:
+        size = best.presentation.side
         return (
-            f"Images of {side} pixels, normalized by {best.constants.name}, fit better (the divergence is "
-            f"{best.first:.3f}). Set data.resize={side}."
+            f"Images of {size} pixels, normalized by {best.constants.name}, fit better (the divergence is "
+            f"{best.first:.3f}). Set data.resize={size}."
         )
     return (
         "The network was trained on other images or with other constants. Use images like those of its training, or "

@@ -79,6 +79,11 @@ class Fit:
         return None
 
 
+def _enough(fit: Fit) -> int:
+    """The images for a look at all layers. What does not fit in the first one is far above the noise of few images."""
+    return SCREENED if fit.first > FIRST else IMAGES
+
+
 class BatchNormCheck:
     """Measures a network on one sample of a data set's training images, on their common device.
 
@@ -125,12 +130,13 @@ class BatchNormCheck:
         return name if first is not None and first.in_channels == 3 else None
 
     def whole(self, fit: Fit) -> Fit:
-        """The same fit at every batch norm."""
-        return self._fit(fit.presentation, IMAGES)
+        """The same fit at every batch norm; at those already measured, with the images of `fit`."""
+        found = self._fit(fit.presentation, _enough(fit))
+        return replace(found, layers=found.layers | fit.layers)
 
     def blue_first(self, fit: Fit) -> Fit:
         """The whole fit with the channels in the order blue, green, red."""
-        return self._fit(replace(fit.presentation, blue_first=True), IMAGES)
+        return self._fit(replace(fit.presentation, blue_first=True), _enough(fit))
 
     @torch.no_grad()
     def predictions(self, constants: Constants) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ptq_exp.base.errors import UserError, check_choice, did_you_mean
 
-_NOT_NETWORKS = {"graph", "options", "reading", "store"}
+_NOT_NETWORKS = {"graph", "libraries", "options", "reading", "store"}
 
 
 def architectures() -> list[str]:

@@ -18,10 +18,10 @@ from torch import nn
 from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.files import file_digest
 from ptq_exp.networks.graph.calling import only_logits
+from ptq_exp.networks.libraries import allowed_arguments
 
 CLASSES = ("num_classes", "classes", "n_classes", "nclass", "num_class")  # names of the argument in common use
 FORMS = "Give a dotted name (torchvision.models.mobilenet_v2) or a file and a name (path/to/nets.py:WideResNet)."
-LIBRARIES = ("torchvision.models.", "timm.")  # constructors that a file of others may name
 
 
 def build(classes: int, target: str | None = None, args: dict[str, Any] | None = None) -> nn.Module:
@@ -98,16 +98,17 @@ def _with_content(options: dict[str, Any], place: Callable[[Path], str]) -> dict
 def trusted(options: dict[str, Any]) -> dict[str, Any] | None:
     """The arguments of `build` in a stored file, or None if the file must not decide which code runs.
 
-    A file may come from others. It may name a constructor of a library of networks, or a file that is on this machine
-    with exactly the content that it had when the network was stored.
+    A file may come from others. It may name a constructor of networks of torchvision or timm, or a file that is on this
+    machine with exactly the content that it had when the network was stored.
     """
     target, args = str(options.get("target")), options.get("args")
     file = source_file(target)
-    known = target.startswith(LIBRARIES)
-    if file is not None:
-        packages = Path(sys.prefix), Path(sys.base_prefix)
-        own = not any(file.absolute().is_relative_to(folder) for folder in packages)
-        known = own and file.is_file() and file_digest(file).hex() == options.get("source")
+    if file is None:
+        args = allowed_arguments(target, dict(args or {}))
+        return None if args is None else {"target": target, "args": args}
+    packages = Path(sys.prefix), Path(sys.base_prefix)
+    own = not any(file.absolute().is_relative_to(folder) for folder in packages)
+    known = own and file.is_file() and file_digest(file).hex() == options.get("source")
     return {"target": target, "args": args} if known else None
 
 

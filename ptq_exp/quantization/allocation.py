@@ -18,28 +18,27 @@ from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.rounding import EIGHT, round_weights, target_layers
+from ptq_exp.quantization.rounding import EIGHT, round_weights
+from ptq_exp.quantization.traced import Traced
 
 IMAGES = 512  # of the calibration images, for the sensitivities
 LEARNING_STEPS, LEARNED_UP_TO = 60, 3  # if rounding is learned: steps per sensitivity, and the largest bit width
 
 
 def one_layer_at_a_time(
-    reference: nn.Module, options: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
+    reference: Traced, options: QuantConfig, plan: dict[str, float], rest: nn.Module | None = None
 ) -> Iterator[tuple[str, nn.Module]]:
     """Yield every layer of `plan` (bits by name) with a copy of the float `reference` in which only its weights are
     quantized. With `rest`, whose other layers are already quantized, a copy of `rest` is used instead."""
-    everything = copy.deepcopy(reference)
-    round_weights(everything, options, plan)
-    for name, layer in quantized_layers(everything).items():
-        single = copy.deepcopy(rest or reference)
+    for name, layer in quantized_layers(round_weights(reference, options, plan)).items():
+        single = copy.deepcopy(rest or reference.network)
         replace_module(single, name, layer)
         yield name, single
 
 
 @torch.no_grad()
 def sensitivities(
-    reference: nn.Module, options: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
+    reference: Traced, options: QuantConfig, images: Tensor, advance: Callable[[], None] = lambda: None
 ) -> Sensitivities:
     """For every layer and candidate width, the change of the predictions if only this layer's weights are quantized.
 
@@ -49,8 +48,8 @@ def sensitivities(
     about how much of it the rest of the network can compensate.
     """
     probe = images[:IMAGES]
-    wanted = _log_probabilities(reference, probe)
-    names = list(target_layers(reference, options.layers))
+    wanted = _log_probabilities(reference.network, probe)
+    names = list(reference.layers(options.layers))
     found: Sensitivities = {name: {} for name in names}
     learned = options.reconstruction.distill_steps > 0
     for bits in options.mixed_candidates:
@@ -67,13 +66,12 @@ def sensitivities(
 
 
 def _adapted(
-    reference: nn.Module, options: QuantConfig, plan: dict[str, float], images: Tensor
+    reference: Traced, options: QuantConfig, plan: dict[str, float], images: Tensor
 ) -> Iterator[tuple[str, nn.Module]]:
-    rest = copy.deepcopy(reference)
-    round_weights(rest, options, dict.fromkeys(plan, EIGHT))
+    rest = round_weights(reference, options, dict.fromkeys(plan, EIGHT))
     for name, network in one_layer_at_a_time(reference, options, plan, rest):
         with torch.enable_grad():
-            distill(network, reference, images, replace(options.reconstruction, distill_steps=LEARNING_STEPS))
+            distill(network, reference.network, images, replace(options.reconstruction, distill_steps=LEARNING_STEPS))
         yield name, network
 
 
@@ -128,8 +126,8 @@ def pareto(
 def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
     """The plan for the budget in the options, and the sensitivities behind it. The budget is `mean_bits`, or
     `size_budget` bytes, or by default the size with the context's bits in every layer."""
-    options, reference = context.options, context.reference
-    layers = target_layers(reference, options.layers)
+    options, reference = context.options, context.traced
+    layers = reference.layers(options.layers)
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
     total = sum(weights.values())
     if options.size_budget is not None:
@@ -145,13 +143,13 @@ def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
         with shown(context.progress, "Measuring sensitivities", steps) as advance:
             return sensitivities(reference, method, context.images, advance)
 
-    found = context.calibration.once(("sensitivities", reference, repr(method)), measure)
+    found = context.calibration.once(("sensitivities", context.reference, repr(method)), measure)
     return allocate(found, weights, budget + 1e-6, options), found
 
 
-def _bits_besides_codes(reference: nn.Module, options: QuantConfig) -> int:
+def _bits_besides_codes(reference: Traced, options: QuantConfig) -> int:
     """Bits that a quantized network stores as float32: unquantized values, scales, and values added by quantization."""
-    layers, state = target_layers(reference, options.layers), reference.state_dict()
+    layers, state = reference.layers(options.layers), reference.network.state_dict()
     weights = sum(layer.weight.numel() for layer in layers.values())
     rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())

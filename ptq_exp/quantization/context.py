@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.rounding import target_layers
+from ptq_exp.quantization.traced import Traced
 
 if TYPE_CHECKING:
     from ptq_exp.quantization.activations import Observation
@@ -65,10 +65,14 @@ class Context:
         """The calibration images."""
         return self.calibration.images
 
+    @property
+    def traced(self) -> Traced:
+        """The float network with its graph."""
+        return self.calibration.once(("traced", self.reference), lambda: Traced(self.reference))
+
     def weights(self) -> dict[str, Tensor]:
         """The float weights of every layer of the quantized kinds, by name."""
-        layers = target_layers(self.reference, self.options.layers)
-        return {name: layer.weight.detach() for name, layer in layers.items()}
+        return {name: layer.weight.detach() for name, layer in self.traced.layers(self.options.layers).items()}
 
     def change_reference(self, change: Callable[[nn.Module], object]) -> None:
         """Apply `change` to a copy of the float network, once for all quantizations that share the calibration.

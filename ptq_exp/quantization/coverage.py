@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph import Graph, operands
+from ptq_exp.networks.graph import operands
 from ptq_exp.quantization.effective_weights import uses_parameter
-from ptq_exp.quantization.layers import OPAQUE, QuantizedLayer
+from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.traced import Traced
 
 Reasons = dict[str, str]
 
@@ -16,18 +16,15 @@ def covers_operations(options: QuantConfig) -> bool:
     return options.act_bits is not None and (options.act_residual or options.act_coverage == "all")
 
 
-def quantized_operands(reference: nn.Module, options: QuantConfig) -> dict[str, int]:
+def quantized_operands(reference: Traced, options: QuantConfig) -> dict[str, int]:
     """The modules whose operands are quantized, with their number of operands. Empty for layers alone, and for a
     network that cannot be traced."""
-    if not covers_operations(options):
+    if not covers_operations(options) or reference.graph is None:
         return {}
-    try:
-        return operands(reference, options.act_coverage != "all", OPAQUE)
-    except UserError:
-        return {}
+    return operands(reference.graph, options.act_coverage != "all")
 
 
-def limits(reference: nn.Module, options: QuantConfig) -> list[str]:
+def limits(reference: Traced, options: QuantConfig) -> list[str]:
     """One sentence for each part of the method that is not available, because the network cannot be traced."""
     wanted = {
         "batch norms are not folded": options.fold_batch_norm,
@@ -38,12 +35,11 @@ def limits(reference: nn.Module, options: QuantConfig) -> list[str]:
     affected = [words for words, on in wanted.items() if on]
     if not affected:
         return []
-    try:
-        untraced = Graph(reference, OPAQUE).untraced
-    except UserError as error:
-        return [f"{str(error).removesuffix('.')}. Therefore {', '.join(affected)}."]
+    if reference.graph is None:
+        return [f"{reference.failure.removesuffix('.')}. Therefore {', '.join(affected)}."]
     return [
-        f"{name} cannot be traced: {reason}. Inside it, {', '.join(affected)}." for name, reason in untraced.items()
+        f"{name} cannot be traced: {reason}. Inside it, {', '.join(affected)}."
+        for name, reason in reference.graph.untraced.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Layers whose forward function computes other weights than their parameter, as weight standardization does."""
+"""The weights that layers compute with: their parameter, or others, as weight standardization does."""
 
 from typing import Any
 
@@ -28,6 +28,16 @@ def plain_layer(layer: Layer) -> Layer:
     if found is None or not found.whole or found.weights[0] is layer.weight:
         return layer
     return _plain(layer, found.weights[0], found.given)
+
+
+def target_layers(model: nn.Module, kinds: str = "conv") -> dict[str, Layer]:
+    """The layers whose weights can be quantized, by name, in network order; `kinds` is conv or all.
+
+    Layers whose forward function computes other weights than their parameter are left out.
+    """
+    wanted = nn.Conv2d if kinds == "conv" else nn.Conv2d | nn.Linear
+    found = {name: module for name, module in model.named_modules() if isinstance(module, wanted)}
+    return {name: module for name, module in found.items() if uses_parameter(module)}
 
 
 class _Calls(TorchFunctionMode):

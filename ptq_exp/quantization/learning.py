@@ -15,7 +15,7 @@ from ptq_exp.quantization.context import Context
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
 
-RECONSTRUCTION_VERSION = 5  # raised when learned rounding changes, so that older units in the store are not used
+RECONSTRUCTION_VERSION = 6  # raised when learned rounding changes, so that older units in the store are not used
 
 
 def worth_learning(context: Context) -> bool:

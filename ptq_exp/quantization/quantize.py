@@ -7,10 +7,10 @@ from torch import nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Calibration, Context, Progress
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.modules import plain_copy
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import Report, make_report
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.steps import STEPS
 
 

@@ -105,7 +105,7 @@ def make_report(context: Context) -> Report:
     size = math.ceil(code_bits / 8) + FLOAT_BYTES * _float_numbers(network, {row.layer for row in rows})
     percent, others = float_tensors(network, options)
     unavailable = context.calibration.once(
-        ("limits", context.reference, repr(options)), lambda: limits(context.reference, options)
+        ("limits", context.reference, repr(options)), lambda: limits(context.traced, options)
     )
     return Report(rows, bits_mean, context.sensitivity, context.observed, percent, others, unavailable, size)
 

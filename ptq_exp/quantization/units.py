@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import Block, Graph, blocks
 from ptq_exp.quantization.hooks import BATCH, StopForward, prepared, watching
-from ptq_exp.quantization.layers import OPAQUE, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
+from ptq_exp.quantization.traced import Traced
 
 Calls = list[tuple[Tensor, ...]]  # input and output of every call, or only its input
 
@@ -24,24 +24,26 @@ class Unit:
     layers: tuple[str, ...]
     blocks: tuple[Block, ...] = ()  # empty: a single layer
 
-    def modules(self, network: nn.Module) -> nn.ModuleList:
-        """One module per block (or the layer), which share the layers of `network`. They take and return a tensor."""
-        if not self.blocks:
-            return nn.ModuleList([network.get_submodule(self.name)])
-        graph = Graph(network, OPAQUE)
-        return nn.ModuleList([_part(network, graph, block) for block in self.blocks])
+    def modules(self, traced: Traced) -> nn.ModuleList:
+        """One module per block (or the layer), which share the layers of the network. They take and return a tensor."""
+        if traced.graph is None or not self.blocks:
+            return nn.ModuleList([traced.network.get_submodule(self.name)])
+        return nn.ModuleList([_part(traced.network, traced.graph, block) for block in self.blocks])
 
-    def collector(self, network: nn.Module, inputs_only: bool = False) -> "Collector":
-        """A function that returns the unit's inputs and outputs on images."""
-        if not self.blocks:
-            return _LayerCollector(network, self.name, inputs_only)
-        return _BlockCollector(network, self.blocks, inputs_only)
+    def collector(self, traced: Traced, inputs_only: bool = False) -> "Collector":
+        """A function that returns the unit's inputs and outputs in the network on images."""
+        if traced.graph is None or not self.blocks:
+            return _LayerCollector(traced.network, self.name, inputs_only)
+        return _BlockCollector(traced.network, traced.graph, self.blocks, inputs_only)
 
 
-def units(network: nn.Module, rounding: str) -> list[Unit]:
-    """The units to learn, in the order of execution: every layer, or every block and every layer outside a block."""
-    layers = _in_order(network)
-    found = [] if rounding == "adaround" else blocks(network, OPAQUE)
+def units(traced: Traced, rounding: str) -> list[Unit]:
+    """The units to learn, in the order of execution: every layer, or every block and every layer outside a block.
+
+    Without a graph, there are no blocks.
+    """
+    layers = _in_order(traced)
+    found = blocks(traced.graph) if traced.graph and rounding != "adaround" else []
     unit_of: dict[str, Unit] = {}
     for layers_together in dict.fromkeys(block.layers for block in found):
         same = tuple(block for block in found if block.layers == layers_together)
@@ -51,18 +53,19 @@ def units(network: nn.Module, rounding: str) -> list[Unit]:
     return list(dict.fromkeys(unit_of.get(layer, Unit(layer, (layer,))) for layer in layers))
 
 
-def _in_order(network: nn.Module) -> list[str]:
-    """The quantized layers in the order of their first calls; those that the graph does not call keep their place."""
-    layers = list(quantized_layers(network))
-    try:
-        graph = Graph(network, OPAQUE)
-    except UserError:
-        return layers
-    called = [str(node.target) for node in graph.nodes if graph.layer(node) is not None]
-    place = {name: number for number, name in reversed(list(enumerate(called)))}
-    if any(name not in place for name in layers):
-        return layers
-    return sorted(layers, key=place.__getitem__)
+def _in_order(traced: Traced) -> list[str]:
+    """The quantized layers in the order of their first calls, those inside an untraced module in its place.
+
+    Layers that never run come last. Without a graph, the order is that of the network.
+    """
+    layers, nodes = list(quantized_layers(traced.network)), traced.graph.nodes if traced.graph else []
+    called = dict.fromkeys(f"{node.target}." for node in nodes if node.op == "call_module")
+    place = {name: number for number, name in enumerate(called)}
+
+    def first_call(layer: str) -> int:
+        return min((number for name, number in place.items() if f"{layer}.".startswith(name)), default=len(place))
+
+    return sorted(layers, key=first_call)
 
 
 class Collector:
@@ -98,7 +101,8 @@ class _LayerCollector(Collector):
         seen: Calls = []
 
         def keep(given: Tensor, *output: Tensor) -> None:
-            seen.append((given.detach(), *(x.detach() for x in output)))
+            whole = self.calls == math.inf  # the rest of the network runs, and an operation in place may follow
+            seen.append((given.detach(), *(x.detach().clone() if whole else x.detach() for x in output)))
             if len(seen) == self.calls:  # the rest of the network need not run
                 raise StopForward
 
@@ -113,14 +117,14 @@ class _LayerCollector(Collector):
 class _BlockCollector(Collector):
     """Runs the network up to the last entry or exit of the blocks."""
 
-    def __init__(self, network: nn.Module, several: Sequence[Block], inputs_only: bool):
+    def __init__(self, network: nn.Module, graph: Graph, several: Sequence[Block], inputs_only: bool):
         self.network = network
         ends = [(block.entry,) if inputs_only else (block.entry, block.exit) for block in several]
         wanted = {name for pair in ends for name in pair}
         copy: Any = fx.Graph()
         values: dict[fx.Node, fx.Node] = {}
         kept: dict[str, fx.Node] = {}
-        for node in Graph(network, OPAQUE).nodes:
+        for node in graph.nodes:
             if len(kept) == len(wanted):
                 break
             values[node] = copy.node_copy(node, values.__getitem__)
@@ -138,7 +142,7 @@ class Samples:
     """A unit's inputs in both networks and its targets, on as many calibration images at a time as `memory` (bytes)
     allows. The calls are triples (input, float network's input, target), whose values `load` replaces in place."""
 
-    def __init__(self, unit: Unit, network: nn.Module, reference: nn.Module, images: Tensor, memory: float):
+    def __init__(self, unit: Unit, network: Traced, reference: Traced, images: Tensor, memory: float):
         self.images = images
         self.found, self.wanted = unit.collector(network, inputs_only=True), unit.collector(reference)
         few = self._collect(images[:1])

@@ -22,6 +22,7 @@ from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
 from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
@@ -149,7 +150,7 @@ def measure_sensitivity(
     sqnr = {layer.layer: layer.sqnr_db for layer in result.layers}
     rows: list[dict[str, Any]] = []
     with show_progress("Measuring sensitivities", len(plan)) as advance:
-        for name, single in one_layer_at_a_time(quantized.reference, config.quant, plan):
+        for name, single in one_layer_at_a_time(Traced(quantized.reference), config.quant, plan):
             found = evaluate(single, dataset.test_images, dataset.test_labels, shared.float_model.normalize)
             drop = result.top1_float - found.top1
             row = {"layer": name, "bits": plan[name], "top1": found.top1, "top1_drop": drop, "loss": found.loss}

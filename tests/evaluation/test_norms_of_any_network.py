@@ -19,7 +19,7 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.batch_norm_check import check_constants, choose_constants
-from ptq_exp.evaluation.batch_norm_fit import BatchNormCheck
+from ptq_exp.evaluation.batch_norm_fit import SCREENED, BatchNormCheck
 
 Lines = Callable[[int], list[str]]
 
@@ -150,7 +150,12 @@ def test_a_network_trained_on_bgr_images_is_told_from_one_trained_on_rgb(lines: 
 
 
 @pytest.mark.slow
-def test_the_size_of_the_training_is_named(lines: Lines) -> None:
+def test_the_size_of_the_training_is_named_without_trying_larger_ones(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, seen, at_size, batches = [], [], BatchNormCheck.at_size, BatchNormCheck._batches
+    monkeypatch.setattr(BatchNormCheck, "at_size", lambda c, side, a: tried.append(side) or at_size(c, side, a))
+    monkeypatch.setattr(BatchNormCheck, "_batches", lambda c, how, n: seen.append((how.side, n)) or batches(c, how, n))
     noise = 120 * torch.rand(128, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(photographs().float(), size=(64, 64), mode="bilinear") * 0.5
     large = dataset((smooth + noise).to(torch.uint8))
@@ -158,6 +163,8 @@ def test_the_size_of_the_training_is_named(lines: Lines) -> None:
     (warning,) = lines(logging.WARNING)
     assert "at bn1, its first batch norm" in warning
     assert "Set data.resize=32." in warning
+    assert tried == [32]
+    assert seen[-10] == (None, SCREENED)  # both looks at all layers, before the eight known constants at 32 pixels
 
 
 def test_strides_in_the_other_convolution_name_the_block(lines: Lines) -> None:

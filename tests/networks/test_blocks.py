@@ -16,6 +16,7 @@ from ptq_exp.networks.graph.calling import contiguous_images, logits_of, only_lo
 from ptq_exp.quantization.layers import OPAQUE
 from ptq_exp.quantization.modules import plain_copy
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import Unit
 
 BLOCKS = {
@@ -51,7 +52,7 @@ def _one_thread(one_thread: None) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_blocks_of_known_networks(name: str) -> None:
     model = plain_copy(build(name))
-    found = {block.name: {layer.removeprefix("body.0.") for layer in block.layers} for block in blocks(model)}
+    found = {block.name: {layer.removeprefix("body.0.") for layer in block.layers} for block in blocks(Graph(model))}
     if name in ("post-activation", "in place"):
         found = {block: {layer.rpartition(".")[2] for layer in layers} for block, layers in found.items()}
     assert list(found.values()) == [set(layers) for layers in BLOCKS[name].values()]
@@ -67,8 +68,9 @@ def test_exposing_leaves_the_function_bit_for_bit_and_the_blocks(name: str, addi
     network = expose(model, additions_only, OPAQUE)
     assert torch.equal(logits_of(network(x)), logits_of(model(x)))
     assert expose(network, additions_only, OPAQUE) is network
-    assert [block.layers for block in blocks(network, OPAQUE)] == [block.layers for block in blocks(model, OPAQUE)]
-    assert set(operands(model, additions_only, OPAQUE)) <= set(operands(network, additions_only, OPAQUE))
+    exposed, plain = Graph(network, OPAQUE), Graph(model, OPAQUE)
+    assert [block.layers for block in blocks(exposed)] == [block.layers for block in blocks(plain)]
+    assert set(operands(plain, additions_only)) <= set(operands(exposed, additions_only))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -79,8 +81,10 @@ def test_every_block_computes_its_exit_from_its_entry(name: str) -> None:
 
 def check_blocks(model: nn.Module, x: Tensor) -> list[Block]:
     """Every block has one entry and one exit, and as a module it gives the values that the network has at its exit."""
-    found = blocks(model, OPAQUE)
-    graph = Graph(model, OPAQUE)
+    traced = Traced(model)
+    graph = traced.graph
+    assert graph is not None
+    found = blocks(graph)
     nodes = {node.name: node for node in graph.nodes}
     for block in found:
         inside = set(block.nodes)
@@ -89,8 +93,8 @@ def check_blocks(model: nn.Module, x: Tensor) -> list[Block]:
             if node.name != block.exit and node.op != "get_attr":
                 assert all(user.name in inside for user in node.users)
         unit = Unit(block.name, block.layers, (block,))
-        ((entry, wanted),) = unit.collector(model).few(x)
-        (part,) = unit.modules(model)
+        ((entry, wanted),) = unit.collector(traced).few(x)
+        (part,) = unit.modules(traced)
         before = entry.clone()
         assert torch.allclose(part(before), wanted, atol=1e-6)
     assert not any(set(a.nodes) < set(b.nodes) for a in found for b in found)
@@ -101,8 +105,8 @@ def check_blocks(model: nn.Module, x: Tensor) -> list[Block]:
 def test_an_entry_is_collected_before_an_operation_in_place() -> None:
     """The block's ReLU overwrites its input for both branches, so the collected input must be a copy."""
     model = Net(nn.Identity(), conv(), Body(lambda m, x: m.a(F.relu(x, inplace=True)) + m.b(x)))
-    (block,) = blocks(model)
-    ((entry, _),) = Unit("b", block.layers, (block,)).collector(model).few(images())
+    (block,) = blocks(Graph(model))
+    ((entry, _),) = Unit("b", block.layers, (block,)).collector(Traced(model)).few(images())
     assert block.layers == ("body.2.a", "body.2.b")
     assert torch.equal(entry, model.body[:2](model.stem(images())))
     assert entry.min() < 0
@@ -115,7 +119,7 @@ def test_a_call_with_hooks_around_the_network_is_exposed_with_them() -> None:
     contiguous_images(model)
     network = expose(model, additions_only=False, opaque=OPAQUE)
     assert torch.equal(network(x.contiguous(memory_format=torch.channels_last)), wanted)
-    assert blocks(network, OPAQUE)[0].layers == ("body.0.a", "body.0.b")  # it can be traced again
+    assert blocks(Graph(network, OPAQUE))[0].layers == ("body.0.a", "body.0.b")  # it can be traced again
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -186,10 +190,10 @@ def test_a_size_that_is_used_elsewhere_does_not_open_a_block() -> None:
             logits: Tensor = self.head(x.mean((2, 3)).view(y.size(0), WIDTH))
             return logits
 
-    assert [block.layers for block in blocks(Sized(conv(), conv()))] == [("body.0",)]
+    assert [block.layers for block in blocks(Graph(Sized(conv(), conv())))] == [("body.0",)]
 
 
 def test_an_inner_block_may_share_its_entry_with_the_outer_one() -> None:
     inner = Body(lambda m, x: x + m.b(m.a(x)))
     model = Net(Body(lambda m, x: x + m.b(m.inner(x)), inner=inner))
-    assert [block.layers for block in blocks(model)] == [("body.0.inner.a", "body.0.inner.b")]
+    assert [block.layers for block in blocks(Graph(model))] == [("body.0.inner.a", "body.0.inner.b")]

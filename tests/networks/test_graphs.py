@@ -21,6 +21,7 @@ from ptq_exp.networks.graph import batch_norm_pairs, layer_pairs
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.steps.correct_biases import correct_biases, output_means
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import Unit
 
 CHANNELS = 4
@@ -305,7 +306,7 @@ def test_layers_that_are_called_twice_are_not_equalized() -> None:
 
 def collected(model: nn.Module, layer: str, x: Tensor) -> list[tuple[Tensor, ...]]:
     """The inputs and outputs of every call of a layer."""
-    return Unit(layer, (layer,)).collector(model)(x)
+    return Unit(layer, (layer,)).collector(Traced(model))(x)
 
 
 def test_a_layer_that_is_called_twice_is_one_layer_learned_from_both_calls(tmp_path: Path) -> None:

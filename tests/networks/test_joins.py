@@ -5,32 +5,34 @@ import torch
 from conftest import network, quantize
 from torch import Tensor, nn
 
-from ptq_exp.networks.graph import blocks, operands
+from ptq_exp.networks.graph import Graph, blocks, operands
 from ptq_exp.quantization.layers import OPAQUE
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.traced import Traced
 
 BLOCKS = ["layer1.0", "layer2.0", "layer3.0"]
 ADDITIONS = {f"{name}.add": 2 for name in BLOCKS}
 
 
 def names(model: nn.Module) -> list[str]:
-    return [block.name for block in blocks(model, OPAQUE)]
+    graph = Traced(model).graph
+    return [block.name for block in blocks(graph)] if graph else []
 
 
 @pytest.mark.parametrize("shortcut", ["conv", "pad"])
 def test_joins_of_a_resnet_are_its_additions_and_basic_blocks_quantized_or_not(shortcut: str) -> None:
     model = network(shortcut=shortcut)
     assert names(model) == BLOCKS
-    assert operands(model, additions_only=True) == ADDITIONS
+    assert operands(Graph(model), additions_only=True) == ADDITIONS
     options = QuantConfig(layers="all", act_bits=4, act_residual=True, act_input_image=True, fold_batch_norm=True)
     quantized, _ = quantize(model, options, 4, torch.randn(4, 3, 32, 32))
     assert names(quantized) == BLOCKS
-    assert operands(quantized, additions_only=True, opaque=OPAQUE) == ADDITIONS
+    assert operands(Graph(quantized, OPAQUE), additions_only=True) == ADDITIONS
 
 
 def test_a_network_without_additions_has_neither() -> None:
     model = network("vgg", depth=11)
-    assert (operands(model, additions_only=True), blocks(model)) == ({}, [])
+    assert (operands(Graph(model), additions_only=True), blocks(Graph(model))) == ({}, [])
 
 
 class Sum(nn.Module):
@@ -75,7 +77,7 @@ class Twice(nn.Module):
      ("relu", False), ("parameter", False), ("number", False), ("product", False), ("three", False)],
 )  # fmt: skip
 def test_an_addition_is_a_module_that_does_nothing_else(kind: str, found: bool) -> None:
-    assert operands(Twice(Sum(kind)), additions_only=True) == ({"inner": 2} if found else {})
+    assert operands(Graph(Twice(Sum(kind))), additions_only=True) == ({"inner": 2} if found else {})
 
 
 class Residual(nn.Module):

@@ -12,25 +12,26 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.allocation import allocate, sensitivities
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.rounding import plan_bits
+from ptq_exp.quantization.traced import Traced
 
 
 def test_policies_for_layers() -> None:
     model = network()
     every = QuantConfig(layers="all")
-    names = list(plan_bits(model, every, 3))
+    names = list(plan_bits(Traced(model), every, 3))
     assert names[0] == "conv1"
     assert names[-1] == "linear"
-    assert "linear" not in plan_bits(model, QuantConfig(), 3)
-    eight = plan_bits(model, replace(every, first_and_last="eight"), 3)
+    assert "linear" not in plan_bits(Traced(model), QuantConfig(), 3)
+    eight = plan_bits(Traced(model), replace(every, first_and_last="eight"), 3)
     assert (eight["conv1"], eight["linear"], eight["layer1.0.conv1"]) == (8, 8, 3)
-    spared = plan_bits(model, replace(every, first_and_last="float"), 3)
+    spared = plan_bits(Traced(model), replace(every, first_and_last="float"), 3)
     assert set(names) - set(spared) == {"conv1", "linear"}
-    pattern = plan_bits(model, replace(every, layer_bits={"layer3.*": 5, "linear": 6}), 3)
+    pattern = plan_bits(Traced(model), replace(every, layer_bits={"layer3.*": 5, "linear": 6}), 3)
     assert {name: bits for name, bits in pattern.items() if bits != 3} == {
         "layer3.0.conv1": 5, "layer3.0.conv2": 5, "layer3.0.shortcut.0": 5, "linear": 6,
     }  # fmt: skip
     with pytest.raises(UserError, match=r"'layer9\.\*' matches no layer"):
-        plan_bits(model, replace(every, layer_bits={"layer9.*": 5}), 3)
+        plan_bits(Traced(model), replace(every, layer_bits={"layer9.*": 5}), 3)
 
 
 def test_the_allocator_is_exact() -> None:
@@ -74,8 +75,8 @@ def test_mixed_precision_meets_its_budget_and_beats_uniform() -> None:
 def test_sensitivity_falls_with_the_bits() -> None:
     model, x = network(), images(32)
     config = QuantConfig(**LEARNED, mixed=True, mixed_candidates=[2, 4, 8])
-    found = sensitivities(prepare(model, config), config, x)
-    assert set(found) == set(plan_bits(prepare(model, config), config, 4))
+    found = sensitivities(Traced(prepare(model, config)), config, x)
+    assert set(found) == set(plan_bits(Traced(prepare(model, config)), config, 4))
     for by_bits in found.values():
         assert by_bits[2] > by_bits[4] > by_bits[8] >= -1e-6
 
@@ -87,6 +88,6 @@ def test_sensitivities_count_what_distillation_makes_up_for(monkeypatch: pytest.
     nearest = QuantConfig(**LEARNED, mixed=True, mixed_candidates=[1, 8])
     learned = replace(nearest, reconstruction=ReconstructionConfig(distill_steps=1, distill_batch_size=16))
     reference = prepare(model, nearest)
-    at_once, later = (sensitivities(reference, config, x) for config in (nearest, learned))
+    at_once, later = (sensitivities(Traced(reference), config, x) for config in (nearest, learned))
     assert sum(row[1] for row in later.values()) < 0.7 * sum(row[1] for row in at_once.values())
     assert all(later[name][8] == at_once[name][8] for name in later)

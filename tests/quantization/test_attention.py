@@ -7,12 +7,13 @@ import torch
 from conftest import quantize
 from torch import Tensor, nn
 
-from ptq_exp.networks.graph import blocks
+from ptq_exp.networks.graph import Graph, blocks
 from ptq_exp.quantization.attention import Attention, separate_attention
 from ptq_exp.quantization.coverage import float_tensors, limits
 from ptq_exp.quantization.layers import OPAQUE, quantized_layers
 from ptq_exp.quantization.modules import plain_copy
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.traced import Traced
 
 WIDTH, HEADS, LENGTH, BATCH = 8, 2, 5, 3
 EIGHT = QuantConfig(
@@ -166,7 +167,7 @@ def test_the_fast_path_of_a_transformer_layer_does_not_bypass_the_layers(batch_f
     assert called == set(layers)
     assert 0 < error < 0.05
     assert all(row.act_bits == 8 for row in report.layers if row.layer != "patches")
-    (sentence,) = limits(model, EIGHT.__class__(rounding="block"))
+    (sentence,) = limits(Traced(model), EIGHT.__class__(rounding="block"))
     assert sentence.startswith("encoder cannot be traced: ")
     assert "block by block" in sentence
 
@@ -179,10 +180,10 @@ def test_attention_is_a_block_of_four_layers_also_with_a_mask(masked: bool) -> N
     everything = EIGHT.__class__(**EIGHT.__dict__ | {"act_coverage": "all", "act_zero_point": True})
     quantized, _ = quantize(model, everything, 8, x)
     assert (quantized(x) - model(x)).norm() < 0.05 * model(x).norm()
-    (block,) = blocks(quantized, OPAQUE)
+    (block,) = blocks(Graph(quantized, OPAQUE))
     assert [layer.rpartition(".")[2] for layer in block.layers] == ["query", "key", "value", "output"]
     assert float_tensors(quantized, everything) == (100.0, {})
-    assert limits(plain_copy(model), everything) == []
+    assert limits(Traced(plain_copy(model)), everything) == []
 
 
 def test_what_stays_float_in_an_unusual_attention_is_named() -> None:

@@ -24,6 +24,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation,
 from ptq_exp.quantization.modules import plain_copy
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps import check_method
+from ptq_exp.quantization.traced import Traced
 
 BASE = QuantConfig(
     sign_bit="included", grid="asymmetric", alpha_rule="max", granularity="channel", layers="all", fold_batch_norm=True,
@@ -150,7 +151,7 @@ def test_integers_infinite_scores_and_other_numbers_of_inputs(tmp_path: Path) ->
     save_quantized(quantized, tmp_path / "q.safetensors", {})
     loaded, _ = load_quantized(tmp_path / "q.safetensors", fresh())
     assert torch.equal(loaded(x), quantized(x))
-    assert limits(plain_copy(model), ALL)[0].startswith("body.0.join cannot be traced: ")
+    assert limits(Traced(plain_copy(model)), ALL)[0].startswith("body.0.join cannot be traced: ")
 
 
 # Zero-points -------------------------------------------------------------------------------------------------------

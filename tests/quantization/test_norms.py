@@ -9,7 +9,7 @@ from conftest import prepare, quantize
 from torch import Tensor, nn
 
 from ptq_exp.export.network_file import load_quantized, save_quantized
-from ptq_exp.networks.graph import blocks
+from ptq_exp.networks.graph import Graph, blocks
 from ptq_exp.quantization.norms import separate_norms
 from ptq_exp.quantization.options import QuantConfig
 
@@ -56,7 +56,7 @@ def test_the_norm_is_folded_and_the_activation_stays() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert any(isinstance(module, nn.SiLU) for module in folded.modules())
     assert (folded(x) - model(x)).abs().max() < 1e-5
-    assert [block.layers for block in blocks(folded)] == [("again",)]
+    assert [block.layers for block in blocks(Graph(folded))] == [("again",)]
 
 
 @pytest.mark.parametrize("kind", ["twice", "sum"])

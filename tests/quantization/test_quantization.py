@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from ptq_exp.base.errors import UserError
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.grids import Grid, activation_grid, parameters, weight_grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.ranges import RangeContext, find_ranges
-from ptq_exp.quantization.rounding import target_layers
 
 values = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=40).map(torch.tensor)
 bit_widths = st.integers(1, 12)

@@ -12,11 +12,11 @@ from torch.nn.utils import prune
 
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.grids import GRIDS, parameters, weight_grid
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.ranges import ALPHA_RULES
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.quantization.sparsity import SPARSE, groups_with_zeros
 
 BEST = QuantConfig(

@@ -20,6 +20,7 @@ from ptq_exp.quantization.grids import (
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
+from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import units
 
 
@@ -53,8 +54,14 @@ def test_soft_rounding_starts_at_the_float_weights_and_ends_on_the_grid() -> Non
 
 def test_units_cover_every_layer_once() -> None:
     quantized, _ = quantize(network(), QuantConfig(**LEARNED), 4, images(4))
-    assert [unit.name for unit in units(quantized, "adaround")] == list(quantized_layers(quantized))
-    assert [unit.name for unit in units(quantized, "block")] == ["conv1", "layer1.0", "layer2.0", "layer3.0", "linear"]
+    assert [unit.name for unit in units(Traced(quantized), "adaround")] == list(quantized_layers(quantized))
+    assert [unit.name for unit in units(Traced(quantized), "block")] == [
+        "conv1",
+        "layer1.0",
+        "layer2.0",
+        "layer3.0",
+        "linear",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from PIL import Image
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.plots import figures, panels
 from ptq_exp.results.records import BitWidthResult, SweepRecord

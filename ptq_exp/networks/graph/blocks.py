@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
-from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph.dominance import immediate
 from ptq_exp.networks.graph.operations import (
     ACTIVATIONS,
@@ -16,7 +15,7 @@ from ptq_exp.networks.graph.operations import (
     kind,
     sources,
 )
-from ptq_exp.networks.graph.tracing import Classes, Graph, owner
+from ptq_exp.networks.graph.tracing import Graph, owner
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,12 @@ class Block:
     layers: tuple[str, ...]  # that it calls
 
 
-def blocks(model: nn.Module, opaque: Classes = ()) -> list[Block]:
+def blocks(graph: Graph) -> list[Block]:
     """The smallest parts with one entry and one exit that contain layers and a join, in the order of execution.
 
     A join is an addition or a concatenation. Outside of these blocks, products (gates, attention) are joins too. A
-    block includes the activation functions that follow it. The network itself is not a block. A network that cannot be
-    traced has no blocks.
+    block includes the activation functions that follow it. The network itself is not a block.
     """
-    try:
-        graph = Graph(model, opaque)
-    except UserError:
-        return []
     finder = _BlockFinder(graph)
     sums = [n for n in graph.nodes if is_concatenation(n, graph.module(n)) or is_addition(n, graph.module(n))]
     found = _innermost([block for node in sums if (block := finder.around(node))])

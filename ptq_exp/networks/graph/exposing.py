@@ -26,12 +26,8 @@ def operations(graph: Graph, additions_only: bool) -> list[fx.Node]:
     return [node for node in graph.nodes if _computes(node, graph, additions_only)]
 
 
-def operands(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> dict[str, int]:
-    """The modules that are such `operations`, with the number of their operands.
-
-    Raises `UserError` if the network cannot be traced.
-    """
-    graph = Graph(model, opaque)
+def operands(graph: Graph, additions_only: bool) -> dict[str, int]:
+    """The modules that are such `operations`, with the number of their operands."""
     found: dict[str, int] = {}
     for node in operations(graph, additions_only):
         if node.op == "call_module":

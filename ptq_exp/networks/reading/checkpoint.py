@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from ptq_exp.networks.reading.identification import Identity, identify
 from ptq_exp.networks.reading.pickled import Opaque
 from ptq_exp.networks.reading.pickled_names import QuantizedError
 from ptq_exp.networks.reading.renaming import shortened
-from ptq_exp.networks.reading.state_dicts import LONGEST_NAME, Values, find_state_dicts, has_matrices
+from ptq_exp.networks.reading.state_dicts import AVERAGED, LONGEST_NAME, Values, find_state_dicts, has_matrices
 from ptq_exp.networks.reading.stored_tensors import StoredTensor
 from ptq_exp.networks.reading.torch_files import other_format, read_file
-from ptq_exp.networks.reading.unwrapping import unwrap
-from ptq_exp.networks.reading.weights_file import WeightsFile
+from ptq_exp.networks.reading.unwrapping import MOST_PARTS, unwrap
+from ptq_exp.networks.reading.weights_file import Beside, Parts, WeightsFile
 
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
 MOST_TENSORS = 20_000
@@ -117,9 +118,9 @@ def _read(path: Path, location: str) -> WeightsFile:
         raise UserError(f"checkpoint={path} is not a file of torch.save or safetensors. {sentence}")
     if path.suffix == ".safetensors" or content[8:10] == b'{"':
         original, metadata = _read_safetensors(path)
-        claims = metadata
+        claims, beside = metadata, Beside()
     else:
-        original, claims = _read_pickled(path, content)
+        original, claims, beside = _read_pickled(path, content)
         metadata = {}
     if len(original) > MOST_TENSORS or any(len(key) > LONGEST_NAME for key in original):
         raise UserError(f"checkpoint={path} holds no network: its tensors are too many, or their names too long.")
@@ -128,7 +129,7 @@ def _read(path: Path, location: str) -> WeightsFile:
         weights, constants = unwrap(original)
     except RuntimeError as error:
         raise _damaged(path, error) from error
-    return WeightsFile(path, sha256, weights, original, constants | metadata, _claim(claims))
+    return WeightsFile(path, sha256, weights, original, constants | metadata, _claim(claims), beside)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -151,16 +152,16 @@ def _natural(name: str) -> list[str]:
     return [part.rjust(9, "0") if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[Any, Any]]:
-    """The tensors of the state dict in a file, and what stands beside it."""
+def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[Any, Any], Beside]:
+    """The tensors of the state dict in a file, the content of the file, and the state dicts in the same dictionary."""
     try:
         whole = read_file(content)
         found = find_state_dicts(whole)
         if found:
             (place, values), *others = found.items()
             weights = _tensors(values, len(content))
-        beside = whole.content() if isinstance(whole, Opaque) else whole if isinstance(whole, dict) else {}
-        claims = {key: value.tensor() if _is_number(value) else value for key, value in beside.items()}
+        top = whole.content() if isinstance(whole, Opaque) else whole if isinstance(whole, dict) else {}
+        claims = {key: value.tensor() if _is_number(value) else value for key, value in top.items()}
     except QuantizedError as error:
         raise UserError(f"checkpoint={path} is quantized by torch. {FLOAT_NEEDED}") from error
     except Exception as error:  # a damaged file causes half a dozen types of errors
@@ -170,10 +171,22 @@ def _read_pickled(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[A
             f"checkpoint={path} contains no state dict. Expected: tensors by name, at the top level or in dictionaries."
         )
     unused = [name for name, other in others if has_matrices(other)]
-    if place and unused:
-        used, not_used = shortened([place]), shortened(unused)
-        log.info("checkpoint=%s: using the weights under %s, not those under %s.", path, used, not_used)
-    return weights, claims
+    choice = f"using the weights under {shortened([place])}, not those under {shortened(unused)}"
+    beside = Beside(choice if place and unused else "", partial(_beside, place, found, len(content)))
+    return weights, claims, beside
+
+
+def _beside(place: str, found: dict[str, Values], size: int) -> Parts:
+    """The state dicts in the same dictionary as that at `place`, without averages. None if they are many or damaged."""
+    parent, dot, _ = place.rpartition(".")
+    names = {path: path.removeprefix(parent + dot) for path in found if path.rpartition(".")[0] == parent}
+    chosen = {name: found[path] for path, name in names.items() if name and not AVERAGED.search(name)}
+    if not place or not 1 < len(chosen) <= MOST_PARTS or sum(map(len, chosen.values())) > MOST_TENSORS:
+        return {}
+    try:
+        return {name: unwrap(_tensors(values, size))[0] for name, values in chosen.items()}
+    except Exception:  # a damaged file causes half a dozen types of errors
+        return {}
 
 
 def _tensors(values: Values, size: int) -> dict[str, Tensor]:

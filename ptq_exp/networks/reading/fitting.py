@@ -1,5 +1,6 @@
 """Fitting the tensors of a file to a network: by name, after regular renamings, or in order."""
 
+import contextlib
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import batch_norm_pairs
 from ptq_exp.networks.reading.renaming import (
@@ -19,7 +21,7 @@ from ptq_exp.networks.reading.renaming import (
     shapes_of,
     shortened,
 )  # fmt: skip
-from ptq_exp.networks.reading.unwrapping import normalizer, parts
+from ptq_exp.networks.reading.unwrapping import normalizer, parts, together
 from ptq_exp.networks.reading.weights_file import WeightsFile
 
 HOW_TO_NAME_THE_CLASS = "Name the class that the weights belong to: model=custom model.target=path/to/nets.py:ClassName"
@@ -59,8 +61,12 @@ def fit(model: nn.Module, file: WeightsFile) -> Fit:
     else:
         weights, normalizes = file.weights, False
         found = match(expected, shapes, path)
-    if not found and (part := _part(expected, file)):
-        weights, found = part
+    if not found and (other := _part(expected, file)):
+        weights, found = other
+    if not found and (other := _merged(expected, file)):
+        weights, found = other
+    elif file.beside.choice:
+        log.info("checkpoint=%s: %s.", path, file.beside.choice)
     if not found:
         raise UserError(
             f"checkpoint={path} does not fit the network. {differences(expected, renamed(shapes, expected))}. "
@@ -90,6 +96,19 @@ def _part(expected: Shapes, file: WeightsFile) -> tuple[dict[str, Tensor], Match
             f"the ones to use in a separate file."
         )
     return next(iter(fitting.values()), None)
+
+
+def _merged(expected: Shapes, file: WeightsFile) -> tuple[dict[str, Tensor], Match] | None:
+    """The state dicts that lie next to each other in the file as one, if they fit together. Names come before order."""
+    fitting = []
+    beside = file.beside.read()
+    for weights in together(beside):
+        with contextlib.suppress(UserError):  # ambiguous in this way, but perhaps not in another
+            if found := match(expected, shapes_of(weights), file.path):
+                names = " and ".join(f"`{name}`" for name in beside)
+                how = found.how.replace("weights", f"weights under {names} together", 1)
+                fitting.append((weights, replace(found, how=how)))
+    return min(fitting, key=lambda fit: fit[1].in_order, default=None)
 
 
 def by_name(expected: Shapes, found: Shapes) -> Match | None:

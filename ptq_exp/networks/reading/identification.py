@@ -1,8 +1,9 @@
 """Identification of the known network of a state dict, by the names and shapes of its tensors."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.networks import allowed_options, architectures, build_model
 from ptq_exp.networks.reading.fitting import HOW_TO_NAME_THE_CLASS, match
 from ptq_exp.networks.reading.renaming import Shapes, describe, differences, renamed, shapes_of
-from ptq_exp.networks.reading.unwrapping import parts
+from ptq_exp.networks.reading.unwrapping import parts, together
 from ptq_exp.networks.reading.weights_file import WeightsFile
 
 RELATED = 0.5  # share of a family's tensors that a file must have for its differences to be listed
@@ -67,22 +68,15 @@ def identify(file: WeightsFile) -> Identity:
     """
     found, path = shapes_of(file.weights), file.path
     guesses = list(_guesses(found))
-    matches = [(identity, match(identity.shapes(), found, path)) for identity in guesses]
-    for identity, fitting in matches:
-        if fitting and not fitting.in_order:
-            return identity
-    in_order = [identity for identity, fitting in matches if fitting]
-    if len(in_order) > 1:
-        raise UserError(
-            f"checkpoint={path} is ambiguous: its tensors fit {' and '.join(f'a {each}' for each in in_order)} in "
-            f"order, and their names fit neither. {HOW_TO_NAME_THE_CLASS}"
-        )
-    if in_order:
-        return in_order[0]
+    if one := _fitting(guesses, found, path):
+        return one
     for part in parts(file.weights).values():
         for identity in _guesses(shapes := shapes_of(part)):
             if (fitting := match(identity.shapes(), shapes, path)) and not fitting.in_order:
                 return identity
+    for weights in together(file.beside.read()):
+        if one := _fitting(_guesses(shapes := shapes_of(weights)), shapes, path):
+            return one
     described = f"checkpoint={path} contains no known network: {describe(shapes_of(file.original))}."
     related = [identity for identity in guesses if _share(identity.shapes(), found) >= RELATED]
     if related:
@@ -93,6 +87,21 @@ def identify(file: WeightsFile) -> Identity:
         f"{described} The known networks are the CIFAR ResNets (20, 32, 44, 56, 110 layers and the like) and VGGs of "
         f"conf/model, of any width. {HOW_TO_NAME_THE_CLASS}"
     )
+
+
+def _fitting(guesses: Iterable[Identity], found: Shapes, path: Path) -> Identity | None:
+    """The one of `guesses` that fits, or None. Raises `UserError` if several fit, and only in order."""
+    matches = [(identity, match(identity.shapes(), found, path)) for identity in guesses]
+    for identity, fitting in matches:
+        if fitting and not fitting.in_order:
+            return identity
+    in_order = [identity for identity, fitting in matches if fitting]
+    if len(in_order) > 1:
+        raise UserError(
+            f"checkpoint={path} is ambiguous: its tensors fit {' and '.join(f'a {each}' for each in in_order)} in "
+            f"order, and their names fit neither. {HOW_TO_NAME_THE_CLASS}"
+        )
+    return in_order[0] if in_order else None
 
 
 def _guesses(found: Shapes) -> Iterator[Identity]:

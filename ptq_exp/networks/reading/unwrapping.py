@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,6 +56,23 @@ def parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         return {}
     largest = sorted(found, key=lambda name: -len(found[name]))[:MOST_PARTS]
     return {name: found[name] for name in largest if not AVERAGED.search(name) and "" not in found[name]}
+
+
+def together(beside: dict[str, dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """One state dict of several (a backbone and a head), with the ways that networks may call their tensors.
+
+    They keep their names as prefixes, or the largest or all of them lose it. They come in the order of the file, or the
+    largest comes first.
+    """
+    if len(beside) < 2:
+        return
+    largest = max(beside, key=lambda name: len(beside[name]))
+    for first in ((), (largest,)):
+        every = [(part, key) for part in dict.fromkeys([*first, *beside]) for key in beside[part]]
+        for bare in ([], [largest], list(beside)):
+            merged = {key if part in bare else f"{part}.{key}": beside[part][key] for part, key in every}
+            if len(merged) == len(every):
+                yield merged
 
 
 def normalizer(weights: dict[str, Tensor]) -> tuple[str, str] | None:

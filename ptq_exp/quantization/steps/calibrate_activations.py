@@ -11,7 +11,7 @@ from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.rounding import EIGHT, first_and_last
+from ptq_exp.quantization.rounding import EIGHT
 from ptq_exp.quantization.steps.step import Step
 from ptq_exp.quantization.widths import check_bits
 
@@ -43,11 +43,11 @@ class CalibrateActivations(Step):
         options, network = context.options, context.network
         if options.act_bits is None:
             return
-        first, last = first_and_last(context.reference, options.layers)
+        first, last = context.traced.first_and_last(options.layers)
         layers = quantized_layers(network)
         image = options.act_input_image or options.act_coverage == "all"
         names = [name for name in layers if image or name != first]
-        operations = quantized_operands(context.reference, options)
+        operations = quantized_operands(context.traced, options)
         ends = {first, last} if options.first_and_last == "eight" else set()
         for name, observations in _observations(context, [*names, *operations]).items():
             if name in layers:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, shown
+from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.learning import (
@@ -23,9 +24,11 @@ from ptq_exp.quantization.learning import (
     minimize,
     worth_learning,
 )
+from ptq_exp.quantization.modules import load_unique_state, unique_state
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
-from ptq_exp.quantization.units import Samples, Unit, layers_of, take, units
+from ptq_exp.quantization.traced import Traced
+from ptq_exp.quantization.units import Calls, Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
@@ -44,43 +47,53 @@ class Reconstruct(Step):
     def run(self, context: Context) -> None:
         if context.options.rounding == "nearest" or not worth_learning(context):
             return
-        everything, open_weights = units(context.network, context.options.rounding), context.weights()
+        network, open_weights = Traced(context.network), context.weights()
+        everything = units(network, context.options.rounding)
         for number, unit in enumerate(everything):
-            module = unit.modules(context.network)
+            module = unit.modules(network)
             # A layer that two units share is learned with the first one.
             own = {n: open_weights.pop(n) for n in layers_of(context.network, module) if n in open_weights}
             title = f"Reconstructing {unit.name} ({number + 1}/{len(everything)})"
-            learn_once(context, module, f"{number:03d}", number, partial(_learn, context, unit, module, own, title))
+            learn = partial(_learn, context, network, unit, module, own, title)
+            learn_once(context, module, f"{number:03d}", number, learn)
 
 
-def _learn(context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str) -> None:
+def _learn(
+    context: Context, network: Traced, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str
+) -> None:
     with shown(context.progress, title, context.options.reconstruction.steps) as advance:
-        reconstruct_unit(context, unit, module, weights, advance)
+        reconstruct_unit(context, network, unit, module, weights, advance)
 
 
 def reconstruct_unit(
-    context: Context, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], advance: Callable[[], None]
+    context: Context,
+    network: Traced,
+    unit: Unit,
+    module: nn.ModuleList,
+    weights: dict[str, Tensor],
+    advance: Callable[[], None],
 ) -> None:
-    """Learn the rounding of a unit of the quantized network, in place. `module` has its parts, one per block.
+    """Learn the rounding of a unit of the quantized `network`, in place. `module` has its parts, one per block.
 
     The unit's input is that of the quantized network. With QDrop, it is mixed element by element with the float
     network's input. The target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). If
     the unit is called several times, all calls have equal weight. `weights` are the float weights of the layers to
     learn, by name. `advance` is called after every step. All randomness comes from torch's global generator.
     """
-    network, images, how = context.network, context.images, context.options.reconstruction
+    images, how = context.images, context.options.reconstruction
     drop = how.drop if context.options.act_bits is not None else 0.0  # share of unquantized activations
-    every = layers_of(network, module)
+    every = layers_of(network.network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
     if not layers:
         return
     settled = {layer.activation for n, layer in every.items() if n not in weights}
     quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
-    samples = Samples(unit, network, context.reference, images, how.memory_gib * 2**30)
+    samples = Samples(unit, network, context.traced, images, how.memory_gib * 2**30)
     calls = samples.calls
     if not calls:
         return
     parts = list(module) if unit.blocks else [module[0]] * len(calls)
+    nearest = {key: value.clone() for key, value in unique_state(module).items()}
     powers = [target.square().mean().clamp(min=1e-12) for *_, target in calls]
 
     soft = SoftRounding(list(layers.values()), [weights[layer_name] for layer_name in layers])
@@ -123,6 +136,27 @@ def reconstruct_unit(
     _set_drop(quantizers, 0.0)
     freeze_alphas(quantizers, logs)
     soft.finish()
+    _keep_the_better(module, nearest, lambda: _error(parts, calls))
+
+
+def _keep_the_better(module: nn.Module, nearest: dict[str, Tensor], error: Callable[[], float]) -> None:
+    """Restore the state before learning if its error is smaller: the last decisions to round up or down are forced,
+    which can cost more than learning gained if the steps are few or the weights are."""
+    learned, found = {key: value.clone() for key, value in unique_state(module).items()}, error()
+    load_unique_state(module, nearest)
+    if found < error():
+        load_unique_state(module, learned)
+
+
+@torch.no_grad()
+def _error(parts: list[nn.Module], calls: Calls) -> float:
+    """The squared error of the unit's calls on the samples, relative to the power of their targets."""
+    total = 0.0
+    for part, (inputs, _, targets) in zip(parts, calls, strict=True):
+        rows = torch.arange(len(inputs), device=inputs.device).split(BATCH)
+        errors = [(part(take(inputs, row)) - take(targets, row)).square().sum().item() for row in rows]
+        total += sum(errors) / max(targets.square().sum().item(), 1e-12)
+    return total
 
 
 def _set_drop(quantizers: list[ActivationQuantizer], drop: float) -> None:

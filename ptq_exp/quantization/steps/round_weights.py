@@ -1,7 +1,5 @@
 """The plan of bit widths per layer, and rounding of the weights to nearest."""
 
-import copy
-
 from ptq_exp.base.errors import UserError, check_choice
 from ptq_exp.quantization.allocation import plan_mixed
 from ptq_exp.quantization.context import Context
@@ -38,9 +36,8 @@ class RoundWeights(Step):
         if context.options.mixed:
             context.plan, context.sensitivity = plan_mixed(context)
         else:
-            context.plan = plan_bits(context.reference, context.options, context.bits)
-        context.network = copy.deepcopy(context.reference)
-        round_weights(context.network, context.options, context.plan)
+            context.plan = plan_bits(context.traced, context.options, context.bits)
+        context.network = round_weights(context.traced, context.options, context.plan)
 
 
 def _check_mixed(options: QuantConfig) -> None:

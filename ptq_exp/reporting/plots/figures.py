@@ -11,11 +11,11 @@ from ptq_exp.base.files import digest
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.quantization.allocation import pareto
+from ptq_exp.quantization.effective_weights import target_layers
 from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import Quantized
 from ptq_exp.quantization.report import Report
-from ptq_exp.quantization.rounding import target_layers
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.plots.panels import activation_panels, weight_panels
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
