@@ -21,22 +21,22 @@ Quantize = Callable[[nn.Module, Tensor, int, int | None], Callable[[Tensor], Ten
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool: its name in the table, the distribution to install, the package to import."""
+    """A tool: its name in the table, the distributions to install, the packages to import."""
 
     label: str
-    distribution: str
-    package: str
+    distributions: tuple[str, ...]
+    packages: tuple[str, ...]
 
     def installed(self) -> bool:
         """Whether the tool can be imported."""
-        return find_spec(self.package) is not None
+        return all(find_spec(package) is not None for package in self.packages)
 
 
 TOOLS = {
-    "aimet": Tool("AIMET", "aimet-torch", "aimet_torch"),
-    "brevitas": Tool("Brevitas", "brevitas", "brevitas"),
-    "nncf": Tool("NNCF", "nncf", "nncf"),
-    "torchao": Tool("torchao", "torchao", "torchao"),
+    "aimet": Tool("AIMET", ("aimet-torch",), ("aimet_torch",)),
+    "brevitas": Tool("Brevitas", ("brevitas",), ("brevitas", "brevitas_examples")),
+    "nncf": Tool("NNCF", ("nncf", "openvino"), ("nncf", "openvino")),
+    "torchao": Tool("torchao", ("torchao",), ("torchao",)),
 }
 
 

@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+from bench import foreign
 from bench.accuracy import RESULTS_PAGE, write_between
 from bench.foreign import WIDTHS
 from bench.peers import TOOLS, adapter
@@ -39,12 +40,12 @@ def main() -> None:
     deadline = time.time() + 60 * arguments.minutes
     for tool in arguments.tool:
         if not TOOLS[tool].installed():
-            label, distribution = TOOLS[tool].label, TOOLS[tool].distribution
-            print(f"{label} is not installed, so its cells are skipped. To install it: pip install {distribution}")
+            label, needed = TOOLS[tool].label, " ".join(TOOLS[tool].distributions)
+            print(f"{label} is not installed, so its cells are skipped. To install it: pip install {needed}")
         elif tasks := missing(tool, arguments):
             # one process per tool, because the tools patch torch
             share_out(tasks, 1, ready, arguments, arguments.results, (deadline - time.time()) / 60)
-    table = table_of(current(read_lines(arguments.results)))
+    table = table_of(current(read_lines(arguments.results)), foreign.read(foreign.RESULTS))
     print(table)
     if arguments.results == RESULTS:
         write_between(RESULTS_PAGE, "peers", table)

@@ -33,7 +33,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         model, images, test, top1_float = loaded[name]
         line = {
             "task": list(task), "settings": adapter(tool).SETTINGS, "images": CALIBRATION_IMAGES, "seed": SEED,
-            "version": importlib.metadata.version(TOOLS[tool].distribution), "top1_float": top1_float,
+            "version": importlib.metadata.version(TOOLS[tool].distributions[0]), "top1_float": top1_float,
         }  # fmt: skip
         started = time.perf_counter()
         try:
@@ -41,7 +41,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             line["seconds"] = time.perf_counter() - started
             line["top1"] = top1(network, *test)
         except Exception as error:  # of a tool, whatever it is, is a result: the tool cannot do this
-            line["error"] = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
+            line["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:REASON_LENGTH]
         return line
 
     return measure
