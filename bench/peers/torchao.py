@@ -1,6 +1,6 @@
 """torchao: PT2E quantization (`prepare_pt2e`, `convert_pt2e`) with a quantizer written as its tutorial describes.
 
-torchao's other interface, `quantize_`, leaves convolutions float. Its own quantizers for PT2E have 8 bits only, so the one
+torchao's other interface, `quantize_`, leaves convolutions float. Its own quantizers for PT2E have 8 bits only. The one
 here annotates every convolution and linear layer, except for the image, with a `QuantizationSpec` of any width.
 Weights: affine per channel, `PerChannelMinMaxObserver`. Activations: affine per tensor, `HistogramObserver`. These are
 the observers of its quantizer for x86, whose weights are symmetric; affine weights use all levels below 8 bits. PT2E
