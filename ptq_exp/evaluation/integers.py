@@ -140,7 +140,7 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
     quantizers = {m.name: m for m in reference.modules() if isinstance(m, _Quantizer)}
     values: dict[str, int] = defaultdict(int)
     forced_, exact, free = _Pass(forced={}), _Pass(forced={}, exact_biases=True), _Pass()
-    same = same_away = moved = 0
+    same = same_away = same_fraction = moved = 0
     for batch in images.split(BATCH):
         x = normalize(batch)
         predictions, codes = simulated(x)
@@ -154,6 +154,8 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
         for name, calls in free.codes.items():
             moved += sum(int((a != b).sum()) for a, b in zip(calls, codes[name], strict=True))
             values[name] += sum(call.numel() for call in calls)
+        state[0] = _Pass(exact_biases=True)
+        same_fraction += int((reference(x.double()).argmax(1) == predictions).sum())
         state[0] = _Pass(half_away=True)
         same_away += int((reference(x.double()).argmax(1) == predictions).sum())
     total, count = sum(values.values()), len(images)
@@ -173,6 +175,7 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
     return IntegerCheck(
         images=count,
         agreement=100 * same / count,
+        agreement_exact_biases=100 * same_fraction / count,
         agreement_half_away=100 * same_away / count,
         other_level_percent=100 * sum(forced_.differing.values()) / max(total, 1),
         exact_bias_percent=100 * sum(exact.differing.values()) / max(total, 1),

@@ -56,6 +56,7 @@ class IntegerCheck:
 
     images: int
     agreement: float  # percent of the images with the same prediction, ties rounded half to even as in the simulation
+    agreement_exact_biases: float  # the same with biases that are not rounded to the scale of the accumulator
     agreement_half_away: float  # the same with ties rounded away from zero, as some runtimes do
     other_level_percent: float  # of all activations, with the same codes in front of the layer
     exact_bias_percent: float  # the same with biases that are not rounded: the order of summation alone
@@ -66,7 +67,8 @@ class IntegerCheck:
     def metrics(self) -> dict[str, float]:
         """The measured numbers, by name."""
         widest = max((row.accumulator_bits or 0 for row in self.rows), default=0)
-        return {"integer_agreement": self.agreement, "integer_other_level_percent": self.other_level_percent,
+        return {"integer_agreement": self.agreement, "integer_agreement_exact_biases": self.agreement_exact_biases,
+                "integer_other_level_percent": self.other_level_percent,
                 "accumulator_bits": float(widest)}  # fmt: skip
 
     def sentence(self) -> str:
@@ -91,7 +93,8 @@ class IntegerCheck:
             )
         if self.other_level_percent > 2 * self.exact_bias_percent:
             reasons.append(
-                f"{self.other_level_percent - self.exact_bias_percent:.2g} % by biases rounded to the accumulator's "
-                f"scale, which quant.integer_biases=true simulates"
+                f"{self.other_level_percent - self.exact_bias_percent:.2g} % by biases rounded to the scale of the "
+                f"accumulator, without which {self.agreement_exact_biases:.2f} % of the predictions agree "
+                f"(quant.integer_biases=true simulates the rounding)"
             )
         return f" {self.other_level_percent:.2g} % of the activations land on another level: {', '.join(reasons)}."
