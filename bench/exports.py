@@ -8,6 +8,7 @@ Then the table of docs/export.md is written. With `--keep`, the packed files sta
 """
 
 import argparse
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.accuracy import write_between
 from bench.foreign import NETWORKS
@@ -28,11 +30,13 @@ from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.evaluation.integers import check_integers, fully_quantized
 from ptq_exp.export import FORMATS
 from ptq_exp.export.formats import Subject
+from ptq_exp.export.network_file import load_quantized
 from ptq_exp.export.verification import TestSet, export_all
 from ptq_exp.networks import custom
 from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
-from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.device import hardware, pick_device
 from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "exports.jsonl"
@@ -70,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="networks or rows to measure")
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--keep", type=Path, help="folder for the packed files")
+    parser.add_argument("--packed", type=Path, help="read the packed files that --keep left, instead of quantizing")
     parser.add_argument("--workers", type=int, default=1, help="number of parallel processes; speeds need one")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -78,11 +83,12 @@ def main() -> None:
     for name in names[:1] + names[-1:]:  # decoded once, before the workers need them
         config = config_of(name, arguments)
         load_dataset(config.data, config.cache, torch.device("cpu"))
-    done = {tuple(line["task"]) for line in read_lines(arguments.results)}
+    machine = hardware(pick_device("auto"))
+    done = {tuple(line["task"]) for line in read_lines(arguments.results) if line["device"] == machine}
     only = arguments.only or [*names, *SETTINGS]
     tasks = [
         (name, row) for name in names for row in LARGE.get(name, SETTINGS)
-        if (name, row) not in done and (name in only or not set(only) & set(names))
+        if (not arguments.packed or (arguments.packed / folder_of(name, row)).is_dir()) and (name, row) not in done and (name in only or not set(only) & set(names))
         and (row in only or not set(only) & SETTINGS.keys())
     ]  # fmt: skip
     if tasks:
@@ -108,6 +114,11 @@ def config_of(name: str, arguments: argparse.Namespace) -> Config:
     return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, resize=size))
 
 
+def folder_of(name: str, row: str) -> str:
+    """The name of the folder of a task's files."""
+    return f"{name}-{row}".replace(", ", "-").replace(" ", "-")
+
+
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
     """The function that measures one task."""
     device = pick_device("auto")
@@ -128,27 +139,25 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         learning = dataclasses.replace(options.reconstruction, steps=STEPS, distill_steps=distill_steps)
         options = dataclasses.replace(options, **changes, calibration_images=IMAGES, reconstruction=learning)
         data = found.dataset
-        order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))[:IMAGES]
-        images = found.normalize(data.train_images[order.to(device)])
-        quantized = quantize(found.model, options, bits, Calibration(images, 0))
         normalize = found.normalize.to("cpu")
-        simulated = evaluate(quantized.network, data.test_images, data.test_labels, found.normalize)
+        if arguments.packed:
+            (file,) = (arguments.packed / folder_of(name, row)).glob("*.safetensors")
+            fresh = copy.deepcopy(found.model).cpu()
+            quantized_network, about = load_quantized(file, fresh)
+        else:
+            quantized_network, about = quantized(found, options, bits)
+        simulated = evaluate(quantized_network.to(device), data.test_images, data.test_labels, found.normalize)
         tests = TestSet(data.test_images.cpu(), data.test_labels.cpu(), simulated.predictions, normalize)
-        about = {
-            "model": custom.as_stored(found.options), "classes": list(data.classes), "mean": found.config.data.mean,
-            "std": found.config.data.std, "quant": dataclasses.asdict(options) | {"bits": bits}, "contiguous": False,
-            "top1": simulated.top1,
-        }  # fmt: skip
-        subject = Subject.of(quantized.network, normalize(tests.images[:1])[0], about)
+        subject = Subject.of(quantized_network, normalize(tests.images[:1])[0], about)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = (arguments.keep or Path(scratch)) / f"{name}-{row}".replace(", ", "-").replace(" ", "-")
+            folder = (arguments.keep or Path(scratch)) / folder_of(name, row)
             folder.mkdir(parents=True, exist_ok=True)
             exports = export_all(arguments.formats, subject, folder / f"quantized_w{bits}", tests)
         integers = None
         if fully_quantized(subject.network, options.act_coverage):
             integers = check_integers(subject.network, tests.images, normalize)
         return {
-            "task": list(task), "top1": simulated.top1, "size_bytes": quantized.report.size_bytes,
+            "task": list(task), "top1": simulated.top1, "size_bytes": about.get("size_bytes"),
             "exports": [dataclasses.asdict(export) for export in exports],
             "integers": dataclasses.asdict(integers) if integers else None, "workers": arguments.workers,
         }  # fmt: skip
@@ -156,32 +165,55 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
     return measure
 
 
+def quantized(found: Any, options: QuantConfig, bits: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A quantized network, and what its packed file says of it."""
+    data = found.dataset
+    order = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(0))[:IMAGES]
+    images = found.normalize(data.train_images[order.to(data.train_images.device)])
+    result = quantize(found.model, options, bits, Calibration(images, 0))
+    about = {
+        "model": custom.as_stored(found.options), "classes": list(data.classes), "mean": found.config.data.mean,
+        "std": found.config.data.std, "quant": dataclasses.asdict(options) | {"bits": bits}, "contiguous": False,
+        "size_bytes": result.report.size_bytes,
+    }  # fmt: skip
+    return result.network, about
+
+
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table: one row per network and setting, agreement and size per format."""
+    """A Markdown table: one row per network and setting. Later lines of the same row replace what they measured."""
     rows = [
         "| network | | size_bytes | packed | program | ONNX | ONNX Runtime agrees | × float, 64 images "
-        "| OpenVINO agrees | × float | integer reference agrees |",
-        "|---" * 11 + "|",
+        "| OpenVINO agrees | × float | integer reference agrees | with exact biases |",
+        "|---" * 12 + "|",
     ]
+    merged: dict[tuple[str, ...], dict[str, Any]] = {}
     for line in lines:
-        name, row = line["task"]
-        by = {export["metric"]: export for export in line["exports"]}
+        entry = merged.setdefault(tuple(line["task"]), {"by": {}})
+        measured = {export["metric"]: export | {"alone": line["workers"] == 1} for export in line["exports"]}
+        entry["by"] |= {key: export for key, export in measured.items() if export["agreement"] is not None}
+        entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
+    for (name, row), entry in sorted(merged.items(), key=lambda item: _order(*item[0])):
+        by, integers = entry["by"], entry.get("integers")
         sizes = [_size(by.get(metric)) for metric in ("packed", "program", "onnx")]
-        runs = [cell for metric in ("onnx", "openvino") for cell in _run(by.get(metric), line["workers"])]
-        integers = f"{line['integers']['agreement']:.2f}" if line["integers"] else ""
-        rows.append(f"| {name} | {row} | {line['size_bytes']} | {' | '.join([*sizes, *runs, integers])} |")
+        runs = [cell for metric in ("onnx", "openvino") for cell in _run(by.get(metric))]
+        exact = [f"{integers[key]:.2f}" if integers else "" for key in ("agreement", "agreement_exact_biases")]
+        rows.append(f"| {name} | {row} | {entry['size_bytes']} | {' | '.join([*sizes, *runs, *exact])} |")
     return "\n".join(rows)
+
+
+def _order(name: str, row: str) -> tuple[int, int]:
+    return ["resnet20", "vgg16", *NETWORKS].index(name), list(SETTINGS).index(row)
 
 
 def _size(export: dict[str, Any] | None) -> str:
     return str(export["size_bytes"]) if export and export["size_bytes"] else "-"
 
 
-def _run(export: dict[str, Any] | None, workers: int) -> tuple[str, str]:
-    """The agreement, and the speed relative to float, which was measured only if nothing else ran."""
-    if not export or export["agreement"] is None:
+def _run(export: dict[str, Any] | None) -> tuple[str, str]:
+    """The agreement, and the speed relative to float, which says something only if nothing else ran."""
+    if not export:
         return ("-", "-")
-    ratio = f"{export['speed_64'] / export['float_speed_64']:.1f}" if workers == 1 else "-"
+    ratio = f"{export['speed_64'] / export['float_speed_64']:.1f}" if export["alone"] else "-"
     return f"{export['agreement']:.2f}", ratio
 
 

@@ -95,9 +95,9 @@ def quantizer_nodes(name: str, quantizer: ActivationQuantizer, source: str, opse
     The codes are unsigned: the zero-point is minus the lowest code.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
-    width, step = nodes.width(grid.levels), quantizer.scale
-    if grid.levels < 2**width or width < 4:  # the type saturates at more levels, or few runtimes have it
-        width = max(8, width)
+    # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
+    width, step = max(8, nodes.width(grid.levels)), quantizer.scale
+    if grid.levels < 2**width:  # the type saturates at more levels
         ends = [nodes.constant(end, code * step) for end, code in (("lowest", grid.low), ("highest", grid.high))]
         source = nodes.node("Clip", [source, *ends], "clipped")
     zero_point = nodes.constant("zero_point", torch.tensor(-grid.low), UNSIGNED[width])

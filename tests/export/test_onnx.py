@@ -1,0 +1,181 @@
+"""ONNX files: what is in them, and that ONNX Runtime and OpenVINO compute what was simulated."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from conftest import mostly_slow  # noqa: E402
+from exported import EVERYTHING, random_tests, small_resnet, subject_of  # noqa: E402
+
+from ptq_exp.base.errors import UserError  # noqa: E402
+from ptq_exp.export.formats import Subject  # noqa: E402
+from ptq_exp.export.onnx import Onnx  # noqa: E402
+from ptq_exp.export.verification import export_all  # noqa: E402
+
+TYPES = {onnx.TensorProto.UINT2: "uint2", onnx.TensorProto.INT2: "int2", onnx.TensorProto.UINT4: "uint4",
+         onnx.TensorProto.INT4: "int4", onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.INT8: "int8",
+         onnx.TensorProto.INT16: "int16"}  # fmt: skip
+
+
+def types_of_codes(path: Path) -> set[str]:
+    return {TYPES[t.data_type] for t in onnx.load(path).graph.initializer if t.name.endswith(".codes")}
+
+
+WEIGHTS = [
+    (2, {"grid": "float_zero_point"}, "uint2"), (2, {"grid": "symmetric"}, "int2"),
+    (3, {"grid": "asymmetric"}, "uint4"),
+    (4, {"grid": "symmetric"}, "int4"), (4, {"grid": "float_zero_point"}, "uint4"), (4, {"grid": "apot"}, "uint4"),
+    (4, {"grid": "power_of_two"}, "int4"), (4, {"sign_bit": "extra", "granularity": "model"}, "int8"),
+    (8, {"grid": "symmetric"}, "int8"), (8, {"grid": "float_zero_point"}, "uint8"),
+    (12, {"grid": "symmetric"}, "int16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bits", "changes", "kind"), mostly_slow(WEIGHTS, 4))
+def test_weights_are_stored_as_codes_and_both_runtimes_predict_the_same(
+    bits: int, changes: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    subject = subject_of(small_resnet(), bits, **changes)
+    found = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    assert types_of_codes(tmp_path / "q.onnx") == {kind}
+    for export in found:
+        assert (export.agreement, export.note) == (100.0, ""), export
+        assert export.largest_difference is not None
+        assert export.largest_difference < 1e-3
+    assert [export.runtime for export in found] == ["ONNX Runtime", "OpenVINO"]
+    assert (tmp_path / "q_opset21.onnx").exists() == kind.endswith("int2")
+    floats = [t for t in onnx.load(tmp_path / "q.onnx").graph.initializer if t.data_type == 1 and len(t.dims) == 4]
+    assert all(t.dims[1] == 1 for t in floats)  # only offsets and scales: no weights
+
+
+@pytest.mark.parametrize("bits", mostly_slow([4, 2, 3, 7, 8], 2))
+def test_activations_are_codes_and_convolutions_compute_with_integers(bits: int, tmp_path: Path) -> None:
+    import onnxruntime
+
+    subject = subject_of(small_resnet(), bits, **EVERYTHING)
+    found = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    assert all(export.agreement is not None and export.agreement >= 95 for export in found), found
+    model = onnx.load(tmp_path / "q.onnx")
+    assert not {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(tmp_path / "q.onnx", options)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QLinearConv") >= 8
+    assert "Conv" not in kinds
+
+
+@pytest.mark.parametrize("bits", mostly_slow([4, 2, 3], 1))
+def test_few_bits_of_activations_pass_pooling_and_clipping(bits: int, tmp_path: Path) -> None:
+    """ONNX Runtime moves the codes through MaxPool, and merges ReLU6 with them; neither knows four-bit types."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    ).eval()  # fmt: skip
+    subject = subject_of(model, bits, size=16, **EVERYTHING | {"act_bits": bits})
+    for export in export_all(["onnx"], subject, tmp_path / "q", random_tests(subject)):
+        assert export.agreement is not None, export.note
+        assert export.agreement >= 95, export
+
+
+def test_full_range_weights_do_not_saturate_on_processors_without_vnni(tmp_path: Path) -> None:
+    """Such a processor adds two products in 16 bits: 2 x 255 x 127 does not fit. Unsigned weights have wider sums."""
+    subject = subject_of(small_resnet(), 8, **EVERYTHING)
+    export_all(["onnx"], subject, tmp_path / "q8", random_tests(subject, 4))
+    assert types_of_codes(tmp_path / "q8.onnx") == {"uint8"}
+    subject = subject_of(small_resnet(), 7, **EVERYTHING)
+    export_all(["onnx"], subject, tmp_path / "q7", random_tests(subject, 4))
+    assert types_of_codes(tmp_path / "q7.onnx") == {"int8"}
+
+
+def test_any_number_of_images_and_no_traces_of_this_machine(tmp_path: Path) -> None:
+    import onnxruntime
+
+    subject = subject_of(small_resnet(), 4)
+    (file, _) = Onnx().write(subject, tmp_path, "q")
+    session = onnxruntime.InferenceSession(file.path)
+    for count in (1, 3):
+        (logits,) = session.run(None, {"images": torch.randn(count, 3, 32, 32).numpy()})
+        assert logits.shape == (count, 10)
+    content = file.path.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b"stack_trace" not in content
+    about = {entry.key: entry.value for entry in onnx.load(file.path).metadata_props}
+    assert about["mean"] == "[0.5, 0.4, 0.3]"
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if x.mean() > 0:  # depends on the images
+            x = -x
+        return self.fc(x.mean((2, 3)))
+
+
+def test_what_cannot_be_exported_is_said_and_the_others_are_written(tmp_path: Path) -> None:
+    subject = subject_of(Unusual().eval(), 4, size=8, fold_batch_norm=False)
+    with pytest.raises(UserError, match="cannot be exported to ONNX"):
+        Onnx().write(subject, tmp_path, "q")
+    found = export_all(["onnx", "program"], subject, tmp_path / "q", random_tests(subject))
+    assert [(export.format, export.failed) for export in found] == [("onnx", True), ("program", True)]
+    assert all("cannot be exported" in export.note for export in found)
+
+
+def test_a_shared_layer_is_stored_once(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.conv(self.conv(self.first(x).relu()).relu()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    subject = subject_of(Twice().eval(), 4, size=8)
+    (export, _) = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    assert export.agreement == 100
+    names = [t.name for t in onnx.load(tmp_path / "q.onnx").graph.initializer if t.name.endswith(".codes")]
+    assert sorted(names) == ["conv.codes", "fc.codes", "first.codes"]
+
+
+def test_a_file_that_disagrees_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptq_exp.export import verification
+
+    subject = subject_of(small_resnet(), 4)
+    tests = random_tests(subject)
+    wrong = verification.TestSet(tests.images, tests.labels, (tests.predictions + 1) % 10, tests.normalize)
+    found = export_all(["onnx"], subject, tmp_path / "q", wrong)
+    assert all(export.failed and export.agreement == 0 for export in found)
+    assert "agrees on 0.00 % of the test images" in found[0].note
+
+
+def test_without_the_packages_the_row_says_how_to_install_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    subject = subject_of(small_resnet(), 4)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    runtime, missing = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    assert runtime.agreement == 100
+    assert (missing.agreement, missing.failed) == (None, False)
+    assert "pip install" in missing.note
+    assert missing.size_bytes == (tmp_path / "q.onnx").stat().st_size
+
+
+def test_a_float_network_is_a_float_file(tmp_path: Path) -> None:
+    subject = subject_of(small_resnet(), 4).unquantized()
+    (file, _) = Onnx().write(subject, tmp_path, "float")
+    kinds = {node.op_type for node in onnx.load(file.path).graph.node}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+    assert isinstance(subject, Subject)
