@@ -86,10 +86,12 @@ def main() -> None:
     machine = hardware(pick_device("auto"))
     done = {tuple(line["task"]) for line in read_lines(arguments.results) if line["device"] == machine}
     only = arguments.only or [*names, *SETTINGS]
+    there = arguments.packed
     tasks = [
         (name, row) for name in names for row in LARGE.get(name, SETTINGS)
-        if (not arguments.packed or (arguments.packed / folder_of(name, row)).is_dir()) and (name, row) not in done and (name in only or not set(only) & set(names))
+        if (name, row) not in done and (name in only or not set(only) & set(names))
         and (row in only or not set(only) & SETTINGS.keys())
+        and (there is None or (there / folder_of(name, row)).is_dir())
     ]  # fmt: skip
     if tasks:
         share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
