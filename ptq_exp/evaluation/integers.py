@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.data.loader import Normalizer
+from ptq_exp.evaluation.integer_check import IntegerCheck, LevelRow
 from ptq_exp.quantization.grids import UniformGrid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
-from ptq_exp.results.exports import IntegerCheck, LevelRow
 
 IMAGES, BATCH = 512, 32
 

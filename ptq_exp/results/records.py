@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.evaluation.integer_check import IntegerCheck
 from ptq_exp.quantization.layer_report import LayerReport
-from ptq_exp.results.exports import ExportResult, IntegerCheck
+from ptq_exp.results.exports import ExportResult
 
 # Fields of a bit width's result that are settings or text.
 NOT_METRICS = {

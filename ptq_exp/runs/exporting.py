@@ -9,6 +9,7 @@ from typing import Any
 from ptq_exp.base.console import log, progress
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation
+from ptq_exp.evaluation.integer_check import IntegerCheck
 from ptq_exp.evaluation.integers import check_integers, fully_quantized
 from ptq_exp.export.formats import Subject
 from ptq_exp.export.network_file import save_quantized
@@ -16,7 +17,7 @@ from ptq_exp.export.verification import TestSet, export_all
 from ptq_exp.networks import custom
 from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.quantize import Quantized
-from ptq_exp.results.exports import ExportResult, IntegerCheck
+from ptq_exp.results.exports import ExportResult
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.runs.shared import Shared
 
