@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ptq_exp.base.errors import UserError
@@ -9,7 +10,7 @@ from ptq_exp.config.mistakes import exit_code
 from ptq_exp.export import FORMATS
 from ptq_exp.reporting.mlflow.store import default_uri
 
-PATTERN = "quantized_w*.safetensors"
+PATTERN, CONFIG = "quantized_w*.safetensors", "config.yaml"
 
 
 def main() -> int:
@@ -31,12 +32,13 @@ def _export(arguments: argparse.Namespace) -> str:
     if folder.is_dir():
         return _export_folder(_artifacts(folder), arguments.output or _artifacts(folder), arguments.format)
     with tempfile.TemporaryDirectory() as scratch:
-        from mlflow.artifacts import download_artifacts
+        from ptq_exp.reporting.mlflow.reading import artifact, artifact_names, existing_run
 
-        from ptq_exp.reporting.mlflow.reading import existing_run
-
-        existing_run(arguments.uri, arguments.job)
-        download_artifacts(run_id=arguments.job, dst_path=scratch, tracking_uri=arguments.uri)
+        client = existing_run(arguments.uri, arguments.job)[0].client
+        assert client is not None
+        for name in artifact_names(client, arguments.job):
+            if name == CONFIG or fnmatch(name, PATTERN):
+                artifact(client, arguments.job, name, Path(scratch))
         return _export_folder(_artifacts(Path(scratch)), arguments.output or Path("exported"), arguments.format)
 
 
@@ -64,7 +66,7 @@ def _export_folder(artifacts: Path, output: Path, formats: list[str]) -> str:
             f"{artifacts} holds no quantized network ({PATTERN}). Give the folder or the run of a finished job."
         )
     output.mkdir(parents=True, exist_ok=True)
-    config = from_file(artifacts / "config.yaml")
+    config = from_file(artifacts / CONFIG)
     dataset = load_images(config, torch.device("cpu"))
     normalize = Normalizer(config.data.mean or dataset.mean, config.data.std or dataset.std, torch.device("cpu"))
     failed = False

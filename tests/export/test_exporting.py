@@ -1,14 +1,19 @@
 """`export=[...]` in a job, and `python -m ptq_exp.export` for one that is finished."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY, Outcome
+from exported import random_tests, small_resnet, subject_of
+
+from ptq_exp.export.verification import export_all
 
 pytest.importorskip("onnxruntime")
 
@@ -44,6 +49,20 @@ def test_a_job_exports_verifies_and_shows_its_files(cli: Cli, store: str, runs: 
     assert "quantized_w4.pt2, PyTorch, torch.export" in page
     (record,) = json.loads((artifacts.parent / "results.json").read_text())["results"]
     assert [export["format"] for export in record["exports"]] == ["onnx", "onnx", "packed", "program"]
+
+
+def test_the_documented_code_classifies_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = subject_of(small_resnet(), 4)
+    tests = random_tests(subject, 5)
+    export_all(["onnx"], subject, tmp_path / "quantized_w4", tests)
+    np.save(tmp_path / "images.npy", tests.images.numpy())
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    (tmp_path / "code.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("code.py")
+    assert capsys.readouterr().out == f"{[str(number) for number in tests.predictions.tolist()]}\n"
 
 
 @pytest.mark.slow
