@@ -4,13 +4,16 @@ from collections.abc import Iterator
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
-from ptq_exp.reporting.table import JOB, Cells
+from ptq_exp.reporting.table import JOB, Cells, broken
 from ptq_exp.results.exports import ExportResult
 from ptq_exp.results.series import Series
 
 FILE = "file"
 HEADINGS = [FILE, "agreement %", "top-1 %", "kB", "images/s at 1 / 64", "× float at 1 / 64"]
+
+NARROW = [FILE, "agree-\nment %", "top-1 %", "kB", "images/s at 1 / 64\nand × float"]  # for the terminal
 
 Exports = dict[str, list[ExportResult]]  # by the label of a series
 
@@ -78,20 +81,22 @@ class ExportTable:
         self.exports = exports
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        cells = export_cells(self.exports)
-        if cells is None:
-            return
-        table = Table()
-        for heading in cells.headings:
-            table.add_column(heading, justify="left" if heading in (FILE, JOB) else "right")
-        for line in cells.lines:
-            table.add_row(*line)
-        yield table
-        yield from notes(self.exports)
+        for label, found in self.exports.items():
+            if label:
+                yield Text(broken(label, options.max_width))
+            table = Table()
+            for heading in NARROW:
+                left = heading == FILE
+                table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+            for export in found:
+                *cells, speeds, ratios = _line(export)
+                table.add_row(*cells, f"{speeds}\n× {ratios}" if export.speed_1 else speeds)
+            yield table
+        yield from map(Text, notes(self.exports))
 
 
 def export_markdown(exports: Exports) -> str:
-    """The table in Markdown, for the page of a run. Empty without exports."""
+    """The table in Markdown, to be appended to the page of a run. Empty without exports."""
     cells = export_cells(exports)
     if cells is None:
         return ""
@@ -100,4 +105,4 @@ def export_markdown(exports: Exports) -> str:
         for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
             yield "| " + " | ".join(cell.replace("\n", ", ") for cell in line) + " |"
 
-    return "\n".join([*lines(), "", *notes(exports)])
+    return "\n".join(["\n\n**Exports**\n", *lines(), "", *notes(exports)])

@@ -7,6 +7,7 @@ from pathlib import Path
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.text import write_text
+from ptq_exp.reporting.exports import export_markdown, exports_of_series
 from ptq_exp.reporting.mlflow.place import Place
 from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
 from ptq_exp.reporting.mlflow.registry import register
@@ -30,7 +31,8 @@ def log_job(record: JobRecord, run: Run, place: Place, uri: str | None = None, p
         belongs_to = parent or place.parent
         run = start_run(place.options(uri), record.name, belongs_to, record.key, place.run_id, record.started)
     run.rename(record.name)
-    run.log_series(points(record), record.params, record.tags | {"mlflow.note.content": job_note(record)})
+    exported = export_markdown(exports_of_series({"": list(record.results)}))
+    run.log_series(points(record), record.params, record.tags | {"mlflow.note.content": job_note(record) + exported})
     run.log_folder(record.artifacts)
     run.log_file(record.folder / RESULTS_FILE)
     if record.dataset:
