@@ -120,3 +120,26 @@ def _strip(model: ModelProto) -> None:
         part.doc_string = ""
     for node in graph.node:
         node.name = ""
+    _shorten(graph)
+
+
+def _shorten(graph: GraphProto) -> None:
+    """Number the values in between, whose names take more room than a layer's weights in small networks.
+
+    The constants of layers and quantizers keep their names, but equal zero-points and ends of ranges are stored once.
+    """
+    results = {result.name for result in graph.output}
+    names = {name: f"v{number}" for number, name in enumerate(
+        name for node in graph.node for name in node.output if name not in results
+    )}  # fmt: skip
+    kept: dict[bytes, str] = {}
+    for tensor in list(graph.initializer):
+        if tensor.name.endswith((".zero_point", ".lowest", ".highest")) and not tensor.dims:
+            value = bytes([tensor.data_type]) + tensor.raw_data
+            if value in kept:
+                graph.initializer.remove(tensor)
+            names[tensor.name] = kept.setdefault(value, f"c{len(kept)}")
+            tensor.name = names[tensor.name]
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
