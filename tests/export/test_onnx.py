@@ -37,7 +37,7 @@ WEIGHTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("bits", "changes", "kind"), mostly_slow(WEIGHTS, 4))
+@pytest.mark.parametrize(("bits", "changes", "kind"), mostly_slow(WEIGHTS, 2))
 def test_weights_are_stored_as_codes_and_both_runtimes_predict_the_same(
     bits: int, changes: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
@@ -54,7 +54,7 @@ def test_weights_are_stored_as_codes_and_both_runtimes_predict_the_same(
     assert all(t.dims[1] == 1 for t in floats)  # only offsets and scales: no weights
 
 
-@pytest.mark.parametrize("bits", mostly_slow([4, 2, 3, 7, 8], 2))
+@pytest.mark.parametrize("bits", mostly_slow([4, 2, 3, 7, 8]))
 def test_activations_are_codes_and_convolutions_compute_with_integers(bits: int, tmp_path: Path) -> None:
     import onnxruntime
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ CASES = [(bits, grid) for bits, grid in itertools.product([1, 2, 3, 4, 8], GRIDS
          if not (bits == 1 and grid in ("symmetric", "power_of_two", "apot"))]  # fmt: skip
 
 
-@pytest.mark.parametrize(("bits", "grid"), CASES)
+@pytest.mark.parametrize(("bits", "grid"), mostly_slow(CASES[::-1], 4))
 def test_the_file_is_as_small_as_the_table_says(bits: int, grid: str, tmp_path: Path) -> None:
     found, file = quantized(bits, grid=grid, act_bits=8), tmp_path / "q.safetensors"
     save_quantized(found.network, file, {"classes": list("0123456789")})

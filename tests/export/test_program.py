@@ -19,7 +19,7 @@ CASES: list[tuple[int, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("bits", "changes"), mostly_slow(CASES, 3))
+@pytest.mark.parametrize(("bits", "changes"), mostly_slow(CASES, 2))
 def test_a_program_gives_bit_identical_logits(bits: int, changes: dict[str, Any], tmp_path: Path) -> None:
     subject = subject_of(small_resnet(), bits, **changes)
     (file,) = Program().write(subject, tmp_path, "q")

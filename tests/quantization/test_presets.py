@@ -18,10 +18,11 @@ SHORT = ["quant.reconstruction.steps=2", "quant.calibration_images=32", "model.d
 
 @pytest.mark.parametrize("preset", mostly_slow(sorted(PRESETS, key="mixed".__eq__), len(PRESETS) - 1))
 def test_every_preset_runs(cli: Callable[..., Outcome], preset: str) -> None:
-    distilled = ["quant.reconstruction.distill_steps=2"] if preset == "best" else []
+    distills = preset in ("best", "integer")
+    distilled = ["quant.reconstruction.distill_steps=2"] if distills else []
     outcome = cli(f"quant={preset}", "quant.bits=3", *distilled, *TINY, *SHORT)
     assert outcome.code == 0, outcome.err
-    changed = " calibration_images=32 reconstruction.steps=2" + " reconstruction.distill_steps=2" * (preset == "best")
+    changed = " calibration_images=32 reconstruction.steps=2" + " reconstruction.distill_steps=2" * distills
     stored = 3 + (preset == "notebook")  # with the sign
     assert f"{preset}{changed}, {stored} bits per weight" in outcome.out
     assert outcome.out.count(": top-1 ") == 1
