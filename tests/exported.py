@@ -48,7 +48,8 @@ def random_tests(subject: Subject, count: int = 48) -> TestSet:
     size = subject.image.shape[-1]
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     normalize = Normalizer(MEAN, STD, torch.device("cpu"))
-    return TestSet(images, predicted(subject, normalize(images)), predicted(subject, normalize(images)), normalize)
+    predictions = predicted(subject, normalize(images))
+    return TestSet(images, predictions, predictions, normalize)
 
 
 @torch.no_grad()

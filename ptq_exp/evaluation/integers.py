@@ -6,7 +6,6 @@ is computed in double precision (Jacob et al. 2018, section 2.2). Codes are kept
 """
 
 import copy
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.integer_check import IntegerCheck, LevelRow
-from ptq_exp.quantization.grids import UniformGrid
+from ptq_exp.quantization.grids import UniformGrid, code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 
@@ -90,27 +89,24 @@ class _Layer(nn.Module):
         sums = self._product(codes, self.codes)
         now = self.state[0]
         now.largest_sum[self.name] = max(
-            now.largest_sum[self.name], self._shaped(sums, self.bias_codes).abs().max().item()
+            now.largest_sum[self.name], (sums + self._channels(self.bias_codes)).abs().max().item()
         )
         if self.zero_point.any():
             ones = torch.ones_like(self.codes)
-            sums = sums - self._product(codes, ones) * self._channels(self.zero_point, sums)
+            sums = sums - self._product(codes, ones) * self._channels(self.zero_point)
         bias = self.exact_bias if now.exact_biases else self.bias_codes
-        return self._shaped(sums, bias) * self._channels(self.scale, sums)
+        return (sums + self._channels(bias)) * self._channels(self.scale)
 
     def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
             return F.linear(codes, weights)
         return self.layer._conv_forward(codes, weights, None)
 
-    def _channels(self, values: Tensor, like: Tensor) -> Tensor:
+    def _channels(self, values: Tensor) -> Tensor:
         """One value per channel, shaped to broadcast: channels are the second dimension of images, else the last."""
         if isinstance(self.layer, nn.Linear) or values.numel() == 1:
             return values
         return values.view(-1, *[1] * (self.layer.weight.dim() - 2))
-
-    def _shaped(self, sums: Tensor, bias: Tensor) -> Tensor:
-        return sums + self._channels(bias, sums)
 
     def most(self) -> float:
         """The largest magnitude of the accumulator for any image."""
@@ -122,8 +118,7 @@ class _Layer(nn.Module):
 def _reference(network: nn.Module, state: list[_Pass]) -> nn.Module:
     """A copy of `network` in double precision with integer layers and quantizers that follow `state[0]`."""
     network = copy.deepcopy(network).double()
-    single = dict(quantized_layers(network))
-    for name, layer in single.items():
+    for name, layer in quantized_layers(network).items():
         replace_module(network, name, _Layer(name, layer, state))
     for name, module in list(network.named_modules()):
         if isinstance(module, ActivationQuantizer):
@@ -136,7 +131,7 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
     """Compare `network` (on the CPU) with its integer reference on the first of the uint8 `images` (N, C, H, W)."""
     state = [_Pass()]
     reference, images = _reference(network, state), images[:IMAGES]
-    simulated = _watched(network)
+    simulated = _Simulation(copy.deepcopy(network))
     quantizers = {m.name: m for m in reference.modules() if isinstance(m, _Quantizer)}
     values: dict[str, int] = defaultdict(int)
     forced_, exact, free = _Pass(forced={}), _Pass(forced={}, exact_biases=True), _Pass()
@@ -163,7 +158,7 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
     rows = tuple(
         LevelRow(
             tensor=name,
-            bits=math.ceil(math.log2(quantizer.grid.levels)),
+            bits=code_width(quantizer.grid.levels),
             values=values[name],
             other_level_percent=100 * forced_.differing[name] / max(values[name], 1),
             largest_distance=forced_.distances[name],
@@ -188,10 +183,6 @@ def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) ->
 def _bits(magnitude: float) -> int:
     """The bits of a two's complement number of this magnitude."""
     return int(magnitude).bit_length() + 1
-
-
-def _watched(network: nn.Module) -> "_Simulation":
-    return _Simulation(copy.deepcopy(network))
 
 
 class _Simulation:

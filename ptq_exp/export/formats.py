@@ -1,7 +1,7 @@
 """What every format has in common: what is exported, the files that are written, and the runtimes that run them."""
 
 import contextlib
-import math
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.quantization.grids import Grid
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, QuantizedOperation
 from ptq_exp.quantization.modules import copy_network, replace_module
 
@@ -55,6 +54,31 @@ class Written:
     load: Callable[[Path], Runner]  # raises `NotInstalled`
 
 
+class DecodedLayer(nn.Module):
+    """Stands for a `QuantizedLayer`: the same convolution or product with weights that a derived class decodes."""
+
+    def __init__(self, layer: QuantizedLayer):
+        super().__init__()
+        self.layer, self.activation, self.shape = copy.copy(layer.layer), layer.activation, layer.codes.shape
+        self.layer._parameters = {"bias": layer.layer._parameters["bias"]}  # without the weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights, also for networks that read them without calling the layer."""
+        raise NotImplementedError
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the layer."""
+        return self.layer._parameters["bias"]
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input if self.activation is None else self.activation(input)
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, self.weight, self.bias)
+        return self.layer._conv_forward(x, self.weight, self.bias)
+
+
 class NotInstalled(Exception):
     """A runtime or a writer is not installed. The message says how to install it."""
 
@@ -87,9 +111,14 @@ def quantizes_activations(network: nn.Module) -> bool:
     return any(isinstance(module, ActivationQuantizer) for module in network.modules())
 
 
-def code_width(grid: Grid) -> int:
-    """The bits that the codes of a grid need."""
-    return max(1, math.ceil(math.log2(grid.levels)))
+def runner(network: Callable[[Tensor], Tensor]) -> Runner:
+    """A PyTorch network, called without gradients."""
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return network(images)
+
+    return run
 
 
 def first_line(error: Exception) -> str:

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ptq_exp.export.formats import Format, Runner, Subject, Written
+from ptq_exp.export.formats import Format, Subject, Written, runner
 from ptq_exp.export.inference import load
 from ptq_exp.export.network_file import save_quantized
 from ptq_exp.quantization.layers import quantized_layers
@@ -20,15 +17,4 @@ class Packed(Format):
             return [Written(path, "", "", lambda _: subject.network)]
         if not path.exists():
             save_quantized(subject.network, path, subject.about)
-        return [Written(path, "PyTorch, ptq_exp.load", "packed", lambda file: _runner(file, subject))]
-
-
-def _runner(path: Path, subject: Subject) -> Runner:
-    network = load(path, network=None).network
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Tensor:
-        logits: Tensor = network(images)
-        return logits
-
-    return run
+        return [Written(path, "PyTorch, ptq_exp.load", "packed", lambda file: runner(load(file).network))]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ptq_exp.base.tensors import load_checked, save_checked
 from ptq_exp.export.packing import pack, packed_bytes, unpack
+from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.options import TERNARY
 
 FORMAT = {"format": "ptq_exp packed", "version": 1}
@@ -59,7 +60,7 @@ def write_packed(path: Path, tensors: dict[str, Tensor], layers: dict[str, dict[
 
 def code_bits(bits: float, levels: int) -> float:
     """The bits of a packed code: a whole number, or 1.6 for five codes of three levels in a byte."""
-    return TERNARY if bits == TERNARY else max(1, math.ceil(math.log2(levels)))
+    return TERNARY if bits == TERNARY else code_width(levels)
 
 
 def read_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ptq_exp.export.formats import Format, Runner, Subject, Written, code_width, exported
+from ptq_exp.export.formats import DecodedLayer, Format, Runner, Subject, Written, exported, runner
 from ptq_exp.export.packing import PER_BYTE, pack
-from ptq_exp.quantization.grids import LevelGrid
+from ptq_exp.quantization.grids import LevelGrid, code_width
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import copy_network, replace_module
 from ptq_exp.quantization.options import TERNARY
@@ -32,17 +32,10 @@ class Program(Format):
 
 
 def _load(path: Path) -> Runner:
-    module = torch.export.load(path).module()
-
-    @torch.inference_mode()
-    def run(images: Tensor) -> Tensor:
-        logits: Tensor = module(images)
-        return logits
-
-    return run
+    return runner(torch.export.load(path).module())
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(DecodedLayer):
     """A quantized layer that decodes its weights at every call: codes of 1, 2, 4 or 8 bits, or five to a byte."""
 
     packed: Tensor
@@ -52,12 +45,9 @@ class PackedLayer(nn.Module):
     steps: Tensor
 
     def __init__(self, layer: QuantizedLayer):
-        super().__init__()
-        self.layer, self.activation = layer.layer, layer.activation
-        grid, self.lowest = layer.grid, layer.grid.low
-        self.shape, self.ternary = layer.codes.shape, layer.bits == TERNARY
-        needed = code_width(grid)
-        self.bits = next(bits for bits in (1, 2, 4, 8, 16, 32) if bits >= needed)
+        super().__init__(layer)
+        grid, self.lowest, self.ternary = layer.grid, layer.grid.low, layer.bits == TERNARY
+        self.bits = next(bits for bits in (1, 2, 4, 8, 16, 32) if bits >= code_width(grid.levels))
         codes = layer.codes - grid.low
         if self.ternary:
             packed, steps = pack(codes, TERNARY), 3 ** torch.arange(PER_BYTE)
@@ -70,20 +60,13 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", layer.scale)
         self.register_buffer("zero_point", layer.zero_point)
         self.register_buffer("levels", torch.tensor(grid.values) if isinstance(grid, LevelGrid) else None)
-        del self.layer._parameters["weight"]
 
     @property
     def weight(self) -> Tensor:
-        """The weights, for networks that read them without calling the layer."""
         codes = self._codes()
         if self.levels is not None:
             return self.levels[codes.long()] * self.scale
         return (codes.to(self.scale.dtype) + self.lowest - self.zero_point) * self.scale
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the layer."""
-        return self.layer.bias
 
     def _codes(self) -> Tensor:
         if self.ternary:
@@ -93,9 +76,3 @@ class PackedLayer(nn.Module):
         else:
             return self.packed
         return groups.flatten()[: self.shape.numel()].view(self.shape)
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = input if self.activation is None else self.activation(input)
-        if isinstance(self.layer, nn.Linear):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return self.layer._conv_forward(x, self.weight, self.bias)

@@ -1,6 +1,7 @@
 """The grids that values are rounded to: integer codes and the values that they represent."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,11 @@ class LevelGrid:
 
 
 Grid = UniformGrid | LevelGrid
+
+
+def code_width(levels: int) -> int:
+    """The bits that codes of so many levels need."""
+    return max(1, math.ceil(math.log2(levels)))
 
 
 def weight_grid(bits: float, sign_bit: str, kind: str = SYMMETRIC) -> Grid:

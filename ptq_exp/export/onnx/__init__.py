@@ -22,13 +22,12 @@ class Onnx(Format):
         except NotInstalled as error:
             raise NotInstalled("not written (pip install 'ptq_exp[export]')") from error
 
-        two = has_two_bit_weights(subject.network)
-        model = to_onnx(subject, TWO_BITS if two else FOUR_BITS)
-        path = save(model, folder / f"{name}.onnx")
-        other = save(to_onnx(subject, FOUR_BITS), folder / f"{name}_opset{FOUR_BITS}.onnx") if two else path
+        opsets = [TWO_BITS, FOUR_BITS] if has_two_bit_weights(subject.network) else [FOUR_BITS]
+        path, other = folder / f"{name}.onnx", folder / f"{name}_opset{FOUR_BITS}.onnx"
+        written = [save(model, file) for model, file in zip(to_onnx(subject, opsets), (path, other), strict=False)]
         return [
             Written(
                 path, "ONNX Runtime", "onnx", partial(onnx_runtime, decode=not quantizes_activations(subject.network))
             ),
-            Written(other, "OpenVINO", "openvino", openvino),
+            Written(written[-1], "OpenVINO", "openvino", openvino),
         ]

@@ -7,7 +7,7 @@ from onnx import NodeProto, TensorProto, helper
 from torch import Tensor
 
 from ptq_exp.export.packing import pack
-from ptq_exp.quantization.grids import LevelGrid
+from ptq_exp.quantization.grids import LevelGrid, code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 
 FOUR_BITS, TWO_BITS = 21, 25  # the opsets that introduced these types
@@ -48,7 +48,7 @@ class Nodes:
     def width(self, levels: int) -> int:
         """The bits of the smallest type for so many levels in this opset."""
         smallest = 2 if self.opset >= TWO_BITS else 4
-        return max(smallest, 2 ** math.ceil(math.log2(max(1, math.ceil(math.log2(levels))))))
+        return max(smallest, 2 ** math.ceil(math.log2(code_width(levels))))
 
 
 def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, str]:

@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ptq_exp.export.formats import DecodedLayer
 from ptq_exp.export.onnx.names import QUANTIZER, WEIGHT
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
@@ -25,30 +26,16 @@ class _Quantizer(nn.Module):
         return torch.onnx.ops.symbolic(QUANTIZER, (x,), {"name": self.name}, dtype=x.dtype, shape=x.shape)
 
 
-class _Layer(nn.Module):
-    """Stands for a `QuantizedLayer`: the same convolution or product with weights that a node gives."""
+class _Layer(DecodedLayer):
+    """A layer whose weights are one node."""
 
     def __init__(self, name: str, layer: QuantizedLayer):
-        super().__init__()
-        self.name, self.layer, self.activation = name, copy.copy(layer.layer), layer.activation
-        self.shape = layer.layer.weight.shape
-        self.layer._parameters = {"bias": layer.layer._parameters["bias"]}  # without the weight
+        super().__init__(layer)
+        self.name = name
 
     @property
     def weight(self) -> Tensor:
-        """The weights, for networks that read them without calling the layer."""
         return torch.onnx.ops.symbolic(WEIGHT, (), {"name": self.name}, dtype=torch.float32, shape=self.shape)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the layer."""
-        return self.layer._parameters["bias"]
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = input if self.activation is None else self.activation(input)
-        if isinstance(self.layer, nn.Linear):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return self.layer._conv_forward(x, self.weight, self.bias)
 
 
 def with_placeholders(network: nn.Module) -> nn.Module:

@@ -1,7 +1,9 @@
 """Writing a network as ONNX."""
 
+import copy
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -10,26 +12,31 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.export.formats import Subject, code_width, first_line
+from ptq_exp.export.formats import Subject, first_line
 from ptq_exp.export.onnx.names import BATCH, DOMAIN, IMAGES, LOGITS
 from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS, Nodes, quantizer_nodes, weight_nodes
 from ptq_exp.export.onnx.placeholders import with_placeholders
+from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 
 IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
 
 
-def to_onnx(subject: Subject, opset: int = FOUR_BITS) -> ModelProto:
-    """An ONNX model that takes normalized `images` (batch, C, H, W) and returns `logits`, both float32.
+def to_onnx(subject: Subject, opsets: Iterable[int]) -> list[ModelProto]:
+    """An ONNX model for each of `opsets`: normalized `images` (batch, C, H, W) in, `logits` out, both float32.
 
-    The weights of quantized layers are integer codes of the smallest type that `opset` has, with a `DequantizeLinear`.
+    The weights of quantized layers are integer codes of the smallest type of the opset, with a `DequantizeLinear`.
     Every quantizer of activations is a `QuantizeLinear` and a `DequantizeLinear`. A float network becomes a float
     model. Raises `UserError` with the operator or the line that cannot be exported.
     """
-    network = subject.network
-    model = _export(with_placeholders(network), subject.image)
-    _replace(model.graph, dict(network.named_modules()), opset)
+    exported = _export(with_placeholders(subject.network), subject.image)
+    return [_finished(exported, subject, opset) for opset in opsets]
+
+
+def _finished(exported: ModelProto, subject: Subject, opset: int) -> ModelProto:
+    model = copy.deepcopy(exported)
+    _replace(model.graph, dict(subject.network.named_modules()), opset)
     _strip(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
@@ -46,7 +53,7 @@ def save(model: ModelProto, path: Path) -> Path:
 
 def has_two_bit_weights(network: nn.Module) -> bool:
     """Whether a layer's codes fit two bits."""
-    return any(code_width(layer.grid) <= 2 for layer in quantized_layers(network).values())
+    return any(code_width(layer.grid.levels) <= 2 for layer in quantized_layers(network).values())
 
 
 def _export(network: nn.Module, image: Tensor) -> ModelProto:
