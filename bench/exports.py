@@ -1,9 +1,9 @@
 """Exported files against the simulation, for several networks: `python -m bench.exports --networks FOLDER --jpeg ...`.
 
 FOLDER holds the checkpoints of `bench.foreign`; `--checkpoint` is a ResNet-20; a VGG-16 is trained. Each network is
-quantized
-with few steps of learning, since agreement does not depend on accuracy, exported in every format, and verified on the
-10,000 JPEG test images. Lines are appended to bench/results/exports.jsonl; existing results are not measured again.
+quantized with few steps of learning, since agreement does not depend on accuracy, exported in every format, and
+verified on the 10,000 JPEG test images. Lines are appended to bench/results/exports.jsonl; existing results are not
+measured again.
 Then the table of docs/export.md is written. With `--keep`, the packed files stay there. Needs neither Hydra nor MLflow.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench import foreign
 from bench.accuracy import write_between
 from bench.foreign import NETWORKS
 from bench.harness import on_images, preset
@@ -110,10 +111,7 @@ def config_of(name: str, arguments: argparse.Namespace) -> Config:
         return config
     if name == "resnet20":
         return on_images(arguments.jpeg, arguments.cache, arguments.checkpoint)
-    target, args, size = NETWORKS[name]
-    config = on_images(arguments.jpeg, arguments.cache, str(arguments.networks / f"{name}.pt"))
-    model = {"name": name, "architecture": "custom", "target": target.format(arguments.networks), "args": args}
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, resize=size))
+    return foreign.config_of(name, arguments)
 
 
 def folder_of(name: str, row: str) -> str:

@@ -104,6 +104,14 @@ def images(arguments: argparse.Namespace, size: int | None) -> Any:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, resize=size))
 
 
+def config_of(name: str, arguments: argparse.Namespace) -> Any:
+    """The configuration that reads one of `NETWORKS` and its images."""
+    target, args, size = NETWORKS[name]
+    model = {"name": name, "architecture": "custom", "target": target.format(arguments.networks), "args": args}
+    checkpoint = str(arguments.networks / f"{name}.pt")
+    return dataclasses.replace(images(arguments, size), model=model, checkpoint=checkpoint)
+
+
 def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
     """The function that measures one task."""
     device = pick_device("auto")
@@ -111,11 +119,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
 
     def network(name: str) -> Any:
         if name not in loaded:
-            target, args, size = NETWORKS[name]
-            model = {"name": name, "architecture": "custom", "target": target.format(arguments.networks), "args": args}
-            config = dataclasses.replace(
-                images(arguments, size), model=model, checkpoint=str(arguments.networks / f"{name}.pt")
-            )
+            config = config_of(name, arguments)
             dataset = load_dataset(config.data, config.cache, device)
             loaded.clear()
             loaded[name] = load_or_train(config, dataset, device)

@@ -21,13 +21,13 @@ EVERYTHING: dict[str, Any] = {"act_bits": 8, "act_coverage": "all", "act_zero_po
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
 
 
-def small_resnet() -> nn.Module:
+def small_resnet(seed: int = 0, batches: int = 20, images: int = 16) -> nn.Module:
     """A ResNet-8 whose batch norms have statistics, so that its activations have a usual scale."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = build_model("resnet", 10, depth=8)
     with torch.no_grad():
-        for _ in range(20):
-            model(torch.randn(16, 3, 32, 32))
+        for _ in range(batches):
+            model(torch.randn(images, 3, 32, 32))
     return model.eval()
 
 

@@ -1,8 +1,6 @@
 """The networks of the comparison, and the images on which every tool calibrates and is evaluated."""
 
 import argparse
-import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +22,7 @@ def load(name: str, arguments: argparse.Namespace, device: torch.device) -> Floa
     if name == "resnet20":
         config = on_images(arguments.jpeg, arguments.cache, arguments.checkpoint)
     else:
-        target, args, size = foreign.NETWORKS[name]
-        model: dict[str, Any] = {
-            "name": name, "architecture": "custom", "target": target.format(arguments.networks), "args": args,
-        }  # fmt: skip
-        config = dataclasses.replace(
-            foreign.images(arguments, size), model=model, checkpoint=str(arguments.networks / f"{name}.pt")
-        )
+        config = foreign.config_of(name, arguments)
     return load_or_train(config, load_dataset(config.data, config.cache, device), device)
 
 

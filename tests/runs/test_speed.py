@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Outcome, mostly_slow, quantize
+from exported import small_resnet
 from torch import nn
 
 from bench import accuracy, evaluation, full_scale, harness, training
@@ -182,12 +183,7 @@ def labelled(count: int = 150) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def network_with_statistics() -> nn.Module:
-    torch.manual_seed(1)
-    model = build_model("resnet", 10, depth=8)
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(64, 3, 32, 32))
-    return model
+    return small_resnet(seed=1, batches=3, images=64).train()
 
 
 @pytest.mark.parametrize("quant", [None, {}, {"act_bits": 4}])
