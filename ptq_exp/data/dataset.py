@@ -1,7 +1,7 @@
 """The common form of data sets: uint8 tensors, their fingerprint, and the recipe for training a network on them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,19 +49,19 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the class names and of every image and label. It does not depend on the storage format."""
-        sha = hashlib.sha256("\n".join(self.classes).encode(errors="surrogateescape"))
-        for tensor in (
+        every = (
             self.train_images,
             self.train_labels,
             self.test_images,
             self.test_labels,
             self.validation_images,
             self.validation_labels,
-        ):
-            if tensor is not None:
-                sha.update(str(tuple(tensor.shape)).encode())
-                sha.update(tensor.cpu().contiguous().numpy().data)
-        return sha.hexdigest()
+        )
+        return _digest(self.classes, *every)
+
+    def test_fingerprint(self) -> str:
+        """SHA-256 (hex) of the class names and of every test image and its label, in order."""
+        return _digest(self.classes, self.test_images, self.test_labels)
 
     def limited(self, train: int | None, test: int | None) -> "Dataset":
         """A data set with the first images of a fixed shuffle of each split, for quick trials."""
@@ -146,3 +146,13 @@ class Dataset:
 def fixed_shuffle(count: int) -> Tensor:
     """The permutation of 0..count-1 that every split uses. It does not depend on the configured seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def _digest(classes: Sequence[str], *tensors: Tensor | None) -> str:
+    """SHA-256 (hex) of class names and tensors."""
+    sha = hashlib.sha256("\n".join(classes).encode(errors="surrogateescape"))
+    for tensor in tensors:
+        if tensor is not None:
+            sha.update(str(tuple(tensor.shape)).encode())
+            sha.update(tensor.cpu().contiguous().numpy().data)
+    return sha.hexdigest()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.data.loader import Normalizer
+from ptq_exp.evaluation.paired import paired_interval
 from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 
@@ -59,18 +60,11 @@ class Evaluation:
 def drop_interval(baseline: Evaluation, result: Evaluation, labels: Tensor) -> tuple[float, float]:
     """95 % interval of the top-1 drop in points, from both networks' predictions on the same images.
 
-    With b images that only `baseline` classifies correctly and c that only `result` does, the drop is (b - c) / n. The
-    interval is Wald's with one image added to b and to c and two to n (Bonett & Price 2012, "Adjusted Wald confidence
-    interval for a difference of binomial proportions based on paired data"). Without this adjustment, a handful of
-    images would be significant.
+    See `paired_interval`.
     """
     labels = labels.cpu()
     before, after = baseline.predictions == labels, result.predictions == labels
-    lost, gained, count = int((before & ~after).sum()), int((after & ~before).sum()), len(labels)
-    total = count + 2
-    drop = (lost - gained) / total
-    half = 1.959964 * math.sqrt(lost + gained + 2 - (lost - gained) ** 2 / total) / total
-    return 100 * max(-1.0, drop - half), 100 * min(1.0, drop + half)
+    return paired_interval(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
 
 
 def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -14,6 +14,7 @@ the rest fits:
 The first four are also dropped if a series' name would otherwise break within a word or into more than two lines.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,15 +25,19 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ptq_exp.results.records import BitWidthResult, Failure, JobRecord, SweepRecord
+from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 from ptq_exp.results.series import (
     HIGHER,
     LOWER,
     NOT_DISTINGUISHABLE,
+    Row,
+    Rows,
     Series,
     as_series,
     coverage,
     nominal_width,
+    rows_of,
+    seed_note,
     stored_width,
     titled,
     verdict,
@@ -88,28 +93,39 @@ class Cells:
         ]
 
 
-def table_cells(series: Series, failures: Sequence[Failure], layout: Layout = LAYOUTS[0]) -> Cells:
-    """The table, with a column of jobs if there are several series, each float network once, and failed jobs last."""
-    nominal = any(nominal_width(row) for found in series.values() for row in found)
-    columns = ({JOB: JOB} if layout.job and _named(series) else {}) | _columns(layout, nominal)
+def table_cells(
+    series: Series, failures: Sequence[Failure], layout: Layout = LAYOUTS[0], unfold: bool = False
+) -> Cells:
+    """The table, with a column of jobs if there are several series, each float network once, and failed jobs last.
+
+    Jobs that differ only in their seeds share a line with their mean ± sample standard deviation, unless `unfold`.
+    """
+    return _cells_of(rows_of(series, unfold), failures, layout)
+
+
+def _cells_of(groups: Rows, failures: Sequence[Failure], layout: Layout) -> Cells:
+    nominal = any(nominal_width(row.mean) for rows in groups.values() for row in rows)
+    columns = ({JOB: JOB} if layout.job and _named(groups) else {}) | _columns(layout, nominal)
     lines, shown = [], None
-    for label, rows in series.items():
+    for label, rows in groups.items():
         baseline = _float_values(rows[0], layout)
         if baseline != shown:
             shown = baseline
             lines.append({JOB: label} | baseline)
-        lines += [{JOB: label} | _values(row, layout, nominal) for row in sorted(rows, key=_order)]
+        lines += [{JOB: label} | _values(row, layout, nominal) for row in rows]
     for failure in failures:
         lines.append({JOB: failure.overrides, TOP1: "failed"} | _widths("", failure.bits, layout, nominal))
     return Cells(list(columns.values()), [[line.get(key, "") for key in columns] for line in lines])
 
 
-def _named(series: Series) -> bool:
-    return bool(series) and list(series) != [""]
+def _named(groups: Rows) -> bool:
+    return bool(groups) and list(groups) != [""]
 
 
-def _order(row: BitWidthResult) -> tuple[float, int]:
-    return row.bits_mean, row.bits
+def with_std(row: Row, name: str, form: str) -> str:
+    """A number of a line: `97.80`, or `97.80 ± 0.12` if there are several seeds."""
+    text, std = f"{getattr(row.mean, name):{form}}", row.std(name)
+    return text if std is None else f"{text} ± {std:.2f}"
 
 
 def _widths(stored: str, given: str, layout: Layout, nominal: bool) -> dict[str, str]:
@@ -134,12 +150,14 @@ def _columns(layout: Layout, nominal: bool) -> dict[str, str]:
     return columns | ({SIZE: "size\nkB"} if layout.size else {})
 
 
-def _values(row: BitWidthResult, layout: Layout, nominal: bool) -> dict[str, str]:
+def _values(line: Row, layout: Layout, nominal: bool) -> dict[str, str]:
+    row = line.mean
     stored = stored_width(row) if row.act_bits is None else f"w{stored_width(row)} a{row.act_bits}"
     said, kilobytes = verdict(row), f"{row.size_bytes / 1000:.1f}"
     values = _widths(stored, str(row.bits), layout, nominal) | {
-        TOP1: f"{row.top1:.2f}", TOP1_CI: f"{row.top1_ci_low:.2f} – {row.top1_ci_high:.2f}",
-        DROP: f"{row.top1_drop:+.2f}", DROP_CI: f"{row.top1_drop_ci_low:+.2f} – {row.top1_drop_ci_high:+.2f}",
+        TOP1: with_std(line, "top1", ".2f"), TOP1_CI: f"{row.top1_ci_low:.2f} – {row.top1_ci_high:.2f}",
+        DROP: with_std(line, "top1_drop", "+.2f"),
+        DROP_CI: f"{row.top1_drop_ci_low:+.2f} – {row.top1_drop_ci_high:+.2f}",
         VERDICT: said if layout.words else MARKS[said], AGREEMENT: f"{row.agreement:.2f}",
         SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
     }  # fmt: skip
@@ -155,10 +173,12 @@ def _stacked(values: dict[str, str], layout: Layout) -> dict[str, str]:
     return values | ({TOP1: f"{values[TOP1]}\n{values[TOP1_CI]}"} if layout.top1_interval else {})
 
 
-def _float_values(row: BitWidthResult, layout: Layout) -> dict[str, str]:
+def _float_values(line: Row, layout: Layout) -> dict[str, str]:
+    row = line.mean
     kilobytes = f"{row.size_bytes_float / 1000:.1f}"
     values = {
-        BITS: "float", TOP1: f"{row.top1_float:.2f}",
+        BITS: "float",
+        TOP1: with_std(line, "top1_float", ".2f") if line.std("top1_float") else f"{row.top1_float:.2f}",
         TOP1_CI: f"{row.top1_float_ci_low:.2f} – {row.top1_float_ci_high:.2f}",
         SIZE: f"{kilobytes} kB" if layout.intervals else kilobytes,
     }  # fmt: skip
@@ -192,30 +212,38 @@ class ResultTable:
     series: Series
     title: str
     failures: Sequence[Failure] = ()
+    unfold: bool = False  # a line for each seed
+
+    @functools.cached_property
+    def groups(self) -> Rows:
+        """The lines by series."""
+        return rows_of(self.series, self.unfold)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         comfortable = [layout for layout in LAYOUTS if layout.top1_interval and self._fits(layout, width, LABEL_LINES)]
         layout = next(iter(comfortable or [layout for layout in LAYOUTS if self._fits(layout, width)]), LAYOUTS[-1])
         yield Text(broken(self.title, width), style="bold")
-        if layout.job or not _named(self.series):
+        if layout.job or not _named(self.groups):
             yield _rich_table(self._cells(layout, width))
         else:
-            for label, rows in self.series.items():
+            for label, rows in self.groups.items():
                 yield Text(broken(label, width))
-                yield _rich_table(table_cells({"": rows}, [], layout))
+                yield _rich_table(_cells_of({"": rows}, [], layout))
             for failure in self.failures:
                 yield Text(broken(f"{failure.overrides}, quant.bits={failure.bits}: failed", width))
         if not layout.words:
             yield Text(broken(EXPLAINED, width))
+        if note := seed_note(self.groups):
+            yield Text(broken(note, width))
 
     def _labels(self) -> list[str]:
-        return [*self.series, *(failure.overrides for failure in self.failures)]
+        return [*self.groups, *(failure.overrides for failure in self.failures)]
 
     def _cells(self, layout: Layout, width: int) -> Cells:
         """The cells, with labels broken to the width that the other columns leave."""
-        cells = table_cells(self.series, self.failures, layout)
-        if layout.job and _named(self.series):
+        cells = _cells_of(self.groups, self.failures, layout)
+        if layout.job and _named(self.groups):
             room = max(width - _outer_width(cells.widths[1:], 1), longest_part(self._labels()))
             return replace(cells, lines=[[broken(line[0], room), *line[1:]] for line in cells.lines])
         return cells
@@ -223,7 +251,7 @@ class ResultTable:
     def _fits(self, layout: Layout, width: int, label_lines: int | None = None) -> bool:
         """Whether the table fits `width` and, if `label_lines` is given, labels fit so many lines of whole words."""
         cells = self._cells(layout, width)
-        if label_lines and layout.job and _named(self.series):
+        if label_lines and layout.job and _named(self.groups):
             shown = {line[0] for line in cells.lines}
             whole = {label.replace("\n", " ") for label in shown} <= set(self._labels())
             if not whole or any(label.count("\n") >= label_lines for label in shown):
@@ -246,15 +274,16 @@ def _rich_table(cells: Cells) -> Table:
     return table
 
 
-def markdown_table(series: Series, title: str, failures: Sequence[Failure] = ()) -> str:
+def markdown_table(series: Series, title: str, failures: Sequence[Failure] = (), unfold: bool = False) -> str:
     """The result table in Markdown, for the page of a run."""
 
     def lines() -> Iterator[str]:
-        cells = table_cells(series, failures)
+        cells = table_cells(series, failures, unfold=unfold)
         for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
-            yield "| " + " | ".join(line) + " |"
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
 
-    return f"**{title}**\n\n" + "\n".join(lines())
+    note = seed_note(rows_of(series, unfold))
+    return f"**{title}**\n\n" + "\n".join(lines()) + (f"\n\n{note}" if note else "")
 
 
 def sweep_note(record: SweepRecord) -> str:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ptq_exp.evaluation.integer_check import IntegerCheck
+from ptq_exp.evaluation.paired import Correct
 from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.results.exports import ExportResult
 
 # Fields of a bit width's result that are settings or text.
 NOT_METRICS = {
     "bits", "act_bits", "chance", "diagnosis", "layers", "float_tensors", "limits", "exports", "integers",
+    "correct",
 }  # fmt: skip
 
 
@@ -50,6 +52,7 @@ class BitWidthResult:
     limits: tuple[str, ...] = ()  # what is not available for this network, one sentence each
     exports: tuple[ExportResult, ...] = ()  # the files of `export=[...]`
     integers: IntegerCheck | None = None  # with an export, if all activations are quantized
+    correct: Correct | None = None  # by test image, for paired comparisons; None in records of earlier versions
 
     def metrics(self) -> dict[str, float]:
         """The measured numbers, by name."""

@@ -1,13 +1,19 @@
 """Conclusions from the results of several jobs, by series."""
 
 import dataclasses
+import functools
 import math
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ptq_exp.results.records import BitWidthResult, Failure, JobRecord
 
 Series = dict[str, list[BitWidthResult]]  # by label
 
+SEEDS = ("seed=", "quant.calibration_seed=")  # jobs that differ only in these words measure the same setting
 MOST_TENSORS = 6  # float tensors in a sentence
 NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
@@ -86,7 +92,72 @@ def seed_groups(series: Series) -> Series:
 
 def without_seed(label: str) -> str:
     """The label of a series' group of seeds."""
-    return " ".join(word for word in label.split(" ") if not word.startswith("seed="))
+    return " ".join(word for word in label.split(" ") if not word.startswith(SEEDS))
+
+
+def seed_of(label: str) -> str:
+    """The words of a label that name seeds."""
+    return " ".join(word for word in label.split(" ") if word.startswith(SEEDS))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the results of one setting at one bit width, one for each seed."""
+
+    results: tuple[BitWidthResult, ...]
+    seeds: tuple[str, ...]  # `seed=0` for each result; empty if the seeds do not vary
+
+    @functools.cached_property
+    def mean(self) -> BitWidthResult:
+        """The means over the seeds, of every number and of both ends of every interval.
+
+        The mean of the ends is an interval for the mean over these seeds. It is never too narrow, because the seeds
+        share the test images.
+        """
+        first = self.results[0]
+        if len(self.results) == 1:
+            return first
+        known = [result.metrics() for result in self.results]
+        names = [name for name in known[0] if hasattr(first, name) and all(name in values for values in known)]
+        means: dict[str, Any] = {name: statistics.fmean(values[name] for values in known) for name in names}
+        return dataclasses.replace(first, **means, correct=None)
+
+    def std(self, name: str) -> float | None:
+        """The sample standard deviation of a number over the seeds, or None with one seed."""
+        values = [getattr(result, name) for result in self.results]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+Rows = dict[str, list[Row]]  # by label
+
+
+def rows_of(series: Series, unfold: bool = False) -> Rows:
+    """The lines of a table, fewest stored bits first. Jobs that differ only in their seeds share a line, unless
+    `unfold`."""
+    found: dict[str, dict[tuple[int | None, ...], list[tuple[BitWidthResult, str]]]] = {}
+    for label, results in series.items():
+        seen: Counter[tuple[int | None, ...]] = Counter()
+        for result in results:
+            width = (result.bits, result.act_bits)
+            seen[width] += 1  # the same job twice stays two lines
+            group = found.setdefault(label if unfold else without_seed(label), {})
+            group.setdefault((*width, seen[width]), []).append((result, seed_of(label)))
+    rows = {
+        label: [
+            Row(tuple(result for result, _ in pairs), tuple(seed for _, seed in pairs)) for pairs in groups.values()
+        ]
+        for label, groups in found.items()
+    }
+    return {label: sorted(group, key=lambda row: (row.mean.bits_mean, row.mean.bits)) for label, group in rows.items()}
+
+
+def seed_note(rows: Rows) -> str:
+    """What ± means in a table, with the number of seeds. Empty if every line has one seed."""
+    counts = sorted({len(row.results) for group in rows.values() for row in group})
+    if counts in ([], [1]):
+        return ""
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return f"± is the sample standard deviation over {seeds}. Intervals are for the mean over these seeds."
 
 
 def verdict(row: BitWidthResult) -> str:
@@ -122,7 +193,7 @@ def answers(series: Series) -> list[str]:
 
     Widths are compared by their stored bits, including the sign.
     """
-    found = {label: _answer(rows) for label, rows in seed_groups(series).items()}
+    found = {label: _answer([row.mean for row in rows]) for label, rows in rows_of(series).items()}
     sentences = [f"{label}: {text}" if label else text for label, (_, text) in found.items()]
     fewest = {label: row for label, (row, _) in found.items() if row}
     if len(found) > 1 and fewest:
@@ -152,12 +223,13 @@ def _share(percent: float, others: dict[str, str]) -> str:
 
 
 def _answer(rows: list[BitWidthResult]) -> tuple[BitWidthResult | None, str]:
-    """The result with the fewest bits without a significant loss, or None, and the sentence about it."""
+    """The result with the fewest bits without a significant loss, or None, and the sentence about it. `rows` are sorted
+    by their stored bits."""
     if all(row.top1_float_ci_low <= row.chance for row in rows):
         chance = f"{rows[0].chance:.3g} %"
         return None, f"The float network is no better than guessing ({chance}), so no bit width can be judged."
-    by_width = {row.bits: row for row in sorted(rows, key=lambda row: row.bits_mean)}
-    lossy = {row.bits for row in rows if verdict(row) == LOWER}  # for at least one seed
+    by_width = {row.bits: row for row in rows}
+    lossy = {row.bits for row in rows if verdict(row) == LOWER}
     good = [bits for bits in by_width if bits not in lossy]
     tried = f"of those tried ({', '.join(map(stored_width, by_width.values()))}"
     tried += f"; quant.bits={','.join(map(str, by_width))})" if any(map(nominal_width, rows)) else ")"

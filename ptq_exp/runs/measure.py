@@ -17,6 +17,7 @@ from ptq_exp.base.files import digest
 from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
+from ptq_exp.evaluation.paired import Correct
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
@@ -67,6 +68,7 @@ def make_result(
     float_low, float_high = baseline.interval()
     drop_low, drop_high = drop_interval(baseline, evaluation, shared.dataset.test_labels)
     state = shared.float_model.model.state_dict()
+    hits = (evaluation.predictions == shared.dataset.test_labels.cpu()).tolist()
     parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
     return BitWidthResult(
         bits=bits,
@@ -95,6 +97,7 @@ def make_result(
         quantized_percent=report.quantized_percent,
         float_tensors=report.float_tensors,
         limits=tuple(report.limits),
+        correct=Correct.of(hits, shared.test_fingerprint),
     )
 
 

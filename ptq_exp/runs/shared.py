@@ -1,6 +1,7 @@
 """The data that jobs of a sweep share: data set, float network and its accuracy, calibration images."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ class Shared:
     baseline: Evaluation
     network_digest: str  # SHA-256 (hex) of the float weights and the normalization, the input of a quantizer
     calibrations: dict[tuple[int, int], Calibration] = field(default_factory=dict)  # by number of images and seed
+
+    @functools.cached_property
+    def test_fingerprint(self) -> str:
+        """SHA-256 (hex) of the test images and their labels."""
+        return self.dataset.test_fingerprint()
 
     def measure(self, network: nn.Module, description: str) -> Evaluation:
         """Evaluate `network` on the test images."""
