@@ -1,4 +1,4 @@
-"""The result table: for the terminal (as wide as it allows), as Markdown, and as cells for the HTML report.
+"""The result table: for the terminal (as wide as it allows), and as cells for the report and for Markdown.
 
 No number is ever cut. If a terminal is too narrow for the complete table, these parts are dropped in this order until
 the rest fits:
@@ -16,7 +16,7 @@ The first four are also dropped if a series' name would otherwise break within a
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -25,7 +25,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ptq_exp.results.records import Failure, JobRecord, SweepRecord
+from ptq_exp.results.records import Failure
 from ptq_exp.results.series import (
     HIGHER,
     LOWER,
@@ -33,16 +33,11 @@ from ptq_exp.results.series import (
     Row,
     Rows,
     Series,
-    as_series,
-    coverage,
     nominal_width,
     rows_of,
     seed_note,
     stored_width,
-    titled,
     verdict,
-    width,
-    with_labels,
 )
 
 JOB, BITS, NOMINAL, VERDICT, AGREEMENT, SIZE = (
@@ -272,29 +267,3 @@ def _rich_table(cells: Cells) -> Table:
     for line in cells.lines:
         table.add_row(*line)
     return table
-
-
-def markdown_table(series: Series, title: str, failures: Sequence[Failure] = (), unfold: bool = False) -> str:
-    """The result table in Markdown, for the page of a run."""
-
-    def lines() -> Iterator[str]:
-        cells = table_cells(series, failures, unfold=unfold)
-        for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-
-    note = seed_note(rows_of(series, unfold))
-    return f"**{title}**\n\n" + "\n".join(lines()) + (f"\n\n{note}" if note else "")
-
-
-def sweep_note(record: SweepRecord) -> str:
-    """The table of a sweep in Markdown, and the reasons of failures."""
-    failures = with_labels(record.jobs, record.failures)
-    table = markdown_table(as_series(record.jobs), titled(record.name, record.jobs), failures)
-    return "\n\n".join([table, *map(str, failures)])
-
-
-def job_note(record: JobRecord) -> str:
-    """The table of a job in Markdown, its diagnoses, and what it covers."""
-    sentences = "\n\n".join(f"{width(result)}. {result.diagnosis}" for result in record.results)
-    table = markdown_table({"": list(record.results)}, record.title)
-    return "\n\n".join([table, sentences, *coverage(record.results)])

@@ -151,13 +151,14 @@ def rows_of(series: Series, unfold: bool = False) -> Rows:
     return {label: sorted(group, key=lambda row: (row.mean.bits_mean, row.mean.bits)) for label, group in rows.items()}
 
 
-def seed_note(rows: Rows) -> str:
-    """What ± means in a table, with the number of seeds. Empty if every line has one seed."""
+def seed_note(rows: Rows, intervals: bool = True) -> str:
+    """What ± and, with `intervals`, the intervals mean in a table. Empty if every line has one seed."""
     counts = sorted({len(row.results) for group in rows.values() for row in group})
     if counts in ([], [1]):
         return ""
     seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
-    return f"± is the sample standard deviation over {seeds}. Intervals are for the mean over these seeds."
+    note = f"± is the sample standard deviation over {seeds}."
+    return f"{note} Intervals are for the mean over these seeds." if intervals else note
 
 
 def verdict(row: BitWidthResult) -> str:

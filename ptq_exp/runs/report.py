@@ -1,57 +1,159 @@
-"""`python -m ptq_exp.report --parent <run>`: build the report of a finished sweep or run from MLflow alone."""
+"""`python -m ptq_exp.report [RUN] --format latex`: the report or the table of a finished run, from MLflow alone."""
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.text import write_text
 from ptq_exp.config.mistakes import exit_code
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.mlflow.store import default_uri
+from ptq_exp.results.records import JobRecord, SweepRecord
+
+FORMATS = ("html", "text", "latex", "csv", "markdown")
+
+# The functions below import torch and MLflow, which --help does not need.
 
 
 def main() -> int:
-    """Build the report of one sweep or run, or compare two side by side."""
+    """Write the report or the table of one sweep or job, or compare two."""
     parser = argparse.ArgumentParser(prog="python -m ptq_exp.report", description=__doc__)
-    parser.add_argument("--uri", default=default_uri(), help="the MLflow store (default: the store of run.py)")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--parent", metavar="RUN", help="id of a sweep's parent run, or of a single run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("run", nargs="?", metavar="RUN", help="id of a sweep's or a job's run (default: the newest)")
+    what.add_argument("--parent", dest="parent", metavar="RUN", help="the same as RUN")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two runs to compare side by side")
-    parser.add_argument("--output", type=Path, default=Path(REPORT_FILE), help=f"output file (default: {REPORT_FILE})")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="html",
+        help="html: the report, with figures; text: the table as in the terminal; latex, csv, markdown: the table",
+    )  # fmt: skip
+    parser.add_argument("--seeds", action="store_true", help="show a line for each seed instead of mean ± std")
+    parser.add_argument("--uri", default=default_uri(), help="the MLflow store (default: the store of run.py)")
+    parser.add_argument(
+        "--output", type=Path, help=f"output file (default: {REPORT_FILE} for html, else standard output)"
+    )
     arguments = parser.parse_args()
     return exit_code(lambda: _write(arguments))
 
 
 def _write(arguments: argparse.Namespace) -> str:
-    """Write the page and return the message to print."""
-    # These modules import torch and MLflow, which --help does not need.
-    from ptq_exp.reporting.html.content import Results, comparison, images, report, sweep_results
+    """Write the output and return the text to print."""
+    from ptq_exp.reporting.mlflow.reading import newest_run
+
+    html = arguments.format == "html"
+    ids = arguments.compare or [arguments.run or arguments.parent or newest_run(arguments.uri)]
+    with tempfile.TemporaryDirectory() as scratch:
+        records = [
+            fetch(arguments.uri, run_id, Path(scratch) / name, html) for run_id, name in zip(ids, "ab", strict=False)
+        ]
+        if html:
+            content = html_page(records, arguments.seeds)
+        elif arguments.compare:
+            content = comparison_table(records[0], records[1], arguments.format, arguments.seeds)
+        else:
+            content = table(records[0], arguments.format, arguments.seeds)
+    output = arguments.output or (Path(REPORT_FILE) if html else None)
+    if output is None:
+        return content.rstrip("\n")
+    write_text(output, content)
+    said = comparison_table(records[0], records[1], "text", arguments.seeds) if html and arguments.compare else ""
+    return f"{said}Written: {output}"
+
+
+def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | SweepRecord:
+    """The record of a job or a sweep, with its figures if `drawn`. Raises `UserError` if there is nothing to report."""
     from ptq_exp.reporting.mlflow.reading import existing_run, fetch_job, fetch_sweep
+
+    run, title = existing_run(uri, run_id)
+    assert run.client is not None
+    if record := fetch_job(run.client, run.run_id, folder, drawn):
+        return record
+    sweep = fetch_sweep(run, title, folder, drawn)
+    if not sweep.jobs:
+        raise UserError(f"{title} (run {run_id}) has no finished job with a record, so there is nothing to report.")
+    return sweep
+
+
+def html_page(records: list[JobRecord | SweepRecord], unfold: bool) -> str:
+    """The report of one record, or the page that compares two. The figures over all jobs are drawn again."""
+    from ptq_exp.reporting.html.comparison import comparison
+    from ptq_exp.reporting.html.content import Results, images, report, sweep_results
     from ptq_exp.reporting.plots.figures import draw_sweep
 
-    def fetch(run_id: str, folder: Path) -> Results:
-        """Download a run's results for a report. The figures of a sweep over all jobs are drawn again."""
-        run, title = existing_run(arguments.uri, run_id)
-        assert run.client is not None
-        if record := fetch_job(run.client, run.run_id, folder):
-            return Results.of_job(record)
-        sweep = fetch_sweep(run, title, folder)
-        if not sweep.jobs:
-            raise UserError(f"{title} (run {run_id}) has no finished job with a record, so there is nothing to report.")
-        draw_sweep(sweep)
-        return sweep_results(sweep)
+    results = [
+        sweep_results(record) if isinstance(record, SweepRecord) else Results.of_job(record) for record in records
+    ]
+    if len(results) == 2:
+        return comparison(results[0], results[1], unfold)
+    (record,) = records
+    if not isinstance(record, SweepRecord):
+        return report(results[0], {}, unfold)
+    record.figures.mkdir(exist_ok=True)
+    draw_sweep(record)
+    return report(results[0], images(record.figures), unfold)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = [Path(scratch) / name for name in "ab"]
-        if arguments.compare:
-            content = comparison(*(fetch(*each) for each in zip(arguments.compare, folders, strict=True)))
-        else:
-            results = fetch(arguments.parent, folders[0])
-            content = report(results, images(folders[0] / "sweep"))
-    write_text(arguments.output, content)
-    return f"Written: {arguments.output}"
+
+def table(record: JobRecord | SweepRecord, form: str, unfold: bool) -> str:
+    """The result table in one of the formats."""
+    from dataclasses import replace
+
+    from ptq_exp.reporting.table import ResultTable
+    from ptq_exp.reporting.tables import TableContent
+    from ptq_exp.reporting.tables.delimited import delimited
+    from ptq_exp.reporting.tables.latex import latex
+    from ptq_exp.reporting.tables.markdown import markdown
+
+    content = TableContent.of_sweep(record) if isinstance(record, SweepRecord) else TableContent.of_job(record)
+    content = replace(content, unfold=unfold)
+    writers: dict[str, Callable[[TableContent], str]] = {"latex": latex, "csv": delimited, "markdown": markdown}
+    if form in writers:
+        return writers[form](content)
+    return shown(ResultTable(content.series, content.title, content.failures, unfold))
+
+
+def comparison_table(first: JobRecord | SweepRecord, second: JobRecord | SweepRecord, form: str, unfold: bool) -> str:
+    """The table of paired differences in one of the formats."""
+    from ptq_exp.reporting.comparisons import (
+        ComparisonTable,
+        compared,
+        comparison_cells,
+        comparison_latex,
+        comparison_notes,
+    )
+    from ptq_exp.reporting.tables.delimited import comparison_csv
+    from ptq_exp.reporting.tables.markdown import markdown_cells
+
+    found = compared(jobs_of(first), jobs_of(second), unfold)
+    if form == "csv":
+        return comparison_csv(found.pairs)
+    if form == "latex":
+        return comparison_latex(f"{name_of(first)} and {name_of(second)}", found.pairs)
+    if form == "markdown":
+        cells = comparison_cells(found.pairs)
+        return "\n\n".join([markdown_cells(cells) if cells else found.nothing, *comparison_notes(found.pairs)])
+    return shown(ComparisonTable(found))
+
+
+def jobs_of(record: JobRecord | SweepRecord) -> tuple[JobRecord, ...]:
+    """The jobs of a sweep, or the job itself."""
+    return record.jobs if isinstance(record, SweepRecord) else (record,)
+
+
+def name_of(record: JobRecord | SweepRecord) -> str:
+    """What a record is called."""
+    return record.name if isinstance(record, SweepRecord) else record.title
+
+
+def shown(what: Any) -> str:
+    """What the terminal shows of a table, as wide as it is."""
+    from ptq_exp.base.console import console
+
+    with console.capture() as captured:
+        console.print(what)
+    return captured.get()
 
 
 if __name__ == "__main__":

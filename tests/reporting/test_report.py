@@ -17,7 +17,8 @@ from example_records import job, result
 from PIL import Image
 
 from ptq_exp.reporting.html import REPORT_FILE
-from ptq_exp.reporting.html.content import Results, comparison, repeat_command, report
+from ptq_exp.reporting.html.comparison import comparison
+from ptq_exp.reporting.html.content import Results, repeat_command, report
 from ptq_exp.results.records import DatasetSummary, Failure
 from ptq_exp.runs.report import main
 
@@ -131,19 +132,31 @@ def test_a_run_of_several_bit_widths_has_one_too(
 
 @pytest.mark.slow
 def test_two_sweeps_side_by_side(
-    cli: Cli, store: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for method in ("notebook", "signed"):
-        assert cli(*TINY, f"quant={method}", "quant.bits=3,5", f"tracking.uri={store}", "-m").code == 0
-    parents = {run.data.tags["mlflow.runName"]: run for run in all_runs(store) if is_parent(run)}
-    (ids,) = [[run.info.run_id for run in all_runs(store) if is_parent(run)]]
-    assert len(parents) == 1  # both are called the same
+    for method, bits in (("notebook", "3,5"), ("signed", "4,5")):
+        assert cli(*TINY, f"quant={method}", f"quant.bits={bits}", f"tracking.uri={store}", "-m").code == 0
+    ids = [run.info.run_id for run in all_runs(store) if is_parent(run)]
+    capsys.readouterr()
     code, content = rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", *ids)
     assert code == 0
     both = Page(content)
-    stored = {tuple(line[0] for line in table) for table in both.tables[:2]}
-    assert stored == {("bits/weight", "float", "4", "6"), ("bits/weight", "float", "3", "5")}  # sign extra, included
-    differ = {line[0]: set(line[1:]) for line in both.tables[2]}
+    stored = {tuple(line[0].split()[0] for line in table[1:]) for table in both.tables[:2]}
+    assert stored == {("float", "4", "6"), ("float", "4", "5")}  # sign extra, included
+    (pair,) = both.tables[2][1:]
+    accuracies = {
+        run.data.tags["digest"]: run.data.metrics["top1"]
+        for run in all_runs(store)
+        if run.data.metrics.get("bits_mean") == 4
+    }
+    assert (pair[0], {name[3:] for name in pair[1:3]}) == ("4", {"notebook", "signed"})
+    low, high = map(float, pair[4].split(" – "))
+    assert low <= float(pair[3]) <= high
+    assert abs(float(pair[3])) == pytest.approx(abs(max(accuracies.values()) - min(accuracies.values())), abs=0.006)
+    assert pair[5] in ("better", "worse", "not distinguishable")
+    printed = capsys.readouterr().out
+    assert pair[3] in printed  # the terminal shows the same comparison
+    differ = {line[0]: set(line[1:]) for line in both.tables[3]}
     assert differ["quant.sign_bit"] == {"extra", "included"}
     assert "data.name" not in differ
     assert len(both.images) == 2

@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY, Outcome
 from example_records import job, result
 
-from ptq_exp.reporting.table import markdown_table
+from ptq_exp.reporting.tables import TableContent
+from ptq_exp.reporting.tables.markdown import markdown
 from ptq_exp.results.records import JobRecord
 from ptq_exp.results.series import answers, as_series, rows_of, seed_note
 
@@ -41,7 +42,7 @@ def test_a_line_has_the_mean_and_the_sample_standard_deviation_of_its_seeds() ->
 
 
 def test_the_table_folds_seeds_and_unfolds_them() -> None:
-    folded = markdown_table(as_series(jobs()), "t")
+    folded = markdown(TableContent("t", as_series(jobs())))
     assert "| quant.alpha_rule=a | float | 91.00 ± 1.00 |" in folded
     assert (
         "| quant.alpha_rule=a | 2 | 72.00 ± 2.65 | 70.00 – 74.00 | +18.00 ± 2.65 | +17.00 – +19.00 | lower |" in folded
@@ -49,7 +50,7 @@ def test_the_table_folds_seeds_and_unfolds_them() -> None:
     assert "| quant.alpha_rule=b | 2 | 80.00 ± 0.00 |" in folded
     assert "| quant.alpha_rule=b | 4 | 88.00 |" in folded
     assert "seed=" not in folded
-    unfolded = markdown_table(as_series(jobs()), "t", unfold=True)
+    unfolded = markdown(TableContent("t", as_series(jobs()), unfold=True))
     assert "±" not in unfolded
     assert unfolded.count("| quant.alpha_rule=a seed=2 |") == 3  # float, 2 and 4 bits
     assert "| quant.alpha_rule=a seed=2 | 2 | 75.00 |" in unfolded

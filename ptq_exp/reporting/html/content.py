@@ -4,17 +4,27 @@ import base64
 import functools
 import json
 import shlex
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptq_exp.reporting import plots
+from ptq_exp.reporting.comparisons import WORDS, comparison_cells, comparison_notes
 from ptq_exp.reporting.exports import FILE, export_cells, exports_of_series, integer_sentences, notes
 from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
+from ptq_exp.results.comparison import against_best
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
-from ptq_exp.results.series import Series, answers, as_series, coverage, labels, seed_groups, width, with_labels
+from ptq_exp.results.series import (
+    Series,
+    answers,
+    as_series,
+    coverage,
+    labels,
+    rows_of,
+    seed_note,
+    width,
+    with_labels,
+)
 
 MOST_JOBS = 12  # jobs whose figures a report shows; the figures of the others are in their runs
 # Keys that do not affect the results or are shown elsewhere.
@@ -74,7 +84,7 @@ def _place(path: Path) -> tuple[int, str]:
 
 
 @functools.cache
-def _templates() -> Any:
+def templates() -> Any:
     """The environment of the templates. It escapes every value."""
     from jinja2 import Environment, PackageLoader
 
@@ -83,17 +93,24 @@ def _templates() -> Any:
     return environment
 
 
-def report(results: Results, drawn: dict[str, bytes]) -> str:
-    """The page of a sweep or job. `drawn` contains the figures over all jobs."""
+def report(results: Results, drawn: dict[str, bytes], unfold: bool = False) -> str:
+    """The page of a sweep or job. `drawn` contains the figures over all jobs. `unfold` opens the table of all seeds."""
+    pairs = against_best(rows_of(results.series))
     names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
     page: str = (
-        _templates()
+        templates()
         .get_template("report.html.j2")
         .render(
             title=results.title,
             summary=_summary(results),
             answers=answers(results.series) if results.jobs else [],
-            table=result_table(results),
+            table=table_cells(results.series, results.failures),
+            seeds=_each_seed(results),
+            seed_note=seed_note(rows_of(results.series)),
+            unfold=unfold,
+            compared=comparison_cells(pairs),
+            compared_words=WORDS,
+            compared_notes=comparison_notes(pairs),
             words=(JOB, VERDICT, FILE),
             failures=results.failures,
             figures=captioned(drawn),
@@ -121,9 +138,11 @@ def _summary(results: Results) -> str:
     return f"{count}{'; '.join(used)}. Method: {', '.join(methods)}."
 
 
-def result_table(results: Results) -> Cells:
-    """The same table as in the terminal."""
-    return table_cells(results.series, results.failures)
+def _each_seed(results: Results) -> Cells | None:
+    """The table with a line for each seed, or None if no line of the table has several seeds."""
+    if not seed_note(rows_of(results.series)):
+        return None
+    return table_cells(results.series, results.failures, unfold=True)
 
 
 def _diagnoses(results: Results, names: list[str]) -> Cells | None:
@@ -214,52 +233,3 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 def _text(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool | list | dict) else str(value)
-
-
-def comparison(first: Results, second: Results) -> str:
-    """Two sweeps side by side: tables, curves in one figure, and the settings that differ."""
-    names = [first.title, second.title]
-    if names[0] == names[1]:
-        names = [f"A: {names[0]}", f"B: {names[1]}"]
-    both = {
-        f"{name}: {label}" if label else name: rows
-        for name, results in zip(names, (first, second), strict=True)
-        for label, rows in seed_groups(results.series).items()
-    }
-    sides = [
-        {
-            "name": name,
-            "answers": answers(results.series),
-            "table": result_table(results),
-            "command": repeat_command(results) if results.command else "",
-        }
-        for name, results in zip(names, (first, second), strict=True)
-    ]
-    ours, theirs = settings(first.jobs), settings(second.jobs)
-    differing = [
-        [key, ", ".join(ours.get(key, [])), ", ".join(theirs.get(key, []))]
-        for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)
-    ]  # fmt: skip
-    data = [{job.tags.get("data_fingerprint") for job in results.jobs} for results in (first, second)]
-    warning = "These sweeps were measured on different images: compare the drops, not the accuracies."
-    page: str = (
-        _templates()
-        .get_template("comparison.html.j2")
-        .render(
-            title=f"{names[0]} and {names[1]}",
-            warnings=[warning] if data[0] != data[1] else [],
-            sides=sides,
-            words=(JOB, VERDICT),
-            figures=captioned(draw(both)),
-            differing=Cells(["key", *names], differing),
-        )
-    )
-    return page
-
-
-def draw(series: Series) -> dict[str, bytes]:
-    """The figures of accuracy against bits and against size."""
-    with tempfile.TemporaryDirectory() as folder:
-        plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.png")
-        plots.accuracy_against_size(series, Path(folder) / "accuracy_against_size.png")
-        return images(Path(folder))

@@ -6,10 +6,7 @@ from ptq_exp.base.text import write_text
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.html.content import Results, images, report, sweep_results
-from ptq_exp.reporting.table import sweep_note
 from ptq_exp.results.records import JobRecord, SweepRecord
-
-TABLE_FILE = "table.md"
 
 
 class HtmlReport(Reporter):
@@ -28,9 +25,8 @@ class HtmlReport(Reporter):
             write_text(self.file, report(Results.of_job(record), {}))
 
     def sweep(self, record: SweepRecord) -> None:
-        """Write the report of a sweep and its table in Markdown to the folder of the figures over all jobs."""
+        """Write the report of a sweep to the folder of the figures over all jobs."""
         record.figures.mkdir(exist_ok=True)
-        write_text(record.figures / TABLE_FILE, sweep_note(record))
         self.file = record.figures / REPORT_FILE
         if record.jobs:
             write_text(self.file, report(sweep_results(record), images(record.figures)))

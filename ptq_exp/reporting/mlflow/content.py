@@ -12,7 +12,7 @@ from ptq_exp.reporting.mlflow.place import Place
 from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
 from ptq_exp.reporting.mlflow.registry import register
 from ptq_exp.reporting.mlflow.run import MAX_VALUE_LENGTH, Run, child, start_run
-from ptq_exp.reporting.table import job_note, sweep_note
+from ptq_exp.reporting.tables.markdown import job_note, sweep_note
 from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep, to_json
 from ptq_exp.results.records import JobRecord, SweepRecord
 from ptq_exp.results.series import Series, as_series, width, with_labels

@@ -9,7 +9,7 @@ from ptq_exp.base.errors import UserError, without_password
 from ptq_exp.base.text import read_text
 from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.run import JOB_TAG, Run
-from ptq_exp.reporting.mlflow.store import default_uri, open_existing, open_store
+from ptq_exp.reporting.mlflow.store import PROCESS_TAG, default_uri, open_existing, open_store
 from ptq_exp.results.files import RESULTS_FILE, from_json, read_job
 from ptq_exp.results.records import Failure, JobRecord, SweepRecord
 
@@ -29,19 +29,21 @@ def find_job(options: TrackingOptions, key: str, folder: Path) -> tuple[JobRecor
     return None
 
 
-def fetch_job(client: "MlflowClient", run_id: str, folder: Path) -> JobRecord | None:
-    """Fetch a job's record and figures into `folder`. None if the run is not of a job or its files no longer exist."""
+def fetch_job(client: "MlflowClient", run_id: str, folder: Path, drawn: bool = True) -> JobRecord | None:
+    """Fetch a job's record, and its figures if `drawn`, into `folder`. None if the run is not of a job or its files no
+    longer exist."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(UserError):
         artifact(client, run_id, RESULTS_FILE, folder)
         if record := read_job(folder):
-            figures(client, run_id, folder)
+            if drawn:
+                figures(client, run_id, folder)
             return record
     return None
 
 
-def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
-    """A sweep, read from its run and its jobs' runs, with the jobs' figures below `folder`."""
+def fetch_sweep(parent: Run, title: str, folder: Path, drawn: bool = True) -> SweepRecord:
+    """A sweep, read from its run and its jobs' runs, with the jobs' figures below `folder` if `drawn`."""
     about: dict[str, Any] = {}
     with contextlib.suppress(UserError, ValueError):  # the sweep did not end, or an older version logged it
         assert parent.client is not None
@@ -49,7 +51,7 @@ def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
     # Runs of resumed jobs are children of the sweep that ran them.
     run_ids = list(dict.fromkeys([*filter(None, about.get("jobs", [])), *finished_children(parent)]))
     fetched = [
-        fetch_job(parent.client, run_id, folder / f"{number:04d}-{run_id[:8]}")
+        fetch_job(parent.client, run_id, folder / f"{number:04d}-{run_id[:8]}", drawn)
         for number, run_id in enumerate(run_ids) if parent.client is not None
     ]  # fmt: skip
     if "failures" in about:
@@ -58,6 +60,20 @@ def fetch_sweep(parent: Run, title: str, folder: Path) -> SweepRecord:
         failures = failed_children(parent)
     jobs = tuple(record for record in fetched if record is not None)
     return SweepRecord(title, folder, tuple(about.get("command", [])), jobs, tuple(failures))
+
+
+def newest_run(uri: str) -> str:
+    """The id of the sweep or the single job that began last and has ended. Raises `UserError` if there is none."""
+    client = open_existing(uri)
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    wanted, token = f"tags.{PROCESS_TAG} LIKE '%' and attributes.status != 'RUNNING'", None
+    while True:
+        page = client.search_runs(experiments, wanted, order_by=["attributes.start_time DESC"], page_token=token)
+        for run in page:
+            if "mlflow.parentRunId" not in run.data.tags:
+                return str(run.info.run_id)
+        if not (token := page.token):
+            raise UserError(f"{without_password(uri)} contains no finished run.")
 
 
 def finished_children(parent: Run) -> list[str]:

@@ -4,8 +4,9 @@ from ptq_exp.base.console import console, is_quiet
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.exports import ExportTable, exports_of_series, integer_sentences
 from ptq_exp.reporting.table import ResultTable
+from ptq_exp.results.comparison import against_best, sentences
 from ptq_exp.results.records import JobRecord, SweepRecord
-from ptq_exp.results.series import answers, as_series, coverage, titled, with_labels
+from ptq_exp.results.series import answers, as_series, coverage, rows_of, titled, with_labels
 
 
 class Terminal(Reporter):
@@ -27,7 +28,7 @@ class Terminal(Reporter):
             console.print(*answers(series), *coverage(record.results), *integer_sentences(series), sep="\n")
 
     def sweep(self, record: SweepRecord) -> None:
-        """Print the table of all jobs, the reasons of failures, and the fewest bits of each series."""
+        """Print the table, the reasons of failures, the fewest bits of each series, and the best one at each width."""
         series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
         if record.jobs or failures:
             console.print(ResultTable(series, titled(record.name, record.jobs), failures))
@@ -36,5 +37,6 @@ class Terminal(Reporter):
             console.print(str(failure))
         if not is_quiet():
             results = [result for job in record.jobs for result in job.results]
-            for sentence in [*answers(series), *coverage(results), *integer_sentences(series)]:
+            compared = sentences(against_best(rows_of(series)))
+            for sentence in [*answers(series), *compared, *coverage(results), *integer_sentences(series)]:
                 console.print(sentence)
