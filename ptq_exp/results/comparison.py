@@ -107,21 +107,23 @@ def significantly_best(rows: Rows) -> list[tuple[str, Row]]:
     for found in against_best(rows):
         verdicts.setdefault(found.width, []).append(found.verdict)
     return [
-        max(lines, key=lambda line: line[1].mean.top1)
+        _best(lines)
         for width, lines in by_width(rows).items() if set(verdicts.get(width, [])) == {BETTER}
     ]  # fmt: skip
 
 
 def side_by_side(first: Rows, second: Rows) -> list[Comparison]:
-    """Two sweeps: each width that both have. Series with the same label are paired, others in all combinations."""
+    """Two sweeps at each width that both have: series with the same label or, if there is none, the best of each."""
     ours, theirs = by_width(first), by_width(second)
-    shared = set(first) & set(second)
-    return [
-        comparison(width, one, other)
-        for width in ours if width in theirs
-        for one in ours[width] for other in theirs[width]
-        if one[0] == other[0] or not {one[0], other[0]} & shared
-    ]  # fmt: skip
+    found = []
+    for width in (width for width in ours if width in theirs):
+        same = [(one, other) for one in ours[width] for other in theirs[width] if one[0] == other[0]]
+        found += [comparison(width, *pair) for pair in same or [(_best(ours[width]), _best(theirs[width]))]]
+    return found
+
+
+def _best(lines: list[tuple[str, Row]]) -> tuple[str, Row]:
+    return max(lines, key=lambda line: line[1].mean.top1)
 
 
 def sentences(comparisons: Iterable[Comparison]) -> list[str]:

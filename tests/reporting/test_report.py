@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, Outcome
 from example_records import job, result
 from PIL import Image
 
+from ptq_exp.evaluation.paired import Correct
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.html.comparison import comparison
 from ptq_exp.reporting.html.content import Results, repeat_command, report
@@ -141,9 +142,9 @@ def test_two_sweeps_side_by_side(
     code, content = rebuilt(monkeypatch, tmp_path / "two.html", store, "--compare", *ids)
     assert code == 0
     both = Page(content)
-    stored = {tuple(line[0].split()[0] for line in table[1:]) for table in both.tables[:2]}
+    stored = {tuple(line[0].split()[0] for line in table[1:]) for table in both.tables[1:3]}
     assert stored == {("float", "4", "6"), ("float", "4", "5")}  # sign extra, included
-    (pair,) = both.tables[2][1:]
+    (pair,) = both.tables[0][1:]
     accuracies = {
         run.data.tags["digest"]: run.data.metrics["top1"]
         for run in all_runs(store)
@@ -213,6 +214,34 @@ def test_help_answers() -> None:
         [sys.executable, "-m", "ptq_exp.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "--compare" in done.stdout
+
+
+def test_seeds_unfold_and_methods_are_compared() -> None:
+    jobs = tuple(
+        job(
+            replace(result(4, 50.0 + seed), correct=Correct.of((n < right for n in range(100)), "images")),
+            overrides=f"quant={method} seed={seed}", method=(method,), command=("seed=0,1",),
+        )
+        for method, right in (("a", 50), ("b", 90)) for seed in (0, 1)
+    )  # fmt: skip
+    results = Results("t", jobs, ("seed=0,1",))
+    content = report(results, {})
+    page = Page(content)
+    folded, unfolded, pairs = page.tables[:3]
+    assert [line[:3] for line in folded[1:]] == [
+        ["quant=a", "float", "90.00"], ["quant=a", "4", "50.50 ± 0.71"], ["quant=b", "4", "50.50 ± 0.71"],
+    ]  # fmt: skip
+    assert [line[0] for line in unfolded[2:]] == [
+        "quant=a seed=0",
+        "quant=a seed=1",
+        "quant=b seed=0",
+        "quant=b seed=1",
+    ]
+    assert "± is the sample standard deviation over 2 seeds" in page.text
+    assert [cell for line in pairs[1:] for cell in line[:3]] == ["4", "quant=a", "quant=b"]
+    assert "<details>" in content
+    assert "<details open>" in report(results, {}, unfold=True)
+    assert "Each seed" not in Page(report(Results("t", jobs[:1], (), sweep=False), {})).text
 
 
 HOSTILE = "<script>alert(1)</script>\"'&"

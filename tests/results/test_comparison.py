@@ -89,9 +89,13 @@ def test_seeds_are_paired_with_their_own() -> None:
 
 
 def test_two_sweeps_are_compared_where_they_have_the_same_bits() -> None:
-    ours: Series = {"quant=a": [on_images(first(150)), on_images(first(150), 2)], "quant=b": [on_images(first(190))]}
-    theirs: Series = {"quant=a": [on_images(first(190))], "quant=c": [on_images(first(10)), on_images(first(10), 8)]}
+    ours: Series = {"quant=a": [on_images(first(150)), on_images(first(150), 2)], "quant=b": [on_images(first(190), 8)]}
+    theirs: Series = {
+        "quant=a": [on_images(first(190))], "quant=c": [on_images(first(199)), on_images(first(10), 8)],
+        "quant=d": [on_images(first(20), 8)],
+    }  # fmt: skip
     found = side_by_side(rows_of(ours), rows_of(theirs))
     assert [(str(each.width), each.first, each.second, each.verdict) for each in found] == [
-        ("4", "quant=a", "quant=a", "worse"), ("4", "quant=b", "quant=c", "better"),
-    ]  # fmt: skip
+        ("4", "quant=a", "quant=a", "worse"),  # the same method, though c is better
+        ("8", "quant=b", "quant=d", "better"),  # no method in both: the best of each
+    ]

@@ -11,7 +11,6 @@ from ptq_exp.results.series import Series, answers, seed_groups
 
 # The intervals are below their values, so that two tables fit side by side.
 NARROW = LAYOUTS[1]
-WORDS_OF_SIDES = (JOB, VERDICT.replace(" ", "\n"))
 OTHER_IMAGES = "These sweeps were measured on different images: compare the drops, not the accuracies."
 
 
@@ -32,7 +31,8 @@ def comparison(first: Results, second: Results, unfold: bool = False) -> str:
             title=" and ".join(both),
             warnings=[OTHER_IMAGES] if data[0] != data[1] else [],
             sides=[_side(name, results, unfold) for name, results in both.items()],
-            words=WORDS_OF_SIDES,
+            words=(VERDICT.replace(" ", "\n"),),
+            wide=(JOB,),
             compared=comparison_cells(found.pairs),
             compared_words=WORDS,
             compared_notes=comparison_notes(found.pairs) if found.pairs else [found.nothing],
