@@ -35,4 +35,4 @@ clean:
 lock: $(VENV)/.development
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
-	  --extra dev --extra slurm --extra ray --extra export --extra postgres --extra timm --extra browser pyproject.toml -o requirements.lock
+	  --extra dev --extra slurm --extra ray --extra export --extra postgres --extra tensorboard --extra timm --extra browser pyproject.toml -o requirements.lock

@@ -1,4 +1,4 @@
-"""Outputs of finished work: terminal, plots, tables, HTML report, MLflow, all behind one protocol.
+"""Outputs of finished work: terminal, plots, tables, HTML report, TensorBoard, MLflow, all behind one protocol.
 
 An output is one folder with a class derived from `Reporter`, and one entry in `REPORTERS`. It implements `job` and
 `sweep`. Nothing here measures or decides anything. This module does not import torch, because the schema of the command
@@ -22,6 +22,7 @@ REPORTERS = [
     "ptq_exp.reporting.plots.reporter:Plots",
     "ptq_exp.reporting.tables.reporter:Tables",
     "ptq_exp.reporting.html.reporter:HtmlReport",
+    "ptq_exp.reporting.tensorboard.reporter:TensorBoard",
     "ptq_exp.reporting.mlflow.reporter:Mlflow",
 ]
 

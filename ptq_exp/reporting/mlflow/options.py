@@ -10,7 +10,7 @@ from ptq_exp.base.options import option
 class TrackingOptions:
     """Group `tracking`. The files in `conf/tracking` contain only what they change."""
 
-    enabled: bool = option(True, "false: results go to the terminal and the run's folder only")
+    enabled: bool = option(True, "false: nothing is logged to MLflow")
     uri: str | None = option(
         None,
         "any MLflow tracking URI; null: the environment's MLFLOW_TRACKING_URI, else sqlite:///<project root>/mlflow.db",
@@ -20,11 +20,13 @@ class TrackingOptions:
         None, "model name in the MLflow registry; every quantized network becomes a version of this model; null: none"
     )
 
+    tensorboard: str | None = option(None, "folder of TensorBoard's event files; null: none")
+
     def check(self) -> None:
         """Raise `UserError` for values that do not fit each other, and for a name that the registry refuses."""
         if self.register is None:
             return
         if not self.enabled:
-            raise UserError("tracking.register needs an MLflow store: leave tracking=none out.")
+            raise UserError("tracking.register needs an MLflow store: leave tracking=none or tracking=tensorboard out.")
         if not self.register.strip() or set(self.register) & set("/:"):
             raise UserError(f"tracking.register={self.register!r}: a model's name has no slash and no colon.")
