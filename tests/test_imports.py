@@ -68,7 +68,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-@pytest.mark.parametrize(("library", "allowed"), [("hydra", "ptq_exp.runs."), ("mlflow", "ptq_exp.reporting.mlflow")])
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("hydra", "ptq_exp.runs."),
+        ("mlflow", "ptq_exp.reporting.mlflow"),
+        ("tensorboard", "ptq_exp.reporting.tensorboard"),
+    ],
+)
 def test_a_library_has_one_place(library: str, allowed: str) -> None:
     elsewhere = sorted(
         module

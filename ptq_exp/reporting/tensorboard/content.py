@@ -21,7 +21,7 @@ SHOWN = ("top1", "top1_drop", "top5", "agreement", "loss", "bits_mean", "size_by
 BY_BITS, TRAINING, HPARAMS, FIGURES = "by_bits", "training", "hparams", "figures"  # the groups of tags
 COMPARED = ("top1", "top1_drop", "bits_mean", "size_bytes")  # in the table of hyperparameters
 NOT_SETTINGS = ("tracking.", "cache_dir", "output_dir", "threads", "quiet", "resume", "fail_fast", "export")
-ALWAYS = ("quant.name", "data.used", "model.used", "seed")
+ALWAYS = ("quant.name", "quant.act_bits", "data.used", "model.used", "seed")
 
 
 def write_job(record: JobRecord, folder: Path) -> None:
@@ -66,13 +66,12 @@ def write_curve(rows: list[Row], folder: Path) -> None:
 
 
 def hyperparameters(record: JobRecord, result: BitWidthResult) -> dict[str, bool | float | str]:
-    """The settings that were typed or differ from the defaults, and what identifies the network and the data."""
-    typed = settings(record.overrides)
-    keys = [key for key in record.params if key in ALWAYS or key in typed or key in record.defaults]
-    found = {key: record.params[key] for key in keys if not key.startswith(NOT_SETTINGS)} | {"quant.bits": result.bits}
+    """The settings that were typed, and what identifies method, network and data. The table gets no others."""
+    typed = [key for key in settings(record.overrides) if not key.startswith(NOT_SETTINGS)]
+    found = {key: record.params[key] for key in dict.fromkeys([*ALWAYS, *typed]) if key in record.params}
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for key, value in found.items() if value is not None
+        for key, value in (found | {"quant.bits": result.bits}).items() if value is not None
     }  # fmt: skip
 
 
