@@ -120,7 +120,7 @@ class Row:
         known = [result.metrics() for result in self.results]
         names = [name for name in known[0] if hasattr(first, name) and all(name in values for values in known)]
         means: dict[str, Any] = {name: statistics.fmean(values[name] for values in known) for name in names}
-        return dataclasses.replace(first, **means, correct=None)
+        return dataclasses.replace(first, **means, correct=None, exports=(), integers=None)
 
     def std(self, name: str) -> float | None:
         """The sample standard deviation of a number over the seeds, or None with one seed."""

@@ -15,7 +15,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY
+from example_records import job, result
 from stores import all_runs, finish, free_port, server
+
+from ptq_exp.reporting.html.comparison import comparison
+from ptq_exp.reporting.html.content import Results
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,3 +127,29 @@ def test_the_parents_page_has_the_result_table(site: str, page: Any, shoot: Call
     table = page.locator("table", has_text="agreement %").first
     assert table.locator("tr").count() == 4  # headings, float, 4 and 8 bits
     shoot("parent")
+
+
+def test_a_page_that_compares_two_sweeps_fits_1400_pixels(
+    page: Any, tmp_path: Path, shoot: Callable[[str], None]
+) -> None:
+    """Also with long names, seeds and all columns: no table of it has to be scrolled."""
+    swept = "quant.reconstruction.distill_steps"
+    jobs = tuple(
+        job(
+            result(4, 71.23, bits_mean=5.0, top1_drop_ci_low=-17.72, top1_drop_ci_high=32.77, size_bytes=12_345_678),
+            overrides=f"quant={method} {swept}={steps} seed={seed}",
+            method=(method, f"reconstruction.distill_steps={steps}"),
+            params={"seed": seed, "data.root": "a/very/long/path/" * 8}, command=("quant=best",),
+        )
+        for method in ("notebook", "best") for steps in (100, 2500) for seed in (0, 1)
+    )  # fmt: skip
+    title = f"sweep quant=notebook,best {swept}=100,2500 seed=0,1"
+    first, second = Results(title, jobs, ("seed=0,1",)), Results(title, jobs[:4], ("seed=0,1",))
+    (tmp_path / "page.html").write_text(comparison(first, second), encoding="utf-8")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto(f"file://{tmp_path}/page.html")
+    widths = page.eval_on_selector_all(".scroll", "parts => parts.map(part => [part.scrollWidth, part.clientWidth])")
+    shoot("comparison")
+    assert len(widths) == 4  # the differences, two sides, the settings
+    assert [needed for needed, there in widths if needed > there] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1400
