@@ -18,13 +18,14 @@ MOST_TENSORS = 6  # float tensors in a sentence
 NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
 
-def as_series(jobs: Sequence[JobRecord]) -> Series:
+def as_series(jobs: Sequence[JobRecord], names: Sequence[str] | None = None) -> Series:
     """The results, grouped by the overrides in which their jobs differ, apart from the bit width.
 
-    A label reads as on the command line. A sweep over `quant.bits` alone is one series with the label ''.
+    A label reads as on the command line. A sweep over `quant.bits` alone is one series with the label ''. `names` are
+    the labels of the jobs if these are not to be found among themselves.
     """
     series: Series = {}
-    for job, label in zip(jobs, labels(jobs), strict=True):
+    for job, label in zip(jobs, labels(jobs) if names is None else names, strict=True):
         series.setdefault(label, []).extend(job.results)
     return series
 

@@ -150,7 +150,7 @@ def test_two_sweeps_side_by_side(
         for run in all_runs(store)
         if run.data.metrics.get("bits_mean") == 4
     }
-    assert (pair[0], {name[3:] for name in pair[1:3]}) == ("4", {"notebook", "signed"})
+    assert (pair[0], {name[3:] for name in pair[1:3]}) == ("4", {"quant=notebook", "quant=signed"})
     low, high = map(float, pair[4].split(" – "))
     assert low <= float(pair[3]) <= high
     assert abs(float(pair[3])) == pytest.approx(abs(max(accuracies.values()) - min(accuracies.values())), abs=0.006)

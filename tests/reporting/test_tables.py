@@ -133,6 +133,22 @@ def test_csv_keeps_digits_odd_values_and_failures() -> None:
     assert (failed["data.root"], failed["bits"], failed["error"], failed["top1_mean"]) == ("c", "99", "too many", "")
 
 
+def test_the_same_setting_is_compared_whatever_else_its_sweep_contains() -> None:
+    """A sweep of one method does not name it; beside a sweep of two methods it has to."""
+    alone = [measured("mse", seed, 4, 100 + seed) for seed in (0, 1)]
+    found = compared(alone, jobs())
+    assert [(pair.first, pair.second, pair.verdict) for pair in found.pairs] == [
+        ("A: quant=mse", "B: quant=mse", "worse")
+    ]
+    each = compared(alone, jobs(), unfold=True).pairs
+    assert [(pair.first, pair.second) for pair in each] == [
+        (f"A: quant=mse seed={seed}", f"B: quant=mse seed={seed}") for seed in (0, 1)
+    ]
+    nothing = compared(alone, [measured("mse", 0, 8, 100)])
+    assert nothing.pairs == []
+    assert "A was measured at 4 stored bits per weight and B at 8." in nothing.nothing
+
+
 def printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str, *arguments: str
 ) -> tuple[int, str]:
