@@ -25,6 +25,12 @@ SETTINGS: dict[str, Any] = {"adaround_steps": 1000, "batch_size": 32, "scheme": 
 
 def quantize(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) -> nn.Module:
     """A fake-quantized copy of the float `model`, calibrated on normalized `images` (N, 3, H, W)."""
+    network: nn.Module = simulation(model, images, bits, act_bits).model
+    return network.eval()
+
+
+def simulation(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) -> Any:
+    """The same as AIMET's `QuantizationSimModel`, which also writes files."""
     from aimet_torch import QuantizationSimModel
     from aimet_torch.common.defs import QuantScheme
 
@@ -41,7 +47,7 @@ def quantize(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) 
     if act_bits:
         quantize_inputs(sim.model, act_bits)
     sim.compute_encodings(run, images)
-    return sim.model.eval()
+    return sim
 
 
 def quantize_inputs(network: nn.Module, act_bits: int) -> None:

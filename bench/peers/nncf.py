@@ -20,22 +20,31 @@ SETTINGS: dict[str, Any] = {"preset": "MIXED", "fast_bias_correction": False, "b
 
 
 def quantize(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) -> Callable[[Tensor], Tensor]:
-    """The float `model` as a quantized OpenVINO model, calibrated on normalized `images` (N, 3, H, W)."""
+    """The float `model` quantized and compiled for the CPU, calibrated on normalized `images` (N, 3, H, W)."""
+    import openvino
+
+    network = quantized(model, images, bits, act_bits)
+    compiled = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda batch: torch.from_numpy(compiled(batch.cpu().contiguous().numpy())[0]).to(batch.device)
+
+
+def quantized(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) -> Any:
+    """The float `model` as a quantized OpenVINO model. Seven bits are NNCF's `OverflowFix.ENABLE`, for any CPU."""
     import nncf
     import openvino
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+    from nncf.quantization import advanced_parameters as advanced
 
     converted = openvino.convert_model(copy.deepcopy(model).cpu().eval(), example_input=images[:1].cpu())
     loader = [batch.numpy() for batch in images.cpu().contiguous().split(SETTINGS["batch_size"])]
-    below_8 = bits < 8 or (act_bits or 8) < 8
-    advanced = AdvancedQuantizationParameters(
-        weights_quantization_params=QuantizationParameters(num_bits=bits),
-        activations_quantization_params=QuantizationParameters(num_bits=act_bits),
-    )
-    quantized = nncf.quantize(
+    narrow = bits < 7 or (act_bits or 8) < 8
+    options = advanced.AdvancedQuantizationParameters()
+    if narrow:
+        options.weights_quantization_params = advanced.QuantizationParameters(num_bits=bits)
+        options.activations_quantization_params = advanced.QuantizationParameters(num_bits=act_bits)
+    elif bits == 7:
+        options.overflow_fix = advanced.OverflowFix.ENABLE
+    return nncf.quantize(
         converted, nncf.Dataset(loader), preset=nncf.QuantizationPreset.MIXED,
-        target_device=nncf.TargetDevice.NPU if below_8 else nncf.TargetDevice.ANY, subset_size=len(loader),
-        fast_bias_correction=SETTINGS["fast_bias_correction"], advanced_parameters=advanced if below_8 else None,
+        target_device=nncf.TargetDevice.NPU if narrow else nncf.TargetDevice.ANY, subset_size=len(loader),
+        fast_bias_correction=SETTINGS["fast_bias_correction"], advanced_parameters=options,
     )  # fmt: skip
-    compiled = openvino.compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda batch: torch.from_numpy(compiled(batch.cpu().contiguous().numpy())[0]).to(batch.device)

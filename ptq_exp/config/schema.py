@@ -38,8 +38,8 @@ class Config:
     )
     export: Any = option(
         None,
-        "formats to which each quantized network is exported and in which it is verified: onnx, packed, program; null: "
-        "only the packed file that every job keeps",
+        "formats to which each quantized network is exported and in which it is verified: onnx, packed, program, "
+        "header; null: only the packed file that every job keeps",
         kind="list[str]",
     )
     resume: bool = option(False, "true: skip the jobs that finished with this configuration")

@@ -85,17 +85,28 @@ class _Layer(nn.Module):
         self.bias_codes = torch.round(self.exact_bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        codes = torch.round(self.activation(input) / self.activation.scale)
+        codes = self.input_codes(input)
         sums = self._product(codes, self.codes)
         now = self.state[0]
         now.largest_sum[self.name] = max(
             now.largest_sum[self.name], (sums + self._channels(self.bias_codes)).abs().max().item()
         )
-        if self.zero_point.any():
-            ones = torch.ones_like(self.codes)
-            sums = sums - self._product(codes, ones) * self._channels(self.zero_point)
         bias = self.exact_bias if now.exact_biases else self.bias_codes
-        return (sums + self._channels(bias)) * self._channels(self.scale)
+        return (self._shifted(sums, codes) + self._channels(bias)) * self._channels(self.scale)
+
+    def input_codes(self, input: Tensor) -> Tensor:
+        """The codes of the input."""
+        return torch.round(self.activation(input) / self.activation.scale)
+
+    def sums(self, codes: Tensor) -> Tensor:
+        """The sums for these codes of the input, with the zero-points and the rounded biases."""
+        return self._shifted(self._product(codes, self.codes), codes) + self._channels(self.bias_codes)
+
+    def _shifted(self, sums: Tensor, codes: Tensor) -> Tensor:
+        """The sums of products of codes, less what the zero-points of the weights add to them."""
+        if not self.zero_point.any():
+            return sums
+        return sums - self._product(codes, torch.ones_like(self.codes)) * self._channels(self.zero_point)
 
     def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
@@ -113,6 +124,24 @@ class _Layer(nn.Module):
         grid = self.activation.grid
         largest = max(abs(grid.low), abs(grid.high))
         return float((self.codes.flatten(1).abs().sum(1) * largest + self.bias_codes.abs()).max())
+
+
+@torch.no_grad()
+def accumulators(layer: QuantizedLayer, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes of the float `input` of a layer with quantized input, its sums, and the codes of its biases.
+
+    The sums are those of the integer reference, with zero-points and rounded biases. All are doubles, the sums have the
+    shape of the layer's output.
+    """
+    reference = _Layer("", layer, [_Pass()])
+    codes = reference.input_codes(input.double())
+    return codes, reference.sums(codes), reference.bias_codes
+
+
+@torch.no_grad()
+def largest_accumulator(layer: QuantizedLayer) -> float:
+    """The largest magnitude of the accumulator of a layer with quantized input, for any input."""
+    return _Layer("", layer, [_Pass()]).most()
 
 
 def _reference(network: nn.Module, state: list[_Pass]) -> nn.Module:

@@ -11,6 +11,7 @@ FORMATS = {
     "onnx": "ptq_exp.export.onnx:Onnx",
     "packed": "ptq_exp.export.packed:Packed",
     "program": "ptq_exp.export.program:Program",
+    "header": "ptq_exp.export.header:Header",
 }
 
 

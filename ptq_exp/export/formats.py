@@ -52,6 +52,7 @@ class Written:
     runtime: str  # as people call it: ONNX Runtime
     metric: str  # the first part of its metrics' names
     load: Callable[[Path], Runner]  # raises `NotInstalled`
+    timed: bool = True  # whether the speed of what was loaded is that of the file
 
 
 class DecodedLayer(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,15 +86,24 @@ def _verified(key: str, file: Written, reference: Written, subject: Subject, tes
     first = tests.normalize(tests.images[:COMPARED])
     with torch.inference_mode():
         difference = (run(first) - subject.network(first)).abs().max().item()
-    speeds = {size: _speeds([run, run_float], tests.normalize(_repeated(tests.images, size))) for size in BATCHES}
+    speeds = _both_speeds([run, run_float], tests) if file.timed else {}
     least = ACTIVATIONS_AGREE if quantizes_activations(subject.network) else WEIGHTS_AGREE
     note = (
         "" if agreement >= least else f"agrees on {agreement:.2f} % of the test images, of at least {least} % required"
     )
     return dataclasses.replace(
         result, agreement=agreement, top1=top1, largest_difference=difference, note=note, failed=bool(note),
-        speed_1=speeds[1][0], speed_64=speeds[64][0], float_speed_1=speeds[1][1], float_speed_64=speeds[64][1],
+        **speeds,
     )  # fmt: skip
+
+
+def _both_speeds(runners: list[Runner], tests: TestSet) -> dict[str, Any]:
+    """The speeds of a file and of the float network, by the names of the fields of `ExportResult`."""
+    found: dict[str, Any] = {}
+    for size in BATCHES:
+        speeds = _speeds(runners, tests.normalize(_repeated(tests.images, size)))
+        found |= {f"speed_{size}": speeds[0], f"float_speed_{size}": speeds[1]}
+    return found
 
 
 def _repeated(images: Tensor, count: int) -> Tensor:

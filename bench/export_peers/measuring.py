@@ -1,0 +1,180 @@
+"""The measurements: every tool writes its files in a process of its own, then one process runs all files."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.export_peers import SIMULATION, WIDTHS, Runner
+from bench.export_peers.running import RUNTIMES
+from bench.export_peers.writers import subject_of, write
+from bench.peers import networks
+from bench.peers.networks import calibration_images
+from ptq_exp.export.formats import Subject, first_line, runner
+from ptq_exp.export.onnx import Onnx
+from ptq_exp.export.program import Program
+from ptq_exp.quantization.modules import copy_network
+from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
+from ptq_exp.runs.fitting import FloatModel
+
+NETWORK, SEED, BATCH = "resnet20", 0, 100
+ROUNDS, SECONDS = 21, 0.1  # interleaved rounds, and how long each case runs in one
+SIZES = (1, 64)  # images at a time
+
+Task = tuple[str, str]  # tool, widths
+Line = dict[str, Any]
+
+
+def load(arguments: argparse.Namespace) -> FloatModel:
+    """The float network, on the CPU."""
+    return networks.load(NETWORK, arguments, torch.device("cpu"))
+
+
+def write_files(tasks: list[Task], arguments: argparse.Namespace, notes: Path) -> None:
+    """Let a tool write its files. One process per tool, because the tools patch torch."""
+    measure = writer(arguments)
+    for task in tasks:
+        try:
+            line = measure(task)
+        except Exception as error:  # of a tool, whatever it is, is a result: the tool cannot do this
+            line = {"task": list(task), "error": f"{type(error).__name__}: {first_line(error)}"}
+        with notes.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(", ".join(f"{key} {line[key]}" for key in ("task", "seconds", "error") if key in line), flush=True)
+
+
+def writer(arguments: argparse.Namespace) -> Callable[[Task], Line]:
+    """The function that lets a tool write its files at some widths."""
+    torch.set_num_threads(1)
+    found = load(arguments)
+    images = calibration_images(found, SEED)
+
+    def measure(task: Task) -> Line:
+        tool, width = task
+        folder = folder_of(arguments.folder, tool, width)
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        quantized = write(tool, found, images, WIDTHS[width], folder)
+        line: Line = {"task": list(task), "seconds": time.perf_counter() - started, "settings": quantized.settings}
+        line["files"] = [
+            {
+                "format": file.format, "paths": file.paths, "runtimes": file.runtimes,
+                "size_bytes": sum((folder / path).stat().st_size for path in file.paths),
+            }
+            for file in quantized.files
+        ]  # fmt: skip
+        if quantized.simulation is not None:
+            simulation = runner(quantized.simulation)
+            predictions = predict(simulation, found)
+            torch.save(predictions, folder / "predictions.pt")
+            reference = runner(float_subject(found, images).network)
+            line[SIMULATION] = {
+                "top1": percent(predictions, found.dataset.test_labels),
+                "speeds": speeds({"float": reference, "simulation": simulation}, found)["simulation"],
+            }
+        return line
+
+    return measure
+
+
+def run_all(arguments: argparse.Namespace, lines: list[Line]) -> list[Line]:
+    """Run every file in every runtime of its own: top-1, agreement with the tool's simulation, speed."""
+    torch.set_num_threads(1)
+    found = load(arguments)
+    references = float_references(found, arguments.folder)
+    results: list[Line] = []
+    for key, runtime in RUNTIMES.items():
+        cases = {"float": references[key]}
+        for (tool, width), file in [(line["task"], file) for line in lines for file in line["files"]]:
+            if key not in file["runtimes"]:
+                continue
+            folder = folder_of(arguments.folder, tool, width)
+            result: Line = {"task": [tool, width], "format": file["format"], "runtime": key}
+            results.append(result)
+            try:
+                case = runtime.load(folder / file["paths"][0], WIDTHS[width][1] is None)
+                predictions = predict(case, found)
+            except Exception as error:  # every runtime has its own
+                result["error"] = first_line(error)
+                continue
+            result["top1"] = percent(predictions, found.dataset.test_labels)
+            if (folder / "predictions.pt").exists():
+                result["agreement"] = percent(predictions, torch.load(folder / "predictions.pt"))
+            cases[str(len(results) - 1)] = case
+        for place, ratios in speeds(cases, found).items():
+            results[int(place)]["speeds"] = ratios
+        print(f"{runtime.label}: {len(cases) - 1} files", flush=True)
+    return results
+
+
+def float_references(found: FloatModel, folder: Path) -> dict[str, Runner]:
+    """The float network in every runtime, with batch norms folded."""
+    subject = float_subject(found, found.normalize(found.dataset.test_images[:1]))
+    for kind in (Onnx, Program):
+        kind().write(subject, folder, "float")
+    return {
+        key: runtime.load(folder / runtime.reference, True) if runtime.reference else runner(subject.network)
+        for key, runtime in RUNTIMES.items()
+    }
+
+
+def float_subject(found: FloatModel, images: Tensor) -> Subject:
+    """The float network with folded batch norms."""
+    network = copy_network(found.model)
+    fold_batch_norm(network)
+    return subject_of(found, network, images)
+
+
+def folder_of(folder: Path, tool: str, width: str) -> Path:
+    """The folder of a task's files."""
+    return folder / f"{tool}-{width}"
+
+
+def predict(run: Runner, found: FloatModel) -> Tensor:
+    """The predicted classes of all test images (N,)."""
+    batches = found.dataset.test_images.split(BATCH)
+    return torch.cat([run(found.normalize(batch).contiguous()).argmax(1) for batch in batches])
+
+
+def percent(predictions: Tensor, wanted: Tensor) -> float:
+    """How many percent are equal."""
+    return 100 * (predictions == wanted).double().mean().item()
+
+
+def speeds(cases: dict[str, Runner], found: FloatModel) -> dict[str, dict[str, float]]:
+    """The speed of every case but "float" relative to it, with 1 and 64 images at a time.
+
+    The cases take turns. A ratio is the median over rounds of the ratio within a round.
+    """
+    found_ratios: dict[str, dict[str, float]] = {name: {} for name in cases if name != "float"}
+    for size in SIZES if found_ratios else ():
+        images = found.normalize(found.dataset.test_images[:size]).contiguous()
+        rounds = [
+            {name: seconds_of(run, images) for name, run in (cases if number % 2 else reversed_(cases)).items()}
+            for number in range(ROUNDS)
+        ]
+        for name, ratios in found_ratios.items():
+            ratios[str(size)] = statistics.median(times["float"] / times[name] for times in rounds)
+    return found_ratios
+
+
+def reversed_(cases: dict[str, Runner]) -> dict[str, Runner]:
+    """The cases in reverse order."""
+    return dict(reversed(cases.items()))
+
+
+def seconds_of(run: Runner, images: Tensor) -> float:
+    """The median time of a call, of as many as fit `SECONDS`, after one that is not counted."""
+    run(images)
+    times: list[float] = []
+    while not times or sum(times) < SECONDS:
+        started = time.perf_counter()
+        run(images)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
