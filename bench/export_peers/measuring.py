@@ -1,6 +1,7 @@
 """The measurements: every tool writes its files in a process of its own, then one process runs all files."""
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 from ptq_exp.runs.fitting import FloatModel
 
 NETWORK, SEED, BATCH = "resnet20", 0, 100
-ROUNDS, SECONDS = 21, 0.1  # interleaved rounds, and how long each case runs in one
+ROUNDS, SECONDS = 11, 0.05  # interleaved rounds, and how long each case runs in one
 SIZES = (1, 64)  # images at a time
 
 Task = tuple[str, str]  # tool, widths
@@ -62,13 +64,7 @@ def writer(arguments: argparse.Namespace) -> Callable[[Task], Line]:
         started = time.perf_counter()
         quantized = write(tool, found, images, WIDTHS[width], folder)
         line: Line = {"task": list(task), "seconds": time.perf_counter() - started, "settings": quantized.settings}
-        line["files"] = [
-            {
-                "format": file.format, "paths": file.paths, "runtimes": file.runtimes,
-                "size_bytes": sum((folder / path).stat().st_size for path in file.paths),
-            }
-            for file in quantized.files
-        ]  # fmt: skip
+        line["files"] = [dataclasses.asdict(file) for file in quantized.files]
         if quantized.simulation is not None:
             simulation = runner(quantized.simulation)
             predictions = predict(simulation, found)
@@ -88,6 +84,9 @@ def run_all(arguments: argparse.Namespace, lines: list[Line]) -> list[Line]:
     torch.set_num_threads(1)
     found = load(arguments)
     references = float_references(found, arguments.folder)
+    for line in lines:
+        for file in line["files"]:
+            file["size_bytes"] = size_of(folder_of(arguments.folder, *line["task"]), file["paths"])
     results: list[Line] = []
     for key, runtime in RUNTIMES.items():
         cases = {"float": references[key]}
@@ -134,6 +133,17 @@ def float_subject(found: FloatModel, images: Tensor) -> Subject:
 def folder_of(folder: Path, tool: str, width: str) -> Path:
     """The folder of a task's files."""
     return folder / f"{tool}-{width}"
+
+
+def size_of(folder: Path, paths: list[str]) -> int:
+    """The bytes of all files in `paths`, with the files of weights that an ONNX file refers to."""
+    all_files = {folder / path for path in paths}
+    for path in paths:
+        if path.endswith(".onnx"):
+            constants = onnx.load(folder / path, load_external_data=False).graph.initializer
+            places = (entry.value for tensor in constants for entry in tensor.external_data if entry.key == "location")
+            all_files |= {folder / place for place in places}
+    return sum(file.stat().st_size for file in all_files)
 
 
 def predict(run: Runner, found: FloatModel) -> Tensor:

@@ -3,7 +3,7 @@
 The recommended order of its documentation: `prepare_model`, `fold_all_batch_norms`, AdaRound, then a
 `QuantizationSimModel` with the frozen weight encodings. Weights are symmetric per channel, activations asymmetric per
 tensor. AIMET recommends cross-layer equalization for per-tensor weights, so it is not used. AdaRound takes 1,000 steps
-per layer (AIMET's default below 8 bits is 15,000), and is not used at 8 bits. The activations are quantized at the
+per layer (AIMET's default below 8 bits is 15,000), and is not used from 7 bits on. The activations are quantized at the
 input of each convolution and linear layer, except for the image, as in `quant=best`.
 """
 
@@ -34,7 +34,7 @@ def simulation(model: nn.Module, images: Tensor, bits: int, act_bits: int | None
     from aimet_torch import QuantizationSimModel
     from aimet_torch.common.defs import QuantScheme
 
-    rounded, encodings = adaround(model, images, bits) if bits < 8 else (folded(model, images), None)
+    rounded, encodings = adaround(model, images, bits) if bits < 7 else (folded(model, images), None)
     with tempfile.TemporaryDirectory() as folder:
         sim = QuantizationSimModel(
             rounded, images[:1], QuantScheme.post_training_tf_enhanced, default_param_bw=bits,

@@ -106,7 +106,7 @@ class Header(Format):
         names, (first, reason) = c_names(layers), first_convolution(subject)
         path.write_text(header(subject, path.name, names, first, reason), encoding="utf-8")
         load = partial(load_header, subject=subject, names=names, first=first)
-        return [Written(path, f"C compiler ({'weights, first sums' if first else 'weights'})", "header", load, False)]
+        return [Written(path, "C: weights, first sums" if first else "C: weights", "header", load, False)]
 
 
 def header(subject: Subject, stem: str, names: dict[str, str], first: str, reason: str) -> str:

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
-FORMATS = "export=[onnx,packed,program]"
+FORMATS = "export=[onnx,packed,program,header]"
 
 
 def test_a_job_exports_verifies_and_shows_its_files(cli: Cli, store: str, runs: Runs, tmp_path: Path) -> None:
@@ -31,12 +31,13 @@ def test_a_job_exports_verifies_and_shows_its_files(cli: Cli, store: str, runs: 
         "ONNX Runtime",
         "OpenVINO",
         "PyTorch, torch.export",
+        "C: weights",
         "Integer reference on 48 images",
     ):
         assert word in outcome.out, word
     (run,) = runs(store).values()
     metrics = run.data.metrics
-    assert metrics["packed_agreement"] == metrics["program_agreement"] == 100
+    assert metrics["packed_agreement"] == metrics["program_agreement"] == metrics["header_agreement"] == 100
     assert metrics["onnx_agreement"] >= 98
     assert {"onnx_top1", "onnx_bytes", "openvino_agreement", "packed_bytes", "integer_agreement"} <= metrics.keys()
     assert metrics["packed_bytes"] <= 1.02 * metrics["size_bytes"] + 8000
@@ -48,7 +49,7 @@ def test_a_job_exports_verifies_and_shows_its_files(cli: Cli, store: str, runs: 
     assert "Exports" in page
     assert "quantized_w4.pt2, PyTorch, torch.export" in page
     (record,) = json.loads((artifacts.parent / "results.json").read_text())["results"]
-    assert [export["format"] for export in record["exports"]] == ["onnx", "onnx", "packed", "program"]
+    assert [export["format"] for export in record["exports"]] == ["onnx", "onnx", "packed", "program", "header"]
 
 
 def test_the_documented_code_classifies_images(
