@@ -89,7 +89,7 @@ def test_a_finished_job_is_exported_from_its_folder_or_its_run(
 def test_an_unknown_format_is_said_before_anything_runs(cli: Cli) -> None:
     outcome = cli(*TINY, "export=[onx]")
     assert outcome.code == 1
-    assert "export=onx is not known. Did you mean 'onnx'? Allowed: onnx, packed, program, header." in outcome.err
+    assert "export=onx is not known. Did you mean 'onnx'? Allowed: header, onnx, packed, program." in outcome.err
 
 
 def test_a_failed_export_keeps_the_results(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
