@@ -1,9 +1,9 @@
 """The files that quantization tools write, and what runs them: `python -m bench.export_peers`.
 
 Brevitas, AIMET, NNCF, torchao, ONNX Runtime's quantizer and ptq_exp quantize one ResNet-20 with the same 1,024 JPEG
-calibration images, each in a process of its own, and write their files. Then one process runs every file in every
-runtime that may read it: top-1 on the 10,000 JPEG test images, agreement with the tool's own simulation, and the speed
-relative to the float network in the same runtime, in turns. Everything has one thread.
+calibration images and write their files. Then every runtime runs the files that it may read: top-1 on the 10,000 JPEG
+test images, agreement with the tool's own simulation, and the speed relative to the float network in the same runtime,
+in turns. Every tool and every runtime has a process of its own, and one thread.
 
 Writes bench/results/export_peers.json and the table of docs/export.md. With `--folder`, the files stay there, and a
 later call writes only those that are missing. Needs neither Hydra nor MLflow.
@@ -15,13 +15,15 @@ import multiprocessing
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from bench.accuracy import write_between
 from bench.export_peers import WIDTHS
-from bench.export_peers.measuring import Line, run_all, write_files
+from bench.export_peers.measuring import Line, folder_of, run_in, size_of, write_files, write_references
+from bench.export_peers.running import RUNTIMES
 from bench.export_peers.table import table_of
 from bench.export_peers.writers import TOOLS
 from bench.peers.__main__ import SHARED
@@ -64,15 +66,35 @@ def written(arguments: argparse.Namespace) -> list[Line]:
     """What every tool wrote, in this call or an earlier one."""
     notes = arguments.folder / "written.jsonl"
     done = {tuple(line["task"]) for line in read_lines(notes) if "error" not in line}
-    context = multiprocessing.get_context("spawn")
     for tool in arguments.tool:
         tasks = [(tool, width) for width in WIDTHS if width not in TOOLS[tool][1] and (tool, width) not in done]
         if tasks:
-            process = context.Process(target=write_files, args=(tasks, arguments, notes))
-            process.start()
-            process.join()
+            apart(write_files, tasks, arguments, notes)
     found = {tuple(line["task"]): line for line in read_lines(notes)}
     return [line for (tool, _), line in found.items() if tool in arguments.tool]
+
+
+def run_all(arguments: argparse.Namespace, lines: list[Line]) -> list[Line]:
+    """Run all files in all runtimes, and add their sizes to `lines`."""
+    for line in lines:
+        for file in line["files"]:
+            file["size_bytes"] = size_of(folder_of(arguments.folder, *line["task"]), file["paths"])
+    apart(write_references, arguments)
+    runs: list[Line] = []
+    for key in RUNTIMES:
+        results = arguments.folder / f"runs-{key}.json"
+        apart(run_in, key, arguments, lines, results)
+        runs += json.loads(results.read_text())
+    return runs
+
+
+def apart(function: Callable[..., None], *values: object) -> None:
+    """Call `function` in a process of its own: the tools patch torch and register operators."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=values)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{function.__name__} failed.")
 
 
 def about() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The measurements: every tool writes its files in a process of its own, then one process runs all files."""
+"""The measurements: every tool writes its files, then every runtime runs them, each in a process of its own."""
 
 import argparse
 import dataclasses
@@ -79,48 +79,48 @@ def writer(arguments: argparse.Namespace) -> Callable[[Task], Line]:
     return measure
 
 
-def run_all(arguments: argparse.Namespace, lines: list[Line]) -> list[Line]:
-    """Run every file in every runtime of its own: top-1, agreement with the tool's simulation, speed."""
-    torch.set_num_threads(1)
+def write_references(arguments: argparse.Namespace) -> None:
+    """Write the float network, with batch norms folded, for every runtime."""
     found = load(arguments)
-    references = float_references(found, arguments.folder)
-    for line in lines:
-        for file in line["files"]:
-            file["size_bytes"] = size_of(folder_of(arguments.folder, *line["task"]), file["paths"])
-    results: list[Line] = []
-    for key, runtime in RUNTIMES.items():
-        cases = {"float": references[key]}
-        for (tool, width), file in [(line["task"], file) for line in lines for file in line["files"]]:
-            if key not in file["runtimes"]:
-                continue
-            folder = folder_of(arguments.folder, tool, width)
-            result: Line = {"task": [tool, width], "format": file["format"], "runtime": key}
-            results.append(result)
-            try:
-                case = runtime.load(folder / file["paths"][0], WIDTHS[width][1] is None)
-                predictions = predict(case, found)
-            except Exception as error:  # every runtime has its own
-                result["error"] = first_line(error)
-                continue
-            result["top1"] = percent(predictions, found.dataset.test_labels)
-            if (folder / "predictions.pt").exists():
-                result["agreement"] = percent(predictions, torch.load(folder / "predictions.pt"))
-            cases[str(len(results) - 1)] = case
-        for place, ratios in speeds(cases, found).items():
-            results[int(place)]["speeds"] = ratios
-        print(f"{runtime.label}: {len(cases) - 1} files", flush=True)
-    return results
-
-
-def float_references(found: FloatModel, folder: Path) -> dict[str, Runner]:
-    """The float network in every runtime, with batch norms folded."""
     subject = float_subject(found, found.normalize(found.dataset.test_images[:1]))
     for kind in (Onnx, Program):
-        kind().write(subject, folder, "float")
-    return {
-        key: runtime.load(folder / runtime.reference, True) if runtime.reference else runner(subject.network)
-        for key, runtime in RUNTIMES.items()
-    }
+        kind().write(subject, arguments.folder, "float")
+
+
+def run_in(key: str, arguments: argparse.Namespace, lines: list[Line], results: Path) -> None:
+    """Run every file of a runtime: top-1, agreement with the tool's simulation, speed. Writes a list (JSON)."""
+    torch.set_num_threads(1)
+    found, runtime = load(arguments), RUNTIMES[key]
+    cases = {"float": reference(key, found, arguments.folder)}
+    runs: list[Line] = []
+    for (tool, width), file in [(line["task"], file) for line in lines for file in line["files"]]:
+        if key not in file["runtimes"]:
+            continue
+        folder = folder_of(arguments.folder, tool, width)
+        run: Line = {"task": [tool, width], "format": file["format"], "runtime": key}
+        runs.append(run)
+        try:
+            case = runtime.load(folder / file["paths"][0], WIDTHS[width][1] is None)
+            predictions = predict(case, found)
+        except Exception as error:  # every runtime has its own
+            run["error"] = first_line(error)
+            continue
+        run["top1"] = percent(predictions, found.dataset.test_labels)
+        if (folder / "predictions.pt").exists():
+            run["agreement"] = percent(predictions, torch.load(folder / "predictions.pt"))
+        cases[str(len(runs) - 1)] = case
+    for place, ratios in speeds(cases, found).items():
+        runs[int(place)]["speeds"] = ratios
+    results.write_text(json.dumps(runs))
+    print(f"{runtime.label}: {len(cases) - 1} of {len(runs)} files run", flush=True)
+
+
+def reference(key: str, found: FloatModel, folder: Path) -> Runner:
+    """The float network in a runtime."""
+    runtime = RUNTIMES[key]
+    if runtime.reference:
+        return runtime.load(folder / runtime.reference, True)
+    return runner(float_subject(found, found.normalize(found.dataset.test_images[:1])).network)
 
 
 def float_subject(found: FloatModel, images: Tensor) -> Subject:

@@ -84,7 +84,6 @@ class Runtime:
     reference: str  # empty: the float network in PyTorch
 
 
-# in the order in which files are loaded: torchao registers operators for the whole process
 RUNTIMES = {
     "onnxruntime": Runtime("ONNX Runtime", onnx_runtime, "float.onnx"),
     "openvino": Runtime("OpenVINO", openvino, "float.onnx"),
