@@ -103,7 +103,7 @@ def run_in(key: str, arguments: argparse.Namespace, lines: list[Line], results: 
             case = runtime.load(folder / file["paths"][0], WIDTHS[width][1] is None)
             predictions = predict(case, found)
         except Exception as error:  # every runtime has its own
-            run["error"] = first_line(error)
+            run["error"] = reason(error)
             continue
         run["top1"] = percent(predictions, found.dataset.test_labels)
         if (folder / "predictions.pt").exists():
@@ -113,6 +113,13 @@ def run_in(key: str, arguments: argparse.Namespace, lines: list[Line], results: 
         runs[int(place)]["speeds"] = ratios
     results.write_text(json.dumps(runs))
     print(f"{runtime.label}: {len(cases) - 1} of {len(runs)} files run", flush=True)
+
+
+def reason(error: Exception) -> str:
+    """The last line of an error that says something. The other lines of OpenVINO say where it was raised."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "While validating"))]
+    return (said or [type(error).__name__])[-1].rpartition("failed:")[2].removeprefix("Fatal error: ")
 
 
 def reference(key: str, found: FloatModel, folder: Path) -> Runner:

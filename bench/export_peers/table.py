@@ -10,7 +10,7 @@ HEADER = (
     "tool", "", "file", "bytes", "runs in", "top-1", "agrees with its simulation", "× float, 1 image",
     "× float, 64 images",
 )  # fmt: skip
-REASON_LENGTH = 60  # characters of a runtime's error that are shown
+REASON_LENGTH = 80  # characters of a runtime's error that are shown
 
 Line = dict[str, Any]
 

@@ -1,5 +1,8 @@
 """The table of bench.export_peers: one row per file and runtime, with a reason where a cell has no number."""
 
+import pytest
+
+from bench.export_peers.measuring import reason
 from bench.export_peers.table import table_of
 
 SPEEDS = {"1": 1.234, "64": 2.0}
@@ -33,3 +36,15 @@ def test_a_row_per_file_and_runtime_and_a_reason_where_there_is_no_number() -> N
     assert quantizer.startswith("| ONNX Runtime's quantizer | W4 | `quantize_static` always")
     assert below == "`python -m bench.export_peers`, 2026-01-02, one thread, torch 3."
     assert {row.count("|") for row in (header, aimet, *brevitas, nncf, quantizer)} == {10}
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [("Exception from core.cpp:132:\nCheck 'false' failed at report.cpp:151:\n-- No conversion rule found\n\n",
+      "No conversion rule found"),
+     ("[ONNXRuntimeError] : 1 : FAIL : Load model from a/b.onnx failed:Fatal error: Quant(-1) is not registered",
+      "Quant(-1) is not registered"),
+     ("", "ValueError")],
+)  # fmt: skip
+def test_the_reason_is_what_a_runtime_says_and_not_where(message: str, said: str) -> None:
+    assert reason(ValueError(message)) == said
