@@ -26,8 +26,8 @@ OmegaConf.register_new_resolver("ptq_exp.keys", keys, replace=True)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: Any) -> dict[str, float]:
-    """Run one job. torch is imported here, so that --help and --cfg respond at once."""
-    from ptq_exp.runs.job import run
+    """Run one job or one search. torch is imported here, so that --help and --cfg respond at once."""
+    from ptq_exp.runs.search import run
 
     return run(cfg)
 

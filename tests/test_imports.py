@@ -11,7 +11,7 @@ from conftest import ROOT
 
 # From the top to the bottom: a folder imports what stands after it.
 FOLDERS = (
-    "runs", "search", "config", "reporting", "export", "results", "evaluation", "quantization", "training", "networks",
+    "runs", "config", "search", "reporting", "export", "results", "evaluation", "quantization", "training", "networks",
     "data", "base",
 )  # fmt: skip
 FILES = sorted((ROOT / "ptq_exp").rglob("*.py"))

@@ -77,7 +77,29 @@ def validate(config: Config) -> None:
     check_method(config.quant)
     config.data.check()
     config.tracking.check()
+    _check_search(config)
     if config.trainer.select == "best_validation" and config.data.validation_images == 0:
         raise UserError("trainer.select=best_validation needs validation images. Set data.validation_images=1000.")
     if config.trainer.select == "best_test" and config.data.validation_images > 0:
         raise UserError("With data.validation_images, use trainer.select=best_validation instead of best_test.")
+
+
+def _check_search(config: Config) -> None:
+    """Reject a search whose widths are given twice, and keys of a search without one."""
+    search, typed = config.search, {word.lstrip("+").partition("=")[0] for word in config.command}
+    if search.name is None:
+        if unused := sorted(key for key in typed if key.startswith("search.")):
+            raise UserError(f"{unused[0]} has no effect without search=fewest.")
+        return
+    search.check()
+    for key, axis, widths in (
+        ("quant.bits", "weights", "search.bits"), ("quant.act_bits", "activations", "search.act_bits"),
+        ("quant.mean_bits", "weights", "search.bits"), ("quant.size_budget", "weights", "search.bits"),
+    ):  # fmt: skip
+        if axis in search.over and key in typed:
+            raise UserError(f"search={search.name} chooses {key}. {widths} holds the widths that it tries.")
+    if "weights" not in search.over and len(config.quant.bit_widths()) > 1:
+        raise UserError(
+            "search.over=[activations] needs one width of the weights: quant.bits=4. To search both: "
+            "search.over='[weights,activations]'."
+        )

@@ -10,6 +10,7 @@ from ptq_exp.config.presets import default_option
 from ptq_exp.data.options import DataOptions
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting.mlflow.options import TrackingOptions
+from ptq_exp.search.options import SearchOptions
 from ptq_exp.training.options import TrainerOptions, TrainingOptions
 
 
@@ -23,6 +24,7 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=lambda: default_option("scheduler"))
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    search: SearchOptions = field(default_factory=SearchOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     checkpoint: str = option(
         "auto",

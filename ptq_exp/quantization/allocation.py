@@ -48,7 +48,7 @@ def sensitivities(
     about how much of it the rest of the network can compensate.
     """
     probe = images[:IMAGES]
-    wanted = _log_probabilities(reference.network, probe)
+    wanted = log_probabilities(reference.network, probe)
     names = list(reference.layers(options.layers))
     found: Sensitivities = {name: {} for name in names}
     learned = options.reconstruction.distill_steps > 0
@@ -59,7 +59,7 @@ def sensitivities(
         else:
             measured = one_layer_at_a_time(reference, options, plan)
         for name, network in measured:
-            got = _log_probabilities(network, probe)
+            got = log_probabilities(network, probe)
             found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
             advance()
     return found
@@ -75,7 +75,8 @@ def _adapted(
         yield name, network
 
 
-def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
+def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """The logarithm of the predicted probabilities (N, classes)."""
     return torch.cat([network(batch) for batch in images.split(BATCH)]).log_softmax(1)
 
 

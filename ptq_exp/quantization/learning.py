@@ -14,6 +14,7 @@ from ptq_exp.base.tensors import load_checked, save_checked
 from ptq_exp.quantization.context import Context
 from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
+from ptq_exp.quantization.options import QuantConfig
 
 RECONSTRUCTION_VERSION = 6  # raised when learned rounding changes, so that older units in the store are not used
 
@@ -21,9 +22,13 @@ RECONSTRUCTION_VERSION = 6  # raised when learned rounding changes, so that olde
 def worth_learning(context: Context) -> bool:
     """Whether any weights have at most `reconstruction.up_to_bits` bits, or the activations at most
     `reconstruction.act_up_to_bits`. Otherwise the loss of rounding to nearest is negligible."""
-    options, how = context.options, context.options.reconstruction
-    coarse_activations = options.act_bits is not None and options.act_bits <= how.act_up_to_bits
-    return min(context.plan.values()) <= how.up_to_bits or coarse_activations
+    return learns(context.options, min(context.plan.values()))
+
+
+def learns(options: QuantConfig, bits: float) -> bool:
+    """The same for weights whose smallest width is `bits`."""
+    act_bits, how = options.learned_act_bits, options.reconstruction
+    return bits <= how.up_to_bits or (act_bits is not None and act_bits <= how.act_up_to_bits)
 
 
 def learn_once(context: Context, unit: nn.Module, name: str, number: int, learn: Callable[[], None]) -> None:

@@ -129,6 +129,11 @@ class QuantConfig:
     act_zero_point: bool = option(
         False, "true: tensors with negative values get a zero-point instead of a signed symmetric range"
     )
+    act_learned: bool = option(
+        True,
+        "with learned rounding, true: weights are learned with quantized activations, whose clipping values are "
+        "learned, too; false: activations are quantized afterwards, with calibrated clipping values",
+    )
     act_input_image: bool = option(False, "true: also quantize the image that enters the first layer")
     act_residual: bool = option(False, "true: also quantize the two operands of every residual addition")
     scales: str = option(
@@ -163,6 +168,11 @@ class QuantConfig:
     )
     reconstruction: ReconstructionConfig = option(ReconstructionConfig, "how rounding is learned")
     sensitivity: bool = option(False, "true: also evaluate the network with one layer quantized at a time")
+
+    @property
+    def learned_act_bits(self) -> int | None:
+        """The bits of the activations while weights are learned; None if activations stay float until then."""
+        return self.act_bits if self.act_learned else None
 
     def bit_widths(self) -> list[int]:
         """The bit widths of this job, in the given order; a single one if mixed precision has its own budget."""

@@ -1,12 +1,11 @@
 """The table of exported files: for the terminal, as Markdown, and as cells for the HTML report."""
 
-from collections.abc import Iterator
-
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from ptq_exp.reporting.table import JOB, Cells, broken
+from ptq_exp.reporting.tables.markdown import markdown_cells
 from ptq_exp.results.exports import ExportResult
 from ptq_exp.results.series import Series
 
@@ -101,8 +100,5 @@ def export_markdown(exports: Exports) -> str:
     if cells is None:
         return ""
 
-    def lines() -> Iterator[str]:
-        for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
-            yield "| " + " | ".join(cell.replace("\n", ", ") for cell in line) + " |"
-
-    return "\n".join(["\n\n**Exports**\n", *lines(), "", *notes(exports)])
+    cells = Cells(cells.headings, [[cell.replace("\n", ", ") for cell in line] for line in cells.lines])
+    return "\n".join(["\n\n**Exports**\n", markdown_cells(cells), "", *notes(exports)])

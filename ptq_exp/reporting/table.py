@@ -220,11 +220,11 @@ class ResultTable:
         layout = next(iter(comfortable or [layout for layout in LAYOUTS if self._fits(layout, width)]), LAYOUTS[-1])
         yield Text(broken(self.title, width), style="bold")
         if layout.job or not _named(self.groups):
-            yield _rich_table(self._cells(layout, width))
+            yield rich_table(self._cells(layout, width))
         else:
             for label, rows in self.groups.items():
                 yield Text(broken(label, width))
-                yield _rich_table(_cells_of({"": rows}, [], layout))
+                yield rich_table(_cells_of({"": rows}, [], layout))
             for failure in self.failures:
                 yield Text(broken(f"{failure.overrides}, quant.bits={failure.bits}: failed", width))
         if not layout.words:
@@ -259,11 +259,12 @@ def _outer_width(widths: list[int], further: int = 0) -> int:
     return sum(widths) + 3 * (len(widths) + further) + 1
 
 
-def _rich_table(cells: Cells) -> Table:
+def rich_table(cells: Cells, words: Sequence[str] = (JOB, VERDICT)) -> Table:
+    """The table for the terminal. Columns with a heading in `words` contain text, the others numbers."""
     table = Table()
     for heading, room in zip(cells.headings, cells.widths, strict=True):
-        words = heading == JOB or heading.replace("\n", " ") == VERDICT
-        table.add_column(heading, justify="left" if words else "right", no_wrap=True, min_width=room)
+        text = heading.replace("\n", " ") in words
+        table.add_column(heading, justify="left" if text else "right", no_wrap=True, min_width=room)
     for line in cells.lines:
         table.add_row(*line)
     return table

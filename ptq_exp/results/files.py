@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from ptq_exp.base.files import digest, write_json
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.results import first_edition
-from ptq_exp.results.records import Failure, JobRecord, SweepRecord
+from ptq_exp.results.records import Failure, JobRecord, SearchRecord, SweepRecord
+from ptq_exp.results.search import distinguished
 
 VERSION = 2  # raised when the fields change; files of version 1 have no number and are read by `first_edition`
 RESULTS_FILE = "results.json"  # complete or absent
 FAILURE_FILE = "failure.json"
 SWEEP_FILE = "sweep.json"
+SEARCH_FILE = "search.json"
 
 T = TypeVar("T")
 
@@ -54,19 +56,37 @@ def write_sweep(folder: Path, name: str, command: list[str]) -> None:
     write_json(folder / SWEEP_FILE, {"name": name, "command": command})
 
 
+def write_search(record: SearchRecord, folder: Path) -> None:
+    """Write the record of a search to a folder."""
+    write_json(folder / SEARCH_FILE, to_json(record), indent=1)
+
+
+def read_search(folder: Path) -> SearchRecord | None:
+    """The record of the search in a folder, or None if there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(read_text(folder / SEARCH_FILE))
+        return from_json(SearchRecord, content | {"folder": str(folder)})
+    return None
+
+
 def read_sweep(folder: Path, known: Mapping[Path, JobRecord] | None = None) -> SweepRecord:
     """A sweep with all records and failures in its folder. Records in `known`, by folder, are not read from disk."""
     about: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         about = json.loads(read_text(folder / SWEEP_FILE))
-    jobs, failures = [], []
+    jobs, failures, searches = [], [], []
     for place in job_folders(folder):
+        if search := read_search(place):
+            searches.append(search)
         if record := (known or {}).get(place.absolute()) or read_job(place):
             jobs.append(record)
         with contextlib.suppress(OSError, ValueError):
             failures.append(from_json(Failure, json.loads(read_text(place / FAILURE_FILE))))
     name = about.get("name", folder.name)
-    return SweepRecord(name, folder, tuple(about.get("command", [])), tuple(jobs), tuple(failures))
+    return SweepRecord(
+        name, folder, tuple(about.get("command", [])), tuple(jobs), tuple(failures),
+        search=read_search(folder), searches=distinguished(searches),
+    )  # fmt: skip
 
 
 def job_folders(sweep_folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The records of one bit width, a job, a failed job and a sweep."""
+"""The records of one bit width, a job, a failed job, a search and a sweep."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -129,6 +129,78 @@ class Failure:
         return f"FAILED {job}: {self.error} (log: {self.log})"
 
 
+# How the network of a trial is made: rounded to nearest; weights learned and activations calibrated afterwards; or both
+# learned together.
+NEAREST, CALIBRATED, LEARNED = "nearest", "weights learned", "learned"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network to try."""
+
+    axis: str  # weights, activations or mixed: what becomes narrower
+    bits: int  # quant.bits
+    act_bits: int | None  # quant.act_bits
+    how: str = NEAREST  # nearest, weights learned (activations are calibrated afterwards), or learned
+    mean_bits: float | None = None  # with mixed precision: quant.mean_bits
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial and what it showed. `result` has no layers."""
+
+    trial: Trial
+    margin: float  # points; the weights leave a part of search.max_drop to the activations
+    limit: float  # points: one-sided upper confidence limit of the drop
+    result: BitWidthResult
+    seconds: float = 0.0  # quantization, evaluation and reporting
+
+    @property
+    def passed(self) -> bool:
+        """Whether the drop is within the margin with the confidence of the search."""
+        return self.limit < self.margin
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """A finished search. `label` is what distinguishes it in a sweep of searches, as typed."""
+
+    title: str  # ResNet-20 on CIFAR-10: best
+    network: str
+    label: str
+    max_drop: float
+    confidence: float  # percent, for the whole search
+    level: float  # percent, of each test
+    over: tuple[str, ...]
+    combinations: int  # of all widths
+    images: int  # test images
+    hardware: str
+    trials: tuple[TrialResult, ...]
+    chosen: int | None  # index of the trial
+    obstacles: tuple[str, ...] = ()  # why nothing narrower passed, or nothing at all
+    exports: tuple[ExportResult, ...] = ()  # of the network that was found, with `export=[...]`
+    seconds: float = 0.0
+    folder: Path = field(default=Path(), metadata={"stored": False})
+
+    @property
+    def best(self) -> TrialResult | None:
+        """The network that was found."""
+        return None if self.chosen is None else self.trials[self.chosen]
+
+    def metrics(self) -> dict[str, float]:
+        """The answer as metrics, empty if there is none."""
+        if self.best is None:
+            return {}
+        result = self.best.result
+        found = {
+            "fewest_bits": result.bits_mean, "fewest_bytes": float(result.size_bytes),
+            "fewest_drop_limit": self.best.limit, "fewest_top1": result.top1,
+        }  # fmt: skip
+        for export in self.exports:
+            found |= export.metrics()
+        return found if result.act_bits is None else found | {"fewest_act_bits": float(result.act_bits)}
+
+
 @dataclass(frozen=True)
 class SweepRecord:
     """A finished sweep: its jobs in order, and the failures."""
@@ -139,6 +211,8 @@ class SweepRecord:
     jobs: tuple[JobRecord, ...]
     failures: tuple[Failure, ...]
     problems: tuple[str, ...] = ()  # errors outside of the jobs, for example while their results were reported
+    search: SearchRecord | None = None  # of which the jobs are the trials
+    searches: tuple[SearchRecord, ...] = ()  # if the jobs of the sweep are searches
 
     @property
     def figures(self) -> Path:

@@ -9,6 +9,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.config.mistakes import exit_code
 from ptq_exp.export import FORMATS
 from ptq_exp.reporting.mlflow.store import default_uri
+from ptq_exp.results.exports import ExportResult
 
 PATTERN, CONFIG = "quantized_w*.safetensors", "config.yaml"
 
@@ -30,7 +31,7 @@ def _export(arguments: argparse.Namespace) -> str:
     """Export, and return the message to print."""
     folder = Path(arguments.job)
     if folder.is_dir():
-        return _export_folder(_artifacts(folder), arguments.output or _artifacts(folder), arguments.format)
+        return _told(_artifacts(folder), arguments.output or _artifacts(folder), arguments.format)
     with tempfile.TemporaryDirectory() as scratch:
         from ptq_exp.reporting.mlflow.reading import artifact, artifact_names, existing_run
 
@@ -39,14 +40,24 @@ def _export(arguments: argparse.Namespace) -> str:
         for name in artifact_names(client, arguments.job):
             if name == CONFIG or fnmatch(name, PATTERN):
                 artifact(client, arguments.job, name, Path(scratch))
-        return _export_folder(_artifacts(Path(scratch)), arguments.output or Path("exported"), arguments.format)
+        return _told(_artifacts(Path(scratch)), arguments.output or Path("exported"), arguments.format)
+
+
+def _told(artifacts: Path, output: Path, formats: list[str]) -> str:
+    if any(export.failed for export in export_folder(artifacts, output, formats)):
+        raise UserError("Not every file does what was simulated. See the table.")
+    return f"Written: {output}"
 
 
 def _artifacts(folder: Path) -> Path:
     return folder / "artifacts" if (folder / "artifacts").is_dir() else folder
 
 
-def _export_folder(artifacts: Path, output: Path, formats: list[str]) -> str:
+def export_folder(artifacts: Path, output: Path, formats: list[str]) -> list[ExportResult]:
+    """Export every quantized network of a folder, verify the files on the test images, and print a table.
+
+    Raises `UserError` if the folder holds no network.
+    """
     import torch
 
     from ptq_exp.base.console import console
@@ -69,17 +80,15 @@ def _export_folder(artifacts: Path, output: Path, formats: list[str]) -> str:
     config = from_file(artifacts / CONFIG)
     dataset = load_images(config, torch.device("cpu"))
     normalize = Normalizer(config.data.mean or dataset.mean, config.data.std or dataset.std, torch.device("cpu"))
-    failed = False
+    written: list[ExportResult] = []
     for file in files:
         loaded = load(file)
         simulated = evaluate(loaded.network, dataset.test_images, dataset.test_labels, normalize)
         tests = TestSet(dataset.test_images, dataset.test_labels, simulated.predictions, normalize)
         subject = Subject.of(loaded.network, normalize(tests.images[:1])[0], loaded.about)
         exports, integers = exports_of(subject, formats, output / file.stem, tests)
-        failed |= any(export.failed for export in exports)
+        written += exports
         console.print(ExportTable({file.stem: list(exports)}))
         if integers:
             console.print(integers.sentence())
-    if failed:
-        raise UserError("Not every file does what was simulated. See the table.")
-    return f"Written: {output}"
+    return written

@@ -1,8 +1,10 @@
 """One job, from configuration to metrics: load the data and the float network, quantize, evaluate, report."""
 
+import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +33,30 @@ def run(cfg: Any) -> dict[str, float]:
 
     Returns the metrics of a single bit width, or `top1_w<bits>` for each of several and `top1_float`.
     """
-    folder = Path(cfg.output_dir)
+    with ready(cfg) as (config, device):
+        return finish_job(config, device).returned()
+
+
+@contextlib.contextmanager
+def ready(cfg: Any) -> Iterator[tuple[Config, torch.device]]:
+    """The checked configuration and the device. An error in the `with` block is kept in the job's folder."""
     set_quiet(cfg.quiet is True)
-    with failure_kept(folder, cfg.quant.bits, cfg.overrides, cfg.fail_fast is True):
+    with failure_kept(Path(cfg.output_dir), cfg.quant.bits, cfg.overrides, cfg.fail_fast is True):
         config = from_hydra(cfg)
         if config.threads:
             torch.set_num_threads(config.threads)
-        device = pick_device(config.device)
-        start, reports = start_of(config, device, folder), Reports(config.tracking)
-        record = finished(config, start, reports) if config.resume else None
-        if record is None:
-            record = run_job(config, device, start, reports)
-        _finished[folder.absolute()] = record
-        return record.returned()
+        yield config, pick_device(config.device)
+
+
+def finish_job(config: Config, device: torch.device) -> JobRecord:
+    """The record of a job: with `resume=true` that of an earlier one with the same configuration, else its own."""
+    folder = Path(config.output_dir)
+    start, reports = start_of(config, device, folder), Reports(config.tracking)
+    record = finished(config, start, reports) if config.resume else None
+    if record is None:
+        record = run_job(config, device, start, reports)
+    _finished[folder.absolute()] = record
+    return record
 
 
 def run_job(config: Config, device: torch.device, start: JobStart, reports: Reports) -> JobRecord:

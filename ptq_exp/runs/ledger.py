@@ -35,6 +35,8 @@ def job_key(config: Config, device_type: str) -> str:
     """SHA-256 (hex) of everything that determines a job's result: a repeated job has the same key."""
     relevant = {key: value for key, value in dataclasses.asdict(config).items() if key not in UNRELATED}
     relevant["model"] = custom.identity(relevant["model"])
+    if config.search.name is None:
+        del relevant["search"]
     relevant["quant"]["name"] = ""  # a method's name does not affect the result
     checkpoint = Path(config.checkpoint).expanduser()
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""

@@ -19,6 +19,7 @@ from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
 from ptq_exp.evaluation.paired import Correct
 from ptq_exp.quantization.allocation import one_layer_at_a_time
+from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.diagnosis import diagnose
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
 from ptq_exp.quantization.quantize import Quantized, quantize
@@ -122,7 +123,9 @@ def reconstruction_store(config: Config, shared: Shared, bits: int, device: torc
     """The folder of reconstructed units, so that an interrupted run can continue, or None without learned rounding."""
     if config.quant.rounding == "nearest":
         return None
-    unrelated = {"name": "", "sensitivity": False, "calibration_seed": None}
+    unrelated: dict[str, Any] = {"name": "", "sensitivity": False, "calibration_seed": None}
+    if not config.quant.act_learned:  # units do not depend on activations, unless operations became modules
+        unrelated |= {"act_bits": "any" if covers_operations(config.quant) else None, "act_learned": True}
     method = dataclasses.asdict(config.quant) | unrelated | {"bits": bits}
     key = digest(
         RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.calibration_seed, device.type

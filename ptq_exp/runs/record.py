@@ -25,7 +25,7 @@ from ptq_exp.runs.shared import Shared
 
 PACKAGES = ("ptq_exp", "torch", "torchvision", "numpy", "hydra-core", "mlflow")
 # MLflow's compare page would otherwise list the folder and the command line of two jobs first.
-NOT_PARAMS = ("output_dir", "command", "overrides", "method", "searchpath")  # the method is `quant.name`
+NOT_PARAMS = ("output_dir", "command", "overrides", "method", "searchpath", "search")  # the method is `quant.name`
 
 
 def make_record(
@@ -77,7 +77,7 @@ def parameters(resolved: Config, shared: Shared) -> dict[str, Any]:
     """The resolved configuration by dotted keys, and the data set and network that were used."""
     plain = dataclasses.replace(resolved, quant=dataclasses.replace(resolved.quant, layer_bits={}))
     options = shared.float_model.options
-    return {key: value for key, value in flatten(plain).items() if key not in NOT_PARAMS} | {
+    return {key: value for key, value in flatten(plain).items() if key.partition(".")[0] not in NOT_PARAMS} | {
         "quant.layer_bits": json.dumps(resolved.quant.layer_bits),  # its keys are patterns, not param names
         "data.used": shared.dataset.name,
         "model.used": " ".join(f"{key}={value}" for key, value in options.items()),

@@ -22,6 +22,7 @@ STEPS: tuple[Step, ...] = (
     CalibrateActivations(),
     Reconstruct(),
     Distill(),
+    CalibrateActivations(after_learning=True),
     CorrectBiases(),
     ReestimateBatchNorm(),
     RoundBiases(),

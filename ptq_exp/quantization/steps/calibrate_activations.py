@@ -21,13 +21,19 @@ class CalibrateActivations(Step):
 
     The layer that receives the image is skipped unless `act_input_image` is set or everything is covered. A number for
     `act_alpha` overrides the ranges. Tensors with negative values get a signed grid, or a zero-point.
+
+    The step stands twice in the list: before the learning steps, and (`after_learning`) behind them for
+    `act_learned=false`.
     """
 
     name = "calibrate activations"
     reads = (
         "act_bits", "act_alpha", "act_rule", "act_percentile", "act_input_image", "act_residual", "act_coverage",
-        "act_zero_point", "scales", "grid", "layers", "first_and_last", "calibration_images",
+        "act_zero_point", "act_learned", "scales", "grid", "layers", "first_and_last", "calibration_images",
     )  # fmt: skip
+
+    def __init__(self, after_learning: bool = False):
+        self.after_learning = after_learning
 
     def check(self, options: QuantConfig) -> None:
         check_choice("quant.act_rule", options.act_rule, OBSERVERS)
@@ -41,7 +47,7 @@ class CalibrateActivations(Step):
 
     def run(self, context: Context) -> None:
         options, network = context.options, context.network
-        if options.act_bits is None:
+        if options.act_bits is None or options.act_learned is self.after_learning:
             return
         first, last = context.traced.first_and_last(options.layers)
         layers = quantized_layers(network)

@@ -38,7 +38,7 @@ class Reconstruct(Step):
     """Learn the rounding, one unit after the other."""
 
     name = "reconstruct"
-    reads = ("rounding", "reconstruction", "act_bits", "layers", "grid", "scales")
+    reads = ("rounding", "reconstruction", "act_bits", "act_learned", "layers", "grid", "scales")
 
     def check(self, options: QuantConfig) -> None:
         if options.rounding != "nearest" and options.grid == "apot":
@@ -81,7 +81,7 @@ def reconstruct_unit(
     learn, by name. `advance` is called after every step. All randomness comes from torch's global generator.
     """
     images, how = context.images, context.options.reconstruction
-    drop = how.drop if context.options.act_bits is not None else 0.0  # share of unquantized activations
+    drop = how.drop if context.options.learned_act_bits is not None else 0.0  # share of unquantized activations
     every = layers_of(network.network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
     if not layers:

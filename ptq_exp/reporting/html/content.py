@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.reporting import search
 from ptq_exp.reporting.comparisons import WORDS, comparison_cells, comparison_notes
 from ptq_exp.reporting.exports import FILE, export_cells, exports_of_series, integer_sentences, notes
 from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
 from ptq_exp.results.comparison import against_best
-from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SweepRecord
+from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SearchRecord, SweepRecord
+from ptq_exp.results.search import sentence
 from ptq_exp.results.series import (
     Series,
     answers,
@@ -33,6 +35,7 @@ NOT_SETTINGS = (
     "data.used", "model.used",
 )  # fmt: skip
 CAPTIONS = {
+    "search": "Trials of the search: accuracy against size, with the margin",
     "accuracy_against_bits": "Accuracy against bit width",
     "accuracy_against_size": "Accuracy against size; the line is the Pareto front",
     "layers": "Signal-to-quantization-noise ratio (SQNR) and levels used, by layer",
@@ -56,6 +59,8 @@ class Results:
     command: tuple[str, ...]  # as typed, without `python run.py`
     failures: Sequence[Failure] = ()
     sweep: bool = True
+    search: SearchRecord | None = None
+    searches: tuple[SearchRecord, ...] = ()
 
     @classmethod
     def of_job(cls, record: JobRecord) -> "Results":
@@ -70,7 +75,10 @@ class Results:
 
 def sweep_results(record: SweepRecord) -> Results:
     """A sweep."""
-    return Results(record.name, record.jobs, record.command, with_labels(record.jobs, record.failures))
+    return Results(
+        record.name, record.jobs, record.command, with_labels(record.jobs, record.failures),
+        search=record.search, searches=record.searches,
+    )  # fmt: skip
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -103,15 +111,15 @@ def report(results: Results, drawn: dict[str, bytes], unfold: bool = False) -> s
         .render(
             title=results.title,
             summary=_summary(results),
-            answers=answers(results.series) if results.jobs else [],
-            table=table_cells(results.series, results.failures),
+            answers=_answers(results),
+            table=_table(results),
             seeds=_each_seed(results),
             seed_note=seed_note(rows_of(results.series)),
             unfold=unfold,
             compared=comparison_cells(pairs),
             compared_words=WORDS,
             compared_notes=comparison_notes(pairs),
-            words=(JOB, VERDICT, FILE),
+            words=(JOB, VERDICT, FILE, *search.WORDS),
             failures=results.failures,
             figures=captioned(drawn),
             diagnoses=_diagnoses(results, names),
@@ -138,9 +146,27 @@ def _summary(results: Results) -> str:
     return f"{count}{'; '.join(used)}. Method: {', '.join(methods)}."
 
 
+def _answers(results: Results) -> list[str]:
+    """The sentences above the table. A search begins with its answer."""
+    if found := results.search:
+        return [sentence(found), *search.conclusions(found), search.explanation(found)]
+    if results.searches:
+        return [f"{found.label or found.network}: {sentence(found)}" for found in results.searches]
+    return answers(results.series) if results.jobs else []
+
+
+def _table(results: Results) -> Cells:
+    """The same table as in the terminal."""
+    if results.search:
+        return search.trial_cells(results.search)
+    if results.searches:
+        return search.answer_cells(results.searches)
+    return table_cells(results.series, results.failures)
+
+
 def _each_seed(results: Results) -> Cells | None:
     """The table with a line for each seed, or None if no line of the table has several seeds."""
-    if not seed_note(rows_of(results.series)):
+    if results.search or not seed_note(rows_of(results.series)):
         return None
     return table_cells(results.series, results.failures, unfold=True)
 

@@ -28,7 +28,7 @@ class HtmlReport(Reporter):
         """Write the report of a sweep to the folder of the figures over all jobs."""
         record.figures.mkdir(exist_ok=True)
         self.file = record.figures / REPORT_FILE
-        if record.jobs:
+        if record.jobs or record.searches:
             write_text(self.file, report(sweep_results(record), images(record.figures)))
 
     def where(self) -> list[str]:

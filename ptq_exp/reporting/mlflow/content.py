@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
@@ -12,6 +13,7 @@ from ptq_exp.reporting.mlflow.place import Place
 from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
 from ptq_exp.reporting.mlflow.registry import register
 from ptq_exp.reporting.mlflow.run import MAX_VALUE_LENGTH, Run, child, start_run
+from ptq_exp.reporting.search import search_note
 from ptq_exp.reporting.tables.markdown import job_note, sweep_note
 from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep, to_json
 from ptq_exp.results.records import JobRecord, SweepRecord
@@ -60,12 +62,20 @@ def points(record: JobRecord) -> Points:
 def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
     """Log the table, report, figures and curves of the finished jobs to the parent run, and end it."""
     record.figures.mkdir(exist_ok=True)
-    if record.jobs:
+    if record.jobs or record.searches:
         run_ids = [place.run_id for job in record.jobs if (place := Place.read(job.folder))]
-        summary = {"name": record.name, "command": record.command, "failures": record.failures, "jobs": run_ids}
+        summary: dict[str, Any] = {
+            "name": record.name,
+            "command": record.command,
+            "failures": record.failures,
+            "jobs": run_ids,
+        }
+        summary |= {"failures": record.failures, "search": record.search, "searches": record.searches}
         write_text(record.figures / SUMMARY_FILE, json.dumps(to_json(summary), indent=1))
-    note = sweep_note(record)
-    if record.jobs:
+    note = search_note(record) or sweep_note(record)
+    if record.search is not None:
+        parent.log(record.search.metrics())
+    elif record.jobs:
         lowest = min((result for job in record.jobs for result in job.results), key=lambda result: result.top1)
         note += f"\n\n{width(lowest)}. {lowest.diagnosis}"
     parent.log(tags={"mlflow.note.content": _fitting(note)})
@@ -78,7 +88,7 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
             run.log_file(Path(failure.log))
             run.end("FAILED")
     # A job with several bit widths logs its own curve, so a copy would appear twice.
-    if record.jobs and all(len(job.results) == 1 for job in record.jobs):
+    if record.jobs and record.search is None and all(len(job.results) == 1 for job in record.jobs):
         _log_curves(parent, as_series(record.jobs))
     parent.end(status)
 

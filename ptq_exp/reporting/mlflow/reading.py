@@ -11,7 +11,7 @@ from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.run import JOB_TAG, Run
 from ptq_exp.reporting.mlflow.store import PROCESS_TAG, default_uri, open_existing, open_store
 from ptq_exp.results.files import RESULTS_FILE, from_json, read_job
-from ptq_exp.results.records import Failure, JobRecord, SweepRecord
+from ptq_exp.results.records import Failure, JobRecord, SearchRecord, SweepRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,11 @@ def fetch_sweep(parent: Run, title: str, folder: Path, drawn: bool = True) -> Sw
     else:
         failures = failed_children(parent)
     jobs = tuple(record for record in fetched if record is not None)
-    return SweepRecord(title, folder, tuple(about.get("command", [])), jobs, tuple(failures))
+    search = from_json(SearchRecord, about["search"]) if about.get("search") else None
+    searches = tuple(from_json(SearchRecord, found) for found in about.get("searches", []))
+    return SweepRecord(
+        title, folder, tuple(about.get("command", [])), jobs, tuple(failures), search=search, searches=searches
+    )
 
 
 def newest_run(uri: str) -> str:

@@ -99,7 +99,7 @@ class Mlflow(Reporter):
         if start.resume:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 old = str(json.loads(read_text(pointer))["run_id"])
-        self.run = start_run(self.tracking, start.name, old=old)
+        self.run = start_run(self.tracking, start.name, os.environ.get(PARENT_VARIABLE), old=old)
         # The runs page shows the sweep's overrides in its row.
         self.run.log(params=dict(word.lstrip("+~").partition("=")[::2] for word in words))
         dataclasses.replace(place, run_id=self.run.run_id).write(start.folder)

@@ -4,6 +4,7 @@ from ptq_exp.reporting.plots.accuracy import accuracy_against_bits, accuracy_aga
 from ptq_exp.reporting.plots.classes import confusion_change
 from ptq_exp.reporting.plots.distributions import activation_histograms, weight_densities, weight_density
 from ptq_exp.reporting.plots.layers import layer_heat_map, levels_used, mixed_precision, sensitivity_bars
+from ptq_exp.reporting.plots.search import search_trials
 from ptq_exp.reporting.plots.training import training_curves
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "levels_used",
     "mixed_precision",
     "pareto_front",
+    "search_trials",
     "sensitivity_bars",
     "training_curves",
     "weight_densities",

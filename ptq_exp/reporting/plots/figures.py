@@ -81,6 +81,9 @@ def draw_sweep(record: SweepRecord) -> None:
     """Draw the figures over all jobs of a sweep."""
     if not record.jobs:
         return
+    if record.search is not None and record.search.trials:
+        plots.search_trials(record.search, record.figures / "search.png")
+        return
     folder, method = record.figures, " ".join(record.jobs[0].method)
     series = {label or method: results for label, results in seed_groups(as_series(record.jobs)).items()}
     plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")

@@ -1,7 +1,5 @@
 """The result table as Markdown: the note on a run's page in MLflow, and `table.md`."""
 
-from collections.abc import Iterator
-
 from ptq_exp.reporting.table import Cells, table_cells
 from ptq_exp.reporting.tables import TableContent
 from ptq_exp.results.comparison import against_best, sentences
@@ -17,12 +15,9 @@ def markdown(content: TableContent) -> str:
 
 def markdown_cells(cells: Cells) -> str:
     """Any table."""
-
-    def lines() -> Iterator[str]:
-        for line in (cells.headings, ["---"] * len(cells.headings), *cells.lines):
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-
-    return "\n".join(lines())
+    lines = (cells.headings, ["---"] * len(cells.headings), *cells.lines)
+    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def sweep_note(record: SweepRecord) -> str:

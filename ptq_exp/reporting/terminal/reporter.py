@@ -3,9 +3,11 @@
 from ptq_exp.base.console import console, is_quiet
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.exports import ExportTable, exports_of_series, integer_sentences
-from ptq_exp.reporting.table import ResultTable
+from ptq_exp.reporting.search import WORDS, answer_cells, conclusions, explanation, trial_cells
+from ptq_exp.reporting.table import ResultTable, rich_table
 from ptq_exp.results.comparison import against_best, sentences
-from ptq_exp.results.records import JobRecord, SweepRecord
+from ptq_exp.results.records import JobRecord, SearchRecord, SweepRecord
+from ptq_exp.results.search import sentence
 from ptq_exp.results.series import answers, as_series, coverage, rows_of, titled, with_labels
 
 
@@ -29,6 +31,13 @@ class Terminal(Reporter):
 
     def sweep(self, record: SweepRecord) -> None:
         """Print the table, the reasons of failures, the fewest bits of each series, and the best one at each width."""
+        if record.search is not None:
+            self._search(record.search)
+            return
+        if record.searches:
+            console.print(rich_table(answer_cells(record.searches), WORDS))
+            for found in record.searches:
+                console.print(f"{found.label or found.network}: {sentence(found)}")
         series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
         if record.jobs or failures:
             console.print(ResultTable(series, titled(record.name, record.jobs), failures))
@@ -38,5 +47,12 @@ class Terminal(Reporter):
         if not is_quiet():
             results = [result for job in record.jobs for result in job.results]
             compared = sentences(against_best(rows_of(series)))
-            for sentence in [*answers(series), *compared, *coverage(results), *integer_sentences(series)]:
-                console.print(sentence)
+            console.print(*answers(series), *compared, *coverage(results), *integer_sentences(series), sep="\n")
+
+    def _search(self, record: SearchRecord) -> None:
+        """Print the trials of a search and its answer."""
+        if self.alone:
+            console.print(rich_table(trial_cells(record), WORDS))
+            if not is_quiet():
+                console.print(explanation(record), *conclusions(record), sep="\n")
+        console.print(sentence(record))
