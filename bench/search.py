@@ -8,6 +8,7 @@ docs/how-to/fewest-bits.md is written. Existing results are not measured again. 
 
 import argparse
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -19,6 +20,7 @@ import torch
 from bench.accuracy import write_between
 from bench.foreign import NETWORKS, config_of, images
 from bench.workers import read_lines
+from ptq_exp.base.console import duration
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config.compose import compose
 from ptq_exp.reporting.search import answer_cells
@@ -53,15 +55,11 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     done = {(line["network"], line["over"], line["device"]) for line in read_lines(arguments.results)}
-    only = arguments.only or []
-    for name in ("resnet20", *NETWORKS):
-        for over in OVER:
-            wanted = (not set(only) & {"resnet20", *NETWORKS} or name in only) and (
-                not set(only) & set(OVER) or over in only
-            )
-            device = pick_device(arguments.device)
-            if wanted and (name, over, device.type) not in done:
-                measure(name, over, device, arguments)
+    device, only, names = pick_device(arguments.device), set(arguments.only or []), ["resnet20", *NETWORKS]
+    chosen = [name for name in names if name in only or not only & set(names)]
+    for name, over in itertools.product(chosen, [over for over in OVER if over in only or not only & OVER.keys()]):
+        if (name, over, device.type) not in done:
+            measure(name, over, device, arguments)
     text = table_of(read_lines(arguments.results))
     print(text)
     if arguments.results == RESULTS:
@@ -88,7 +86,7 @@ def measure(name: str, over: str, device: torch.device, arguments: argparse.Name
     }  # fmt: skip
     with arguments.results.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    print(f"{name}, {over}: {sentence(record)} {effort(record, f'{line['seconds']:.0f} s')}", flush=True)
+    print(f"{name}, {over}: {sentence(record)} {effort(record, duration(record.seconds))}", flush=True)
 
 
 def configuration(name: str, arguments: argparse.Namespace) -> Any:

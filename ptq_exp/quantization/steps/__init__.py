@@ -2,7 +2,7 @@
 
 from ptq_exp.base.options import check_options
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.quantization.steps.calibrate_activations import CalibrateActivations
+from ptq_exp.quantization.steps.calibrate_activations import CalibrateActivations, CalibrateAfterLearning
 from ptq_exp.quantization.steps.correct_biases import CorrectBiases
 from ptq_exp.quantization.steps.distill import Distill
 from ptq_exp.quantization.steps.equalize import Equalize
@@ -22,7 +22,7 @@ STEPS: tuple[Step, ...] = (
     CalibrateActivations(),
     Reconstruct(),
     Distill(),
-    CalibrateActivations(after_learning=True),
+    CalibrateAfterLearning(),
     CorrectBiases(),
     ReestimateBatchNorm(),
     RoundBiases(),

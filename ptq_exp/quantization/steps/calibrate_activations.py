@@ -1,6 +1,7 @@
 """Activation quantizers with ranges from the float network's activations on the calibration images."""
 
 import math
+from typing import ClassVar
 
 from ptq_exp.base.errors import UserError, check_choice
 from ptq_exp.quantization.activations import OBSERVERS, Observation, observe, with_zero_point
@@ -21,9 +22,6 @@ class CalibrateActivations(Step):
 
     The layer that receives the image is skipped unless `act_input_image` is set or everything is covered. A number for
     `act_alpha` overrides the ranges. Tensors with negative values get a signed grid, or a zero-point.
-
-    The step stands twice in the list: before the learning steps, and (`after_learning`) behind them for
-    `act_learned=false`.
     """
 
     name = "calibrate activations"
@@ -31,9 +29,7 @@ class CalibrateActivations(Step):
         "act_bits", "act_alpha", "act_rule", "act_percentile", "act_input_image", "act_residual", "act_coverage",
         "act_zero_point", "act_learned", "scales", "grid", "layers", "first_and_last", "calibration_images",
     )  # fmt: skip
-
-    def __init__(self, after_learning: bool = False):
-        self.after_learning = after_learning
+    after_learning: ClassVar[bool] = False
 
     def check(self, options: QuantConfig) -> None:
         check_choice("quant.act_rule", options.act_rule, OBSERVERS)
@@ -66,6 +62,13 @@ class CalibrateActivations(Step):
                 operands = _operands(options, [observations.get(place) for place in range(operations[name])])
                 operation = QuantizedOperation(network.get_submodule(name), operands)
                 replace_module(network, name, operation.to(context.images.device))
+
+
+class CalibrateAfterLearning(CalibrateActivations):
+    """The same step for `act_learned=false`: after the weights have been learned with float activations."""
+
+    name = "calibrate activations after learning"
+    after_learning = True
 
 
 def _operands(options: QuantConfig, observations: list[Observation | None]) -> list[ActivationQuantizer | None]:
