@@ -1,6 +1,7 @@
-"""The trials of a search: accuracy against size, with the margin."""
+"""The trials of a search: accuracy against size and against the bits of the activations, with the margin."""
 
 from pathlib import Path
+from typing import Any
 
 from ptq_exp.reporting.plots.accuracy import pareto_front
 from ptq_exp.reporting.plots.style import (
@@ -11,8 +12,9 @@ from ptq_exp.reporting.plots.style import (
     ORANGE,
     RED,
     SMALL,
+    WIDTH,
+    add_axes,
     canvas,
-    legend,
     save,
     write_title,
 )
@@ -24,58 +26,95 @@ WAYS = {
     CALIBRATED: (GREEN, "D", "activations calibrated"),
     LEARNED: (BLUE, "s", "learned"),
 }
-BELOW = 6.0  # margins below the float network that are drawn
-BESIDE = 0.025  # of the range of sizes: the distance between trials of the same size
+BELOW = 4.0  # margins below the float network that are drawn
+TOP1 = "top-1 (%), 95 % CI of the drop"
+RING = {"marker": "o", "markersize": 15, "fillstyle": "none", "markeredgewidth": 2, "linestyle": "none"}
+PANEL, LEGEND, GAP = 2.9, 0.7, 0.7  # inches
 
 
 def search_trials(record: SearchRecord, path: Path) -> None:
-    """Top-1 (percent) against size (kB), with the margin: one point per trial with the 95 % CI of its drop, and a ring
-    around the network that was found."""
-    figure, axes = canvas()
-    level = record.trials[0].result.top1_float
-    lowest = level - BELOW * record.max_drop
-    shown = [found for found in record.trials if found.result.top1 >= lowest]
-    places = _places(shown)
-    for how, (colour, marker, name) in WAYS.items():
-        here = [(place, found.result) for place, found in zip(places, shown, strict=True) if found.trial.how == how]
-        if here:
-            low = [max(0.0, result.top1_drop_ci_high - result.top1_drop) for _, result in here]
-            high = [max(0.0, result.top1_drop - result.top1_drop_ci_low) for _, result in here]
-            look = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3, "label": name}
-            axes.errorbar([place for place, _ in here], [result.top1 for _, result in here], yerr=[low, high], **look)
-    for place, found in zip(places, shown, strict=True):
-        look = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": SMALL, "rotation": 60}
-        axes.annotate(_name(found), (place, found.result.top1), **look)
-    front = pareto_front([(f.result.size_bytes / 1000, f.result.top1, f.result.bits_mean) for f in shown])
-    if len(front) > 1:
-        axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1, zorder=0, label="Pareto front")
-    axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, zorder=1, label=f"float ({level:.2f} %)")
-    axes.axhline(
-        level - record.max_drop, color=RED, linewidth=1.5, zorder=1, label=f"margin ({record.max_drop:g} points)"
-    )
-    if record.best is not None:
-        place = places[shown.index(record.best)]
-        ring = {"marker": "o", "markersize": 15, "fillstyle": "none", "markeredgewidth": 2, "linestyle": "none"}
-        axes.plot([place], [record.best.result.top1], color=RED, label="found", **ring)
-    hidden = len(record.trials) - len(shown)
-    note = f" ({hidden} trial{'s' * (hidden > 1)} below the figure)" if hidden else ""
-    axes.set(xlabel=f"size of the packed network (kB){note}", ylabel="top-1 accuracy (%), 95 % CI of the drop")
-    axes.margins(x=0.12, y=0.1)
-    axes.grid(alpha=0.3)
+    """Top-1 (percent) against size (kB) and, if activations were searched, against their bits.
+
+    Every trial has the 95 % CI of its drop. A ring marks the network that was found.
+    """
+    activations = [found for found in record.trials if found.trial.axis == "activations"]
+    others = [found for found in record.trials if found.trial.axis != "activations" or found is record.best]
+    panels = [(others, _size, "size of the packed network (kB)")] if others else []
+    panels += [(activations, _act_bits, "bits of the activations")] if activations else []
+    height = 0.5 + LEGEND + len(panels) * (PANEL + GAP)
+    figure, first = canvas(height, bottom=height - 0.5 - PANEL)
+    every = [first]
+    if len(panels) > 1:
+        every.append(add_axes(figure, 0.8, LEGEND + GAP, WIDTH - 1.0, PANEL))
+    for axes, (trials, position, label) in zip(every, panels, strict=True):
+        _panel(axes, record, trials, position, label)
+    _legend(first, every[-1])
     write_title(figure, record.title)
-    legend(axes)
     save(figure, path)
 
 
-def _places(shown: list[TrialResult]) -> list[float]:
-    """The sizes in kB. Trials of the same size, which differ in their activations, are drawn side by side."""
-    sizes = [found.result.size_bytes / 1000 for found in shown]
-    apart = BESIDE * (max(sizes) - min(sizes)) if len(set(sizes)) > 1 else 0.1
-    places: list[float] = []
-    for number, size in enumerate(sizes):
-        earlier = sum(abs(other - size) < apart for other in sizes[:number])
-        places.append(size + apart * earlier)
-    return places
+def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position: Any, label: str) -> None:
+    level = trials[0].result.top1_float
+    shown = [found for found in trials if found.result.top1 >= level - BELOW * record.max_drop]
+    for how, (colour, marker, name) in WAYS.items():
+        here = [found for found in shown if found.trial.how == how]
+        results = [found.result for found in here]
+        low = [max(0.0, result.top1_drop_ci_high - result.top1_drop) for result in results]
+        high = [max(0.0, result.top1_drop - result.top1_drop_ci_low) for result in results]
+        look = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3, "label": name}
+        axes.errorbar(list(map(position, here)), [result.top1 for result in results], yerr=[low, high], **look)
+    if position is _size:
+        _name_points(axes, shown)
+    else:
+        axes.invert_xaxis()
+        axes.set_xticks(sorted({position(found) for found in trials}))
+    best = [found for found in shown if found is record.best]
+    axes.plot(
+        [position(found) for found in best], [found.result.top1 for found in best], color=RED, label="found", **RING
+    )
+    axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, zorder=1, label=f"float ({level:.2f} %)")
+    axes.axhline(level - record.max_drop, color=RED, linewidth=1.5, zorder=1, label=f"margin ({record.max_drop:g})")
+    hidden = len(trials) - len(shown)
+    note = f" ({hidden} trial{'s' * (hidden > 1)} below the figure)" if hidden else ""
+    axes.set(xlabel=label + note, ylabel=TOP1)
+    axes.margins(x=0.1, y=0.12)
+    axes.grid(alpha=0.3)
+
+
+def _name_points(axes: Any, shown: list[TrialResult]) -> None:
+    """Label the points against size, and draw the Pareto front."""
+    for found in shown:
+        if found.trial.axis == "activations":  # it has the size of another trial, which has a label
+            continue
+        mixed = found.trial.axis == "mixed"  # close to the width for all weights, whose label is on the other side
+        look = {"xytext": (-9, -4) if mixed else (6, -12), "ha": "right" if mixed else "left", "fontsize": SMALL}
+        axes.annotate(_name(found), (_size(found), found.result.top1), textcoords="offset points", **look)
+    front = pareto_front([(_size(found), found.result.top1, found.result.bits_mean) for found in shown])
+    if len(front) > 1:
+        axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1, zorder=0, label="Pareto front")
+
+
+def _legend(first: Any, last: Any) -> None:
+    """One legend below the last panel, with the entries of both that have points."""
+    found: dict[str, Any] = {}
+    for axes in (first, last):
+        handles, names = axes.get_legend_handles_labels()
+        found |= {name: handle for handle, name in zip(handles, names, strict=True) if _drawn(handle)}
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.62 / PANEL), "ncols": 3, "frameon": False}
+    last.legend(list(found.values()), list(found), fontsize=SMALL, borderaxespad=0, **place)
+
+
+def _drawn(handle: Any) -> bool:
+    line = handle[0] if isinstance(handle, tuple) else handle  # an errorbar is a tuple of artists
+    return len(line.get_xdata()) > 0
+
+
+def _size(found: TrialResult) -> float:
+    return found.result.size_bytes / 1000
+
+
+def _act_bits(found: TrialResult) -> float:
+    return float(found.result.act_bits or 0)
 
 
 def _name(found: TrialResult) -> str:
