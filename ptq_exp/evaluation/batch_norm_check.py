@@ -9,7 +9,7 @@ from torch import nn
 from ptq_exp.base.console import log
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.normalization import Constants, candidates
-from ptq_exp.evaluation.batch_norm_fit import FIRST, BatchNormCheck, Fit
+from ptq_exp.evaluation.batch_norm_fit import FIRST, LITTLE, BatchNormCheck, Fit
 
 # Constants given by the user or the file count as wrong if others fit the first batch norm better by this much. The
 # right ones stay below 0.005 there. The closest wrong pair, CIFAR-10's and CIFAR-100's statistics, differs by 0.003.
@@ -17,6 +17,9 @@ CLEARLY_WORSE, TIMES_WORSE = 0.005, 3.0
 TIED = 0.002
 # Another size or channel order is named if it at least halves the divergence, by more than sampling noise.
 HALF, NOISE = 0.5, 0.0003
+OR_OTHER_IMAGES = (
+    " Images of another kind than in training, such as JPEG files instead of lossless ones, can look the same."
+)
 SIDES = (32, 64, 96, 224)  # usual image sizes, tried if the given one does not fit
 
 
@@ -90,7 +93,8 @@ def _warn_of_misfit(check: BatchNormCheck, fit: Fit) -> None:
             "The network does not match its own batch norms from %s on: the inputs of this norm differ from the "
             "statistics stored in training by %.3f nats per channel. Its layers are probably connected differently "
             "than in training, or some weights are in the wrong place. Compare the code before this norm (shortcut, "
-            "stride, padding, order) with the code that trained the network.", name, divergence,
+            "stride, padding, order) with the code that trained the network.%s", name, divergence,
+            OR_OTHER_IMAGES if divergence < LITTLE else "",
         )  # fmt: skip
     else:
         log.warning(
