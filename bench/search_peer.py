@@ -2,8 +2,9 @@
 
 `nncf.quantize_with_accuracy_control` quantizes to 8-bit weights and activations, and returns operations to float until
 the top-1 drop is at most `--max-drop` points. It knows no other widths. It runs on the ResNet-20 of docs/results.md,
-with the 1,024 JPEG calibration images of bench.peers. All 10,000 test images validate. Writes bench/results/search_peer.json.
- Needs the extra `bench`, neither Hydra nor MLflow.
+with the 1,024 JPEG calibration images of bench.peers. All 10,000 test images validate. The result is written to
+bench/results/search_peer.json.
+Needs the extra `bench`, neither Hydra nor MLflow.
 """
 
 import argparse
