@@ -65,7 +65,11 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
     assert "top1" not in parent.data.metrics
     top1 = {bits: child.data.metrics["top1"] for bits, child in children.items()}
     assert series(store, parent, "top1_vs_bits") == pytest.approx(top1)
+    assert parent.data.metrics["top1_best"] == round(max(top1.values()), 2)
+    assert parent.data.metrics["top1_narrowest"] == round(top1[3], 2)
+    assert parent.inputs.dataset_inputs[0].dataset.name == "digits"
     note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("**")  # the answer in a sentence
     for bits in (3, 6):
         assert f"| {bits + 1} | {bits} | {top1[bits]:.2f} |" in note
     assert f"{parent.info.experiment_id}/runs/{parent.info.run_id}" in outcome.out
@@ -96,6 +100,7 @@ def test_a_list_of_bits_is_one_run_with_a_series(cli: Cli, store: str, runs: Run
     assert run.info.run_name == "w2,4,6 notebook resnet20 digits"
     assert set(series(store, run, "top1_vs_bits")) == {2, 4, 6}
     assert "top1" not in run.data.metrics
+    assert {"top1_best", "top1_narrowest", "top1_float"} <= set(run.data.metrics)
     assert (artifacts(run) / "accuracy_against_bits.png").exists()
 
 

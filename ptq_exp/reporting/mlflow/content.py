@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ptq_exp.reporting.mlflow.run import MAX_VALUE_LENGTH, Run, child, start_run
 from ptq_exp.reporting.search import search_note
 from ptq_exp.reporting.tables.markdown import job_note, sweep_note
 from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep, to_json
-from ptq_exp.results.records import JobRecord, SweepRecord
-from ptq_exp.results.series import Series, as_series, width, with_labels
+from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
+from ptq_exp.results.series import Series, answers, as_series, width, with_labels
 
 Points = list[tuple[int, dict[str, float]]]  # (step, metrics)
 
@@ -55,8 +56,18 @@ def points(record: JobRecord) -> Points:
             (result.bits, {f"{key}_vs_bits": value for key, value in result.metrics().items()})
             for result in record.results
         ]
-        found.append((0, {"top1_float": record.results[0].top1_float}))
+        found.append((0, several_widths(record.results)))
     return found + list(enumerate(record.history, start=1))
+
+
+def several_widths(results: Iterable[BitWidthResult]) -> dict[str, float]:
+    """The metrics of a run with several results: top-1 (percent) of the best, the narrowest and the float network.
+
+    They are rounded to two decimals, as MLflow shows them in its list. `top1` would mix with that of single results.
+    """
+    by_width = sorted(results, key=lambda result: result.bits_mean)
+    found = {"top1_best": max(result.top1 for result in by_width), "top1_narrowest": by_width[0].top1}
+    return {key: round(value, 2) for key, value in found.items()} | {"top1_float": by_width[0].top1_float}
 
 
 def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
@@ -64,20 +75,20 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
     record.figures.mkdir(exist_ok=True)
     if record.jobs or record.searches:
         run_ids = [place.run_id for job in record.jobs if (place := Place.read(job.folder))]
-        summary: dict[str, Any] = {
-            "name": record.name,
-            "command": record.command,
-            "failures": record.failures,
-            "jobs": run_ids,
-        }
+        summary: dict[str, Any] = {"name": record.name, "command": record.command, "jobs": run_ids}
         summary |= {"failures": record.failures, "search": record.search, "searches": record.searches}
         write_text(record.figures / SUMMARY_FILE, json.dumps(to_json(summary), indent=1))
     note = search_note(record) or sweep_note(record)
+    if record.jobs and record.jobs[0].dataset:
+        parent.log_input(record.jobs[0].dataset)
     if record.search is not None:
         parent.log(record.search.metrics())
     elif record.jobs:
+        parent.log(several_widths(result for job in record.jobs for result in job.results))
         lowest = min((result for job in record.jobs for result in job.results), key=lambda result: result.top1)
         note += f"\n\n{width(lowest)}. {lowest.diagnosis}"
+    headline = f"**{answers(as_series(record.jobs))[-1]}**" if record.jobs else ""  # of several series, that of all
+    note = note if record.search else "\n\n".join(filter(None, [headline, note]))
     parent.log(tags={"mlflow.note.content": _fitting(note)})
     parent.log_folder(record.figures)
     for failure in with_labels(record.jobs, record.failures):

@@ -15,7 +15,7 @@ NAME = "ptq_exp"
 TAG = f"mlflow.sharedViewState.{NAME}"
 COLUMNS = (
     "metrics.`top1`", "metrics.`top1_drop`", "metrics.`bits_mean`", "params.`quant.bits`", "params.`quant.name`",
-    "params.`data.used`",
+    "params.`data.used`", "metrics.`top1_best`", "metrics.`top1_narrowest`", "metrics.`fewest_bits`",
 )  # fmt: skip
 SECTION = {
     "uuid": "accuracy", "name": "Accuracy against bits (step = quant.bits)", "display": True, "isReordered": False,
