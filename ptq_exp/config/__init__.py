@@ -14,7 +14,7 @@ from ptq_exp.config.method import words_of
 from ptq_exp.config.schema import Config
 from ptq_exp.export import check_formats
 
-__all__ = ["SWEPT_VARIABLE", "Config", "before_the_job", "from_hydra", "swept_keys", "validate"]
+__all__ = ["SWEPT_VARIABLE", "Config", "before_the_job", "from_hydra", "network_name", "swept_keys", "validate"]
 
 # The keys with several values, set by a sweep for its jobs in any process.
 SWEPT_VARIABLE = "PTQ_EXP_SWEPT_KEYS"

@@ -35,12 +35,12 @@ def compose(*words: str) -> Config:
         for parent in reversed(parents):
             entry = {parent: entry}
         tree = presets.merged(tree, entry)
-    return _build(Config, _resolved(tree, flatten(tree)))
+    return build(Config, _resolved(tree, flatten(tree)))
 
 
 def from_file(path: Path) -> Config:
     """The resolved configuration that a job keeps among its artifacts."""
-    return _build(Config, presets.parse(read_text(path)))  # type: ignore[no-any-return]
+    return build(Config, presets.parse(read_text(path)))  # type: ignore[no-any-return]
 
 
 def _overridden(group: str, name: str) -> dict[str, str]:
@@ -64,8 +64,8 @@ def _resolved(node: Any, values: dict[str, Any]) -> Any:
     return values.get(found[1]) if found else node
 
 
-def _build(kind: Any, node: dict[str, Any], prefix: str = "") -> Any:
-    """The dataclass `kind` with the values of a mapping."""
+def build(kind: Any, node: dict[str, Any], prefix: str = "") -> Any:
+    """The dataclass `kind` with the values of a mapping. Raises `UserError` for an unknown key, shown with `prefix`."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
     for key, value in node.items():
@@ -73,7 +73,7 @@ def _build(kind: Any, node: dict[str, Any], prefix: str = "") -> Any:
             raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(fields)])
         type_ = fields[key].type
         if dataclasses.is_dataclass(type_) and isinstance(value, dict):
-            value = _build(type_, value, f"{prefix}{key}.")
+            value = build(type_, value, f"{prefix}{key}.")
         elif isinstance(value, int) and not isinstance(value, bool) and float in (type_, *get_args(type_)):
             value = float(value)
         values[key] = value

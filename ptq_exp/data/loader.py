@@ -1,11 +1,13 @@
 """Batches from tensors that are already on the device: shuffling, cropping, flipping, normalizing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Normalize = Callable[[Tensor], Tensor]  # images (N, C, H, W), usually uint8 -> normalized float32 images
 
 
 class Normalizer:

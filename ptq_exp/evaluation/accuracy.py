@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.data.loader import Normalizer
+from ptq_exp.data.loader import Normalize
 from ptq_exp.evaluation.paired import paired_interval
 from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
@@ -91,10 +91,11 @@ def evaluate(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    normalize: Normalizer,
+    normalize: Normalize,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Run `model` in evaluation mode on uint8 `images` (N, C, H, W) with `labels` (N,), all on one device.
+    """Run `model` in evaluation mode on `images` (N, C, H, W) with `labels` (N,), all on one device. `normalize` turns
+    the images into the model's input.
 
     On CUDA, counts stay on the device and are read once at the end. On a CPU, every core processes its own images,
     because the layers of small networks are too short to be shared by several cores. The model stays unchanged.
@@ -137,7 +138,7 @@ def _count(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    normalize: Normalizer,
+    normalize: Normalize,
     batch: int,
     advance: Callable[[int], None],
     stop: threading.Event,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.data.loader import Normalizer
+from ptq_exp.data.loader import Normalize
 from ptq_exp.evaluation.integer_check import IntegerCheck, LevelRow
 from ptq_exp.quantization.grids import UniformGrid, code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
@@ -156,8 +156,8 @@ def _reference(network: nn.Module, state: list[_Pass]) -> nn.Module:
 
 
 @torch.inference_mode()
-def check_integers(network: nn.Module, images: Tensor, normalize: Normalizer) -> IntegerCheck:
-    """Compare `network` (on the CPU) with its integer reference on the first of the uint8 `images` (N, C, H, W)."""
+def check_integers(network: nn.Module, images: Tensor, normalize: Normalize) -> IntegerCheck:
+    """Compare `network` (on the CPU) with its integer reference on the first of the `images` (N, C, H, W)."""
     state = [_Pass()]
     reference, images = _reference(network, state), images[:IMAGES]
     simulated = _Simulation(copy.deepcopy(network))

@@ -24,14 +24,17 @@ class Subject:
     network: nn.Module
     image: Tensor  # a normalized image (C, H, W), which gives the size of the input
     about: dict[str, Any]  # what its packed file says: constructor, classes, normalization, method
+    float_network: nn.Module | None = None  # of the same class, if the packed file does not say how to build it
 
     @classmethod
-    def of(cls, network: nn.Module, image: Tensor, about: dict[str, Any]) -> "Subject":
+    def of(
+        cls, network: nn.Module, image: Tensor, about: dict[str, Any], float_network: nn.Module | None = None
+    ) -> "Subject":
         """A copy of `network` on the CPU, which leaves the original as it is."""
         copied = copy_network(network).cpu().eval()
         for parameter in copied.parameters():
             parameter.requires_grad_(False)
-        return cls(copied, image.cpu().contiguous(), about)
+        return cls(copied, image.cpu().contiguous(), about, float_network)
 
     def unquantized(self) -> "Subject":
         """The same network without quantizers, in float, to compare speeds with."""

@@ -13,14 +13,15 @@ from ptq_exp.data.loader import Normalizer
 from ptq_exp.export.network_file import load_quantized
 from ptq_exp.export.packed_file import read_packed
 from ptq_exp.networks import build_model, custom
-from ptq_exp.networks.graph.calling import contiguous_images
+from ptq_exp.networks.graph.calling import contiguous_images, only_logits, returns_only_logits
 
 
 class QuantizedNetwork(nn.Module):
     """A quantized network with its normalization and its class names, in evaluation mode.
 
-    It takes images (N, C, H, W). uint8 images are normalized first; float images must already be normalized. It returns
-    logits, float32 (N, classes). `about` holds the metadata of the file. Raises `ValueError` for other inputs.
+    It takes images (N, C, H, W). uint8 images are normalized first, if `about` states how; float images must already be
+    normalized. It returns logits, float32 (N, classes). `about` holds the metadata of the file. Raises `ValueError` for
+    other inputs.
     """
 
     def __init__(self, network: nn.Module, about: dict[str, Any]):
@@ -29,10 +30,13 @@ class QuantizedNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        channels = len(self.about["mean"])
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != channels:
+        mean = self.about.get("mean")  # a network of the Python API need not state it
+        channels = len(mean) if mean else "C"
+        if not isinstance(images, Tensor) or images.dim() != 4 or (mean and images.shape[1] != channels):
             found = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
             raise ValueError(f"Expected images as a tensor (N, {channels}, H, W), not {found}.")
+        if images.dtype == torch.uint8 and not mean:
+            raise ValueError("The file states no mean and std, so normalized float images are needed, not uint8.")
         if images.is_floating_point() and len(images) and images.min() >= 0:
             warnings.warn("Float images must be normalized, but these have no negative values.", stacklevel=2)
         if images.dtype == torch.uint8:
@@ -61,15 +65,22 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
         ) from error
     if about.get("contiguous"):
         contiguous_images(network)
+    if about["model"].get("instance") and not returns_only_logits(network):
+        only_logits(network)
     return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
 
 
 def _built(path: Path, about: dict[str, Any]) -> nn.Module:
     options = dict(about["model"])
     if options["architecture"] == "custom":
+        name = str(options["target"]).rpartition(":")[2].rpartition(".")[2]
+        if options.get("instance"):
+            raise UserError(
+                f"{path} does not state how its network is built. Give an instance of its class, {options['target']}: "
+                f"ptq_exp.load('{path.name}', network={name}(...))."
+            )
         known = custom.trusted(options)
         if known is None:
-            name = str(options["target"]).rpartition(":")[2].rpartition(".")[2]
             raise UserError(
                 f"{path} needs the class {options['target']}, which is not on this machine as it was when the file was "
                 f"saved. Import it and call ptq_exp.load('{path.name}', network={name}(...))."

@@ -6,6 +6,7 @@ from ptq_exp.export.formats import Format, Subject, Written, runner
 from ptq_exp.export.inference import load
 from ptq_exp.export.network_file import save_quantized
 from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.modules import copy_network
 
 
 class Packed(Format):
@@ -17,4 +18,10 @@ class Packed(Format):
             return [Written(path, "", "", lambda _: subject.network)]
         if not path.exists():
             save_quantized(subject.network, path, subject.about)
-        return [Written(path, "PyTorch, ptq_exp.load", "packed", lambda file: runner(load(file).network))]
+        like = subject.float_network
+        return [
+            Written(
+                path, "PyTorch, ptq_exp.load", "packed",
+                lambda file: runner(load(file, network=like and copy_network(like).cpu()).network),
+            )
+        ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A PyTorch program (torch.export), which needs torch and not this package. Its weights are packed codes."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from ptq_exp.export.formats import DecodedLayer, Format, Runner, Subject, Written, exported, runner
 from ptq_exp.export.packing import PER_BYTE, pack
+from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.grids import LevelGrid, code_width
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import copy_network, replace_module
@@ -28,11 +30,14 @@ class Program(Format):
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
                 node.meta.pop(key, None)
         torch.export.save(program, path)
-        return [Written(path, "PyTorch, torch.export", "program", _load)]
+        load = partial(_load, contiguous=needs_contiguous_images(subject.network))
+        return [Written(path, "PyTorch, torch.export", "program", load)]
 
 
-def _load(path: Path) -> Runner:
-    return runner(torch.export.load(path).module())
+def _load(path: Path, contiguous: bool) -> Runner:
+    """A network that calls `view` on images was exported for PyTorch's default memory format."""
+    module = torch.export.load(path).module()
+    return runner(lambda images: module(images.contiguous() if contiguous else images))
 
 
 class PackedLayer(DecodedLayer):

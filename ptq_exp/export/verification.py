@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.data.loader import Normalizer
+from ptq_exp.data.loader import Normalize
 from ptq_exp.export import FORMATS
 from ptq_exp.export.formats import Format, NotInstalled, Runner, Subject, Written, first_line, quantizes_activations
 from ptq_exp.results.exports import BATCHES, ExportResult
@@ -30,14 +30,15 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test images (N, C, H, W), uint8, their labels (N,), and the predictions (N,) of the simulation, on the CPU."""
+    """Test images (N, C, H, W), which `normalize` turns into the input of the network, their labels (N,), and the
+    predictions (N,) of the simulation, on the CPU."""
 
     __test__ = False  # not a test
 
     images: Tensor
     labels: Tensor
     predictions: Tensor
-    normalize: Normalizer
+    normalize: Normalize
 
     def batches(self) -> list[Tensor]:
         """The images in batches."""

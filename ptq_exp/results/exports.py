@@ -28,6 +28,14 @@ class ExportResult:
     note: str = ""  # why something is missing
     failed: bool = False  # the file does not do what was simulated, or could not be written
 
+    def __str__(self) -> str:
+        if self.agreement is None:
+            return f"{self.format}, {self.runtime or 'no runtime'}: {self.note}"
+        return (
+            f"{self.file} in {self.runtime}: {self.agreement:.2f} % of the predictions are those of the simulation, "
+            f"top-1 {self.top1:.2f} %{', ' + self.note if self.note else ''}"
+        )
+
     def metrics(self) -> dict[str, float]:
         """`onnx_agreement` and so on."""
         values = {

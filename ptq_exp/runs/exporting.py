@@ -45,7 +45,7 @@ def exports_of(
     with progress(f"Exporting {path.name}", len(formats)) as advance:
         exports = export_all(formats, subject, path, tests, advance)
     for export in exports:
-        log.log(logging.ERROR if export.failed else logging.INFO, "%s", sentence(export))
+        log.log(logging.ERROR if export.failed else logging.INFO, "%s", export)
     if not fully_quantized(subject.network, subject.about["quant"]["act_coverage"]):
         return exports, None
     integers = check_integers(subject.network, tests.images, tests.normalize)
@@ -67,16 +67,6 @@ def description(bits: int, top1: float, config: Config, shared: Shared) -> dict[
         "quant": dataclasses.asdict(config.quant) | {"bits": bits},
         "top1": top1,
     }
-
-
-def sentence(export: ExportResult) -> str:
-    """What the log says of a file."""
-    if export.agreement is None:
-        return f"{export.format}, {export.runtime or 'no runtime'}: {export.note}"
-    return (
-        f"{export.file} in {export.runtime}: {export.agreement:.2f} % of the predictions are those of the simulation, "
-        f"top-1 {export.top1:.2f} %{', ' + export.note if export.note else ''}"
-    )
 
 
 def write_integers(path: Path, found: IntegerCheck) -> None:

@@ -56,13 +56,7 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
     """
     image = Normalizer(dataset.mean, dataset.std, device)(dataset.test_images[:1])
     try:
-        try:
-            logits = _logits(model, image)
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
-                raise
-            contiguous_images(model)
-            logits = _logits(model, image)
+        logits = output_of(model, image)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         size = "x".join(map(str, dataset.test_images.shape[2:]))
@@ -77,6 +71,17 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
             f"(1, {len(dataset.classes)}) is needed. Give it the number of classes, for example "
             f"+model.args.num_classes={len(dataset.classes)}."
         )
+
+
+def output_of(model: nn.Module, image: Tensor) -> object:
+    """The network's output. One that calls `view` on images computes in the default memory format from now on."""
+    try:
+        return _logits(model, image)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+    contiguous_images(model)
+    return _logits(model, image)
 
 
 def _logits(model: nn.Module, image: Tensor) -> object:

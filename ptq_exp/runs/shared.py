@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptq_exp.base.console import log, progress
 from ptq_exp.base.files import digest
@@ -50,12 +50,16 @@ class Shared:
         """Training images without labels, drawn by the calibration seed. Jobs with the same images share them."""
         count, seed = config.quant.calibration_images, config.calibration_seed
         if (count, seed) not in self.calibrations:
-            images = self.dataset.train_images
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
             self.calibrations.clear()  # keep one set at a time, since it can be large
-            chosen = self.float_model.normalize(images[order[:count].to(images.device)])
+            chosen = self.float_model.normalize(drawn(self.dataset.train_images, count, seed))
             self.calibrations[count, seed] = Calibration(chosen, seed)
         return self.calibrations[count, seed]
+
+
+def drawn(images: Tensor, count: int, seed: int) -> Tensor:
+    """`count` of the images, or all if there are fewer, in an order that depends only on their number and the seed."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:count].to(images.device)]
 
 
 _shared: dict[str, Shared] = {}  # at most one entry, since it holds a data set; the jobs of a sweep share it
