@@ -195,14 +195,26 @@ def answers(series: Series) -> list[str]:
 
     Widths are compared by their stored bits, including the sign.
     """
-    found = {label: _answer([row.mean for row in rows]) for label, rows in rows_of(series).items()}
-    sentences = [f"{label}: {text}" if label else text for label, (_, text) in found.items()]
-    fewest = {label: row for label, (row, _) in found.items() if row}
-    if len(found) > 1 and fewest:
-        least = min(row.bits_mean for row in fewest.values())
-        best = [label for label, row in fewest.items() if stored_width(row) == number(least)]
-        sentences.append(f"Fewest of all: {number(least)} bits per weight, by {' and '.join(best)}.")
-    return sentences
+    sentences = [f"{label}: {text}" if label else text for label, text in answer_of_each(series).items()]
+    return [*sentences, *fewest_of_all(series)]
+
+
+def answer_of_each(series: Series) -> dict[str, str]:
+    """The sentence on each series (or group of seeds), by label."""
+    return {label: _answer([row.mean for row in rows])[1] for label, rows in rows_of(series).items()}
+
+
+def fewest_of_all(series: Series) -> list[str]:
+    """The sentence on the series with the fewest bits, or none if there is one series or all lose accuracy."""
+    found = {label: _answer([row.mean for row in rows])[0] for label, rows in rows_of(series).items()}
+    fewest = {label: row for label, row in found.items() if row}
+    if len(found) < 2 or not fewest:
+        return []
+    least = min(row.bits_mean for row in fewest.values())
+    best = [label for label, row in fewest.items() if stored_width(row) == number(least)]
+    return [
+        f"Fewest bits per weight without a significant loss, of all settings: {number(least)}, by {' and '.join(best)}."
+    ]
 
 
 def coverage(results: Iterable[BitWidthResult]) -> list[str]:

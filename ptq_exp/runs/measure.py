@@ -26,6 +26,7 @@ from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.traced import Traced
 from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
+from ptq_exp.results.names import network_in_words
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
 from ptq_exp.runs.exporting import export_network
@@ -47,7 +48,7 @@ def measure_bit_width(
     if not math.isfinite(evaluation.loss):
         raise UserError(f"The outputs of the network quantized to {bits} bits are not finite.")
     result = make_result(bits, config, shared, quantized.report, evaluation, seconds)
-    model = str(config.model["name"])
+    model = network_in_words(config.model, str(config.model["name"]))
     figures = BitWidthFigures(result, config.quant, model, shared.dataset, quantized, shared.baseline, evaluation)
     artifacts.mkdir(parents=True, exist_ok=True)
     save_tables(artifacts, result, quantized.report)

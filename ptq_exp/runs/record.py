@@ -19,6 +19,7 @@ from ptq_exp.config.method import words_of
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.reporting import JobStart
 from ptq_exp.reporting.mlflow.store import commit
+from ptq_exp.results.names import data_in_words, network_in_words
 from ptq_exp.results.records import BitWidthResult, DatasetSummary, JobRecord
 from ptq_exp.runs.device import hardware
 from ptq_exp.runs.shared import Shared
@@ -42,7 +43,7 @@ def make_record(
     # The job that trained the float network reports the training, once.
     history, float_model.history = tuple(float_model.history), []
     return JobRecord(
-        title=f"{config.model['name']} on {dataset.name}: {config.quant.name}",
+        title=title_of(config, dataset),
         name=start.name,
         method=tuple(words_of(config)),
         overrides=resolved.overrides,
@@ -60,6 +61,12 @@ def make_record(
         register=config.tracking.register,
         folder=start.folder,
     )
+
+
+def title_of(config: Config, dataset: Dataset) -> str:
+    """`ResNet-20 on CIFAR-10: best`."""
+    network = network_in_words(config.model, str(config.model["name"]))
+    return f"{network} on {data_in_words(dataset.name)}: {config.quant.name}"
 
 
 def resolve(config: Config, shared: Shared) -> Config:

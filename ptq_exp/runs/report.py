@@ -50,7 +50,7 @@ def _write(arguments: argparse.Namespace) -> str:
             fetch(arguments.uri, run_id, Path(scratch) / name, html) for run_id, name in zip(ids, "ab", strict=False)
         ]
         if html:
-            content = html_page(records, arguments.seeds)
+            content = html_page(records, arguments.seeds, arguments.uri, ids[0])
         elif arguments.compare:
             content = comparison_table(records[0], records[1], arguments.format, arguments.seeds)
         else:
@@ -77,14 +77,18 @@ def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | Sweep
     return sweep
 
 
-def html_page(records: list[JobRecord | SweepRecord], unfold: bool) -> str:
+def html_page(records: list[JobRecord | SweepRecord], unfold: bool, uri: str, run_id: str) -> str:
     """The report of one record, or the page that compares two. The figures over all jobs are drawn again."""
     from ptq_exp.reporting.html.comparison import comparison
-    from ptq_exp.reporting.html.content import Results, images, report, sweep_results
+    from ptq_exp.reporting.html.content import Results, report, sweep_results
+    from ptq_exp.reporting.html.pictures import images
+    from ptq_exp.reporting.mlflow.place import page_of
     from ptq_exp.reporting.plots.figures import draw_sweep
 
+    tracked = page_of(uri, run_id)
     results = [
-        sweep_results(record) if isinstance(record, SweepRecord) else Results.of_job(record) for record in records
+        sweep_results(record, tracked) if isinstance(record, SweepRecord) else Results.of_job(record, tracked)
+        for record in records
     ]
     if len(results) == 2:
         return comparison(results[0], results[1], unfold)

@@ -23,6 +23,7 @@ from ptq_exp.results.search import effort, sentence, trial_in_words
 from ptq_exp.runs import job
 from ptq_exp.runs.device import hardware
 from ptq_exp.runs.export import export_folder
+from ptq_exp.runs.record import title_of
 from ptq_exp.runs.shared import Shared, prepare
 from ptq_exp.runs.sweep import Sweep
 from ptq_exp.search.fewest import Fewest, mixed_obstacle, quant_of
@@ -120,7 +121,7 @@ class Searching:
         options, fewest = self.config.search, self.fewest
         network, dataset = shared.float_model.config.model["name"], shared.dataset
         record = SearchRecord(
-            title=f"{network} on {dataset.name}: {self.config.quant.name}",
+            title=title_of(dataclasses.replace(self.config, model=shared.float_model.config.model), dataset),
             network=str(network),
             label=self._label(),
             max_drop=options.max_drop,

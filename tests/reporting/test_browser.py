@@ -1,4 +1,4 @@
-"""MLflow's pages as a person sees them: a real server, a real browser, screenshots left among pytest's output.
+"""Pages as a person sees them: our reports and those of MLflow, in a real browser; screenshots are left for people.
 
 Needs `pip install -e '.[browser]'` and a Chromium (Debian's package `chromium`); skipped, visibly, without either.
 The screenshots go to PTQ_EXP_SCREENSHOTS, or to pytest's temporary folder.
@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY
-from example_records import job, result
+from example_records import job, layer, result
 from stores import all_runs, finish, free_port, server
 
 from ptq_exp.reporting.html.comparison import comparison
-from ptq_exp.reporting.html.content import Results
+from ptq_exp.reporting.html.content import Results, report, sweep_results
+from ptq_exp.reporting.html.pictures import images
+from ptq_exp.reporting.plots.figures import draw_sweep
+from ptq_exp.results.records import SweepRecord
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -153,3 +156,50 @@ def test_a_page_that_compares_two_sweeps_fits_1400_pixels(
     assert len(widths) == 4  # the differences, two sides, the settings
     assert [needed for needed, there in widths if needed > there] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+
+
+def test_a_report_of_eight_jobs_begins_with_one_screen(page: Any, tmp_path: Path, shoot: Callable[[str], None]) -> None:
+    layers = (layer(), layer(layer="conv2", sqnr_db=9.5), layer(layer="fc", sqnr_db=31))
+    jobs = tuple(
+        job(
+            result(bits, 80.0 + bits, layers=layers),
+            overrides=f"quant={method}", method=(method,), params={"model.name": "resnet20", "data.used": "cifar10"},
+            folder=tmp_path / f"{method}{bits}",
+        )
+        for method in ("notebook", "best") for bits in (2, 3, 4, 8)
+    )  # fmt: skip
+    sweep = SweepRecord("sweep quant=notebook,best quant.bits=2,3,4,8", tmp_path, ("quant.bits=2,3,4,8",), jobs, ())
+    draw_sweep(sweep)
+    content = report(sweep_results(sweep), images(sweep.figures))
+    (tmp_path / "page.html").write_text(content, encoding="utf-8")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.goto(f"file://{tmp_path}/page.html")
+    shoot("report")
+    contents = page.locator("nav").bounding_box()
+    assert contents["y"] + contents["height"] <= 900  # question, answer, table and figure are above it
+    page.get_by_role("link", name="Methods, layers").click()
+    method = page.locator("details.method").first
+    method.locator("summary").first.click()
+    method.locator("details summary").first.click()
+    heading = method.get_by_role("button", name="SQNR dB", exact=True)
+    heading.click()
+    assert method.locator("table.sort tbody tr").first.inner_text().startswith("conv2")
+    heading.click()
+    assert method.locator("table.sort tbody tr").first.inner_text().startswith("fc")
+
+
+def test_on_a_phone_a_table_says_that_it_has_more_columns(page: Any, tmp_path: Path) -> None:
+    one = job(result(4, layers=(layer(),)), params={"model.name": "resnet20"}, folder=tmp_path)
+    (tmp_path / "page.html").write_text(report(Results.of_job(one), {}), encoding="utf-8")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(f"file://{tmp_path}/page.html")
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    tables = page.eval_on_selector_all(
+        ".scroll",
+        "parts => parts.map(part => [part.scrollWidth > part.clientWidth + 4, "
+        "getComputedStyle(part, '::before').content.includes('More columns')])",
+    )
+    assert any(wide for wide, _ in tables)
+    assert [cue for wide, cue in tables if wide != cue] == []

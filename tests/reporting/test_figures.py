@@ -20,6 +20,7 @@ from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.plots import figures, panels
+from ptq_exp.results.layers import layer_tables
 from ptq_exp.results.records import BitWidthResult, SweepRecord
 from ptq_exp.results.series import answers, as_series, seed_groups, verdict
 
@@ -125,11 +126,14 @@ def test_methods_are_compared_by_what_they_store() -> None:
         "quant=notebook: Fewest bits per weight without a significant loss, of those tried (3, 5; quant.bits=2,4): 3 "
         "(the 95 % CI of the drop reaches 1.00 points)."
     )
-    assert said[2] == "Fewest of all: 3 bits per weight, by quant=notebook and quant=best."
+    assert (
+        said[2]
+        == "Fewest bits per weight without a significant loss, of all settings: 3, by quant=notebook and quant=best."
+    )
     signed[0] = replace(signed[0], top1_drop_ci_low=0.5)
     assert (
         answers({"quant=notebook": signed, "quant=best": plain})[2]
-        == "Fewest of all: 3 bits per weight, by quant=best."
+        == "Fewest bits per weight without a significant loss, of all settings: 3, by quant=best."
     )
 
 
@@ -224,7 +228,7 @@ def test_of_several_seeds_the_layers_are_averaged() -> None:
         for seed in (0, 1)
     ]
     sweep = SweepRecord("sweep", Path("nowhere"), (), tuple(jobs), ())
-    assert figures.layer_tables(sweep)[""][4][0].sqnr_db == 10.5
+    assert layer_tables(sweep.jobs)[""][4][0].sqnr_db == 10.5
 
 
 def test_a_job_leaves_the_figures_of_what_it_did(cli: Callable[..., Outcome], tmp_path: Path) -> None:

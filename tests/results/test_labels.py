@@ -38,7 +38,7 @@ def test_a_changed_method_says_so_everywhere(cli: Cli, store: str, runs: Runs, t
     assert outcome.code == 0, outcome.err
     name = "notebook alpha_rule=mse granularity=channel"
     assert f"{name}, 4 bits per weight (quant.bits=3): top-1" in outcome.out
-    assert f"resnet20 on digits: {name}" in outcome.out  # the title of the table
+    assert f"ResNet-8 on digits: {name}" in outcome.out  # the title of the table
     ((run_name, run),) = runs(store).items()
     assert run_name == f"w3 {name} resnet20 digits"
     assert run.data.params["quant.name"] == name

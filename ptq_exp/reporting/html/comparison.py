@@ -5,12 +5,11 @@ from pathlib import Path
 
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.comparisons import WORDS, compared, comparison_cells, comparison_notes
-from ptq_exp.reporting.html.content import Results, captioned, images, repeat_command, settings, templates
-from ptq_exp.reporting.table import JOB, LAYOUTS, VERDICT, Cells, table_cells
+from ptq_exp.reporting.html.content import NARROW, Results, repeat_command, settings, templates
+from ptq_exp.reporting.html.pictures import Pictures, captioned, images
+from ptq_exp.reporting.table import JOB, VERDICT, Cells, table_cells
 from ptq_exp.results.series import Series, answers, seed_groups
 
-# The intervals are below their values, so that two tables fit side by side.
-NARROW = LAYOUTS[1]
 OTHER_IMAGES = "These sweeps were measured on different images: compare the drops, not the accuracies."
 
 
@@ -62,7 +61,7 @@ def _differing(first: Results, second: Results, names: list[str]) -> Cells:
     return Cells(["key", *names], lines)
 
 
-def draw(series: Series) -> dict[str, bytes]:
+def draw(series: Series) -> Pictures:
     """The figures of accuracy against bits and against size."""
     with tempfile.TemporaryDirectory() as folder:
         plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.png")

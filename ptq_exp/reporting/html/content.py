@@ -1,53 +1,45 @@
 """The content of a report, from the records of finished jobs."""
 
-import base64
 import functools
 import json
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ptq_exp.base.console import duration
 from ptq_exp.reporting import search
 from ptq_exp.reporting.comparisons import WORDS, comparison_cells, comparison_notes
 from ptq_exp.reporting.exports import FILE, export_cells, exports_of_series, integer_sentences, notes
-from ptq_exp.reporting.table import BITS, JOB, VERDICT, Cells, table_cells
+from ptq_exp.reporting.html import methods
+from ptq_exp.reporting.html.pictures import Pictures, captioned, data_uri, images
+from ptq_exp.reporting.table import JOB, LAYOUTS, VERDICT, Cells, table_cells
 from ptq_exp.results.comparison import against_best
+from ptq_exp.results.layers import heat_maps
+from ptq_exp.results.names import data_in_words, network_of
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SearchRecord, SweepRecord
 from ptq_exp.results.search import sentence
 from ptq_exp.results.series import (
     Series,
+    answer_of_each,
     answers,
     as_series,
     coverage,
-    labels,
+    fewest_of_all,
+    number,
     rows_of,
     seed_note,
-    width,
     with_labels,
 )
 
-MOST_JOBS = 12  # jobs whose figures a report shows; the figures of the others are in their runs
 # Keys that do not affect the results or are shown elsewhere.
 NOT_SETTINGS = (
     "output_dir", "overrides", "command", "quant.name", "cache_dir", "resume", "fail_fast", "quiet", "tracking.",
     "data.used", "model.used",
 )  # fmt: skip
-CAPTIONS = {
-    "search": "Trials of the search: accuracy against size, with the margin",
-    "accuracy_against_bits": "Accuracy against bit width",
-    "accuracy_against_size": "Accuracy against size; the line is the Pareto front",
-    "layers": "Signal-to-quantization-noise ratio (SQNR) and levels used, by layer",
-    "weights": "Float weights and quantization levels",
-    "activations": "Layer inputs on the calibration images, with clipping values",
-    "confusion": "Change of predictions by class",
-    "levels": "Levels used and signal-to-quantization-noise ratio (SQNR), by layer",
-    "one_layer": "Sensitivity: one layer quantized at a time",
-    "pareto": "Mixed precision: sensitivity against mean bits per weight",
-    "first_conv_density": "First convolution: weight distribution, standard deviation and clipping value",
-    "training": "Training of the float network",
-}
+NARROW = LAYOUTS[1]  # the intervals are below their values, so that a figure or another table fits beside it
+MOST_ANSWERS = 4  # of methods, in the summary
 
 
 @dataclass(frozen=True)
@@ -61,11 +53,12 @@ class Results:
     sweep: bool = True
     search: SearchRecord | None = None
     searches: tuple[SearchRecord, ...] = ()
+    tracked: tuple[str, str] = ("", "")  # the address of its run in MLflow, and the command that serves it
 
     @classmethod
-    def of_job(cls, record: JobRecord) -> "Results":
+    def of_job(cls, record: JobRecord, tracked: tuple[str, str] = ("", "")) -> "Results":
         """A single job."""
-        return cls(record.title, (record,), record.command, sweep=False)
+        return cls(record.title, (record,), record.command, sweep=False, tracked=tracked)
 
     @property
     def series(self) -> Series:
@@ -73,22 +66,12 @@ class Results:
         return as_series(self.jobs)
 
 
-def sweep_results(record: SweepRecord) -> Results:
+def sweep_results(record: SweepRecord, tracked: tuple[str, str] = ("", "")) -> Results:
     """A sweep."""
     return Results(
         record.name, record.jobs, record.command, with_labels(record.jobs, record.failures),
-        search=record.search, searches=record.searches,
+        search=record.search, searches=record.searches, tracked=tracked,
     )  # fmt: skip
-
-
-def images(folder: Path) -> dict[str, bytes]:
-    """The figures in a folder, by file name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"), key=_place)}
-
-
-def _place(path: Path) -> tuple[int, str]:
-    """A sort key: the order of `CAPTIONS`, then the file name."""
-    return next((n for n, start in enumerate(CAPTIONS) if path.name.startswith(start)), len(CAPTIONS)), path.name
 
 
 @functools.cache
@@ -97,20 +80,23 @@ def templates() -> Any:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("ptq_exp.reporting.html"), autoescape=True)
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.filters["data_uri"] = data_uri
     return environment
 
 
-def report(results: Results, drawn: dict[str, bytes], unfold: bool = False) -> str:
+def report(results: Results, drawn: Pictures, unfold: bool = False) -> str:
     """The page of a sweep or job. `drawn` contains the figures over all jobs. `unfold` opens the table of all seeds."""
     pairs = against_best(rows_of(results.series))
-    names = labels(results.jobs) if len(results.jobs) > 1 else ["" for _ in results.jobs]
+    lead, further = _figures(results, drawn)
+    every = methods.methods(results.jobs, drawn, set(lead.values()))
     page: str = (
         templates()
         .get_template("report.html.j2")
         .render(
             title=results.title,
-            summary=_summary(results),
+            question=question(results),
+            about=_about(results),
+            tracked=results.tracked,
             answers=_answers(results),
             table=_table(results),
             seeds=_each_seed(results),
@@ -119,17 +105,18 @@ def report(results: Results, drawn: dict[str, bytes], unfold: bool = False) -> s
             compared=comparison_cells(pairs),
             compared_words=WORDS,
             compared_notes=comparison_notes(pairs),
-            words=(JOB, VERDICT, FILE, *search.WORDS),
+            words=(JOB, VERDICT, VERDICT.replace(" ", "\n"), FILE, *search.WORDS),
             failures=results.failures,
-            figures=captioned(drawn),
-            diagnoses=_diagnoses(results, names),
+            lead=captioned(lead),
+            figures=captioned(further),
+            methods=every,
+            methods_title="Methods, layers and figures" if len(every) > 1 else "Layers and figures",
+            layer_words=methods.WORDS,
             exports=_exports(results),
             export_notes=[*notes(exports_of_series(results.series)), *integer_sentences(results.series)],
             coverage=coverage(result for job in results.jobs for result in job.results),
             float_tensors=_float_tensors(results),
-            own_title="By job" if results.sweep else "Layers and classes",
-            own_figures=_own_figures(results, names),
-            others=max(0, len(results.jobs) - MOST_JOBS),
+            others=max(0, len(results.jobs) - methods.MOST_JOBS),
             changed=_changed(results),
             command=repeat_command(results) if results.command else "",
             provenance=_provenance(results),
@@ -138,21 +125,53 @@ def report(results: Results, drawn: dict[str, bytes], unfold: bool = False) -> s
     return page
 
 
-def _summary(results: Results) -> str:
-    used = sorted({f"{job.params.get('model.used', '')} on {job.params.get('data.used', '')}" for job in results.jobs})
-    finished = "1 job" if len(results.jobs) == 1 else f"{len(results.jobs)} jobs"
-    count = f"{finished} finished, {len(results.failures)} failed. " if results.sweep else ""
-    methods = _distinct(" ".join(job.method) for job in results.jobs)
-    return f"{count}{'; '.join(used)}. Method: {', '.join(methods)}."
+def question(results: Results) -> str:
+    """What the sweep, the search or the job answers."""
+    network = " and ".join(_distinct(network_of(job.params) for job in results.jobs)) or "the network"
+    data = " and ".join(_distinct(data_in_words(str(job.params.get("data.used", ""))) for job in results.jobs))
+    subject = f"{network} on {data}" if data else network
+    if found := results.search:
+        return f"How small can {subject} become within {number(found.max_drop)} points of its top-1?"
+    if results.searches:
+        return f"How small can {subject} become within the stated loss?"
+    return f"How few bits can {subject} take, and why does it break?"
+
+
+def _about(results: Results) -> list[str]:
+    """Short facts below the question: jobs, methods, date and duration."""
+    facts = [results.title]
+    if results.sweep:
+        failed = f", {len(results.failures)} failed" if results.failures else ""
+        facts.append(f"{len(results.jobs)} {'trials' if results.search else 'jobs'}{failed}")
+    if results.jobs:
+        began, ended = min(job.started for job in results.jobs), max(job.ended for job in results.jobs)
+        facts.append(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began / 1000)))
+        facts.append(f"took {duration(results.search.seconds if results.search else (ended - began) / 1000)}")
+    return facts
+
+
+def _figures(results: Results, drawn: Pictures) -> tuple[Pictures, Pictures]:
+    """The figure of the summary, and further figures over all jobs without those of single methods."""
+    own = set(heat_maps(results.jobs).values())
+    found = {name: content for name, content in drawn.items() if name.rpartition(".")[0] not in own}
+    if not results.sweep:
+        found = images(results.jobs[0].artifacts)
+    lead = dict(list(found.items())[:1])
+    return lead, {name: content for name, content in found.items() if results.sweep and name not in lead}
 
 
 def _answers(results: Results) -> list[str]:
-    """The sentences above the table. A search begins with its answer."""
+    """The sentences above the table, the most important first. A search begins with its answer."""
     if found := results.search:
         return [sentence(found), *search.conclusions(found), search.explanation(found)]
     if results.searches:
         return [f"{found.label or found.network}: {sentence(found)}" for found in results.searches]
-    return answers(results.series) if results.jobs else []
+    if not results.jobs:
+        return []
+    each = answer_of_each(results.series)
+    if len(each) > MOST_ANSWERS:  # the sections of the methods have the others
+        return fewest_of_all(results.series) or ["No method avoids a significant loss."]
+    return sorted(answers(results.series), key=lambda said: said not in fewest_of_all(results.series))
 
 
 def _table(results: Results) -> Cells:
@@ -161,7 +180,7 @@ def _table(results: Results) -> Cells:
         return search.trial_cells(results.search)
     if results.searches:
         return search.answer_cells(results.searches)
-    return table_cells(results.series, results.failures)
+    return table_cells(results.series, results.failures, NARROW)
 
 
 def _each_seed(results: Results) -> Cells | None:
@@ -169,14 +188,6 @@ def _each_seed(results: Results) -> Cells | None:
     if results.search or not seed_note(rows_of(results.series)):
         return None
     return table_cells(results.series, results.failures, unfold=True)
-
-
-def _diagnoses(results: Results, names: list[str]) -> Cells | None:
-    said = [
-        [*([name] if any(names) else []), width(result), result.diagnosis]
-        for name, job in zip(names, results.jobs, strict=True) for result in job.results
-    ]  # fmt: skip
-    return Cells([*([JOB] if any(names) else []), BITS, "diagnosis"], said) if said else None
 
 
 def _exports(results: Results) -> Cells | None:
@@ -191,28 +202,6 @@ def _float_tensors(results: Results) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def _own_figures(results: Results, names: list[str]) -> dict[str, dict[str, bytes]]:
-    """The figures of the first jobs, by caption, under the name of each job."""
-    found = {}
-    for name, job in list(zip(names, results.jobs, strict=True))[:MOST_JOBS]:
-        if pictures := captioned(images(job.artifacts)):
-            widths = ", ".join(map(width, job.results))
-            found[f"{name}: {widths}" if name else widths] = pictures
-    return found
-
-
-def captioned(pictures: dict[str, bytes]) -> dict[str, bytes]:
-    """Figures by caption instead of file name. Captions of several figures of one kind keep what distinguishes them."""
-    shown = {}
-    for name, png in pictures.items():
-        stem = name.removesuffix(".png")
-        kind = next((start for start in CAPTIONS if stem.startswith(start)), stem)
-        rest = stem.removeprefix(kind).strip("_")
-        rest = f"quant.bits={rest[1:]}" if rest[:1] == "w" and rest[1:].isdecimal() else rest
-        shown[CAPTIONS.get(kind, kind) + (f" ({rest})" if rest else "")] = png
-    return shown
-
-
 def _changed(results: Results) -> list[list[str]]:
     """The settings in which some job differs from the default."""
     defaults = {key: value for job in results.jobs for key, value in job.defaults.items()}
@@ -225,12 +214,14 @@ def _changed(results: Results) -> list[list[str]]:
 def _provenance(results: Results) -> list[tuple[str, str]]:
     jobs = results.jobs
     versions = (", ".join(f"{name} {version}" for name, version in job.versions.items()) for job in jobs)
-    found = {
+    found: dict[str, Iterable[str]] = {
         "hardware": (job.tags.get("hardware", "") for job in jobs),
         "versions": versions,
         "data": (_data(job.dataset) for job in jobs if job.dataset),
         "float model": (job.tags.get("float_digest", "") for job in jobs),
     }
+    where, served = results.tracked
+    found["MLflow"] = (f"{where} after `{served}`" if served else where,)
     return [(what, text) for what, texts in found.items() for text in _distinct(texts) if text]
 
 

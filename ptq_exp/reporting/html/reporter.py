@@ -5,7 +5,9 @@ from pathlib import Path
 from ptq_exp.base.text import write_text
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.html import REPORT_FILE
-from ptq_exp.reporting.html.content import Results, images, report, sweep_results
+from ptq_exp.reporting.html.content import Results, report, sweep_results
+from ptq_exp.reporting.html.pictures import images
+from ptq_exp.reporting.mlflow.place import address
 from ptq_exp.results.records import JobRecord, SweepRecord
 
 
@@ -22,14 +24,14 @@ class HtmlReport(Reporter):
         """Write the report of a single job to its artifacts."""
         if self.alone:
             self.file = record.artifacts / REPORT_FILE
-            write_text(self.file, report(Results.of_job(record), {}))
+            write_text(self.file, report(Results.of_job(record, address(record.folder)), {}))
 
     def sweep(self, record: SweepRecord) -> None:
         """Write the report of a sweep to the folder of the figures over all jobs."""
         record.figures.mkdir(exist_ok=True)
         self.file = record.figures / REPORT_FILE
         if record.jobs or record.searches:
-            write_text(self.file, report(sweep_results(record), images(record.figures)))
+            write_text(self.file, report(sweep_results(record, address(record.folder)), images(record.figures)))
 
     def where(self) -> list[str]:
         """The path of the report."""

@@ -51,3 +51,20 @@ class Place:
         if ":***@" in where:
             raise UserError(f"The password of {where} was not stored. Give the complete address with --uri.")
         return TrackingOptions(True, where, self.experiment)
+
+
+def address(folder: Path) -> tuple[str, str]:
+    """The address of the run of a job's or a sweep's folder, and the command that serves it if it is not a server's.
+
+    Both are empty if nothing was logged.
+    """
+    place = Place.read(folder)
+    return page_of(place.uri, place.run_id) if place and place.run_id else ("", "")
+
+
+def page_of(uri: str, run_id: str) -> tuple[str, str]:
+    """The same for a run in the store `uri`."""
+    if uri.startswith("http"):
+        return f"{without_password(uri).rstrip('/')}/#/runs/{run_id}", ""
+    store = "" if uri == default_uri() else f" --backend-store-uri {without_password(uri)}"
+    return f"http://127.0.0.1:5000/#/runs/{run_id}", f"mlflow ui{store}"

@@ -123,7 +123,7 @@ def artifact_names(client: "MlflowClient", run_id: str) -> list[str]:
 def figures(client: "MlflowClient", run_id: str, folder: Path) -> None:
     """Fetch a run's figures into the job folder `folder`."""
     for name in artifact_names(client, run_id):
-        if name.endswith(".png"):
+        if name.endswith((".png", ".svg")):
             artifact(client, run_id, name, folder / "artifacts")
 
 

@@ -1,4 +1,4 @@
-"""Figures as PNG files, drawn from plain data: 150 dpi, legible at half their size, in colour-blind-safe colours."""
+"""Figures as PNG and SVG files, drawn from plain data: legible at half their size, in colour-blind-safe colours."""
 
 from ptq_exp.reporting.plots.accuracy import accuracy_against_bits, accuracy_against_size, pareto_front
 from ptq_exp.reporting.plots.classes import confusion_change

@@ -69,7 +69,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     write_title(figure, title)
     note = "change against float in % of the class's test images: more (orange) or fewer (blue)"
     figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def _bars(names: list[str], recall: list[float], title: str, path: Path) -> None:

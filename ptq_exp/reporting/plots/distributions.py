@@ -47,7 +47,7 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
     axes.legend(
         loc="upper center", ncols=4, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
     )
-    save(figure, path)
+    save(figure, path, vector=False)
 
 
 def density_estimate(values: Any, places: Any) -> Any:
@@ -190,4 +190,4 @@ def _finish(figure: Any, panels: list[_Panel], title: str, key: list[tuple[str, 
         bbox_to_anchor=(MARGIN / WIDTH, 1 - 0.38 / height), borderaxespad=0, borderpad=0,
     )  # fmt: skip
     write_title(figure, title)
-    save(figure, path)
+    save(figure, path, vector=False)

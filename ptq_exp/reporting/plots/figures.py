@@ -1,6 +1,6 @@
 """The figures of a bit width, of a job and of a sweep. They are drawn in the background."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,16 +12,14 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.evaluation.accuracy import Evaluation
 from ptq_exp.quantization.allocation import pareto
 from ptq_exp.quantization.effective_weights import target_layers
-from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import Quantized
 from ptq_exp.quantization.report import Report
 from ptq_exp.reporting import plots
 from ptq_exp.reporting.plots.panels import activation_panels, weight_panels
+from ptq_exp.results.layers import heat_maps, layer_tables
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
-from ptq_exp.results.series import as_series, labels, seed_groups, width, without_seed
-
-MOST_HEAT_MAPS = 6  # of a sweep
+from ptq_exp.results.series import as_series, seed_groups, width
 
 
 @dataclass(frozen=True)
@@ -88,32 +86,9 @@ def draw_sweep(record: SweepRecord) -> None:
     series = {label or method: results for label, results in seed_groups(as_series(record.jobs)).items()}
     plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
     plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
-    # A job with several bit widths draws this figure itself.
-    if all(len(job.results) == 1 for job in record.jobs):
-        tables = {label: found for label, found in layer_tables(record).items() if len(found) > 1}
-        for number, (label, found) in enumerate(list(tables.items())[:MOST_HEAT_MAPS]):
-            name = "layers.png" if len(tables) == 1 else f"layers_{number + 1}.png"
-            plots.layer_heat_map(found, label or record.jobs[0].title, folder / name)
-
-
-def layer_tables(record: SweepRecord) -> dict[str, dict[int, list[LayerReport]]]:
-    """The per-layer table of each bit width, by series. Tables of several seeds are averaged."""
-    found: dict[str, dict[int, list[tuple[LayerReport, ...]]]] = {}
-    for job, label in zip(record.jobs, labels(record.jobs), strict=True):
-        for result in job.results:
-            if result.layers:  # records of the first edition have no layers
-                found.setdefault(without_seed(label), {}).setdefault(result.bits, []).append(result.layers)
-    return {
-        label: {bits: [_mean(lines) for lines in zip(*several, strict=True)] for bits, several in tables.items()}
-        for label, tables in found.items()
-    }
-
-
-def _mean(lines: tuple[LayerReport, ...]) -> LayerReport:
-    def mean(key: str) -> float:
-        return sum(getattr(line, key) for line in lines) / len(lines)
-
-    return replace(lines[0], sqnr_db=mean("sqnr_db"), levels_used=mean("levels_used"))  # type: ignore[arg-type]
+    tables = layer_tables(record.jobs)
+    for label, name in heat_maps(record.jobs).items():
+        plots.layer_heat_map(tables[label], label or record.jobs[0].title, folder / f"{name}.png")
 
 
 def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:

@@ -15,6 +15,8 @@ GREY = "#666666"
 WIDTH = 7.0  # inches, at 150 dots per inch, so that 10-point text has 10 pixels at half size
 DPI = 150
 TEXT, SMALL = 11, 10  # points
+# Text stays text. The file depends only on what it shows.
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "ptq_exp", "font.sans-serif": ["DejaVu Sans", "sans-serif"]}
 LETTER = 0.092  # inches per letter at size SMALL, an upper estimate
 
 
@@ -86,9 +88,16 @@ def margin_for(labels: list[str]) -> float:
     return 0.2 + LETTER * max((len(label) for label in labels), default=0)
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write the PNG."""
+def save(figure: "Figure", path: Path, vector: bool = True) -> None:
+    """Write the PNG and, with `vector`, the same figure as an SVG beside it, for the report.
+
+    Figures with thousands of shapes have no SVG: it would be larger than the PNG.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(
-        path, dpi=DPI, pil_kwargs={"compress_level": 1}
-    )  # the best compression would take as long as drawing
+    # The best compression would take as long as drawing.
+    figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 1})
+    if vector:
+        import matplotlib
+
+        with matplotlib.rc_context(SVG):
+            figure.savefig(path.with_suffix(".svg"), metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
