@@ -7,26 +7,22 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from ptq_exp.base import background
 from ptq_exp.base.text import write_what_fits
 from ptq_exp.config import Config
+from ptq_exp.config.help import page
 from ptq_exp.config.mistakes import refuse_mixtures, tell
-from ptq_exp.config.reference import keys
 from ptq_exp.runs.callbacks import close_sweep
 
 CONF = Path(__file__).resolve().parent / "conf"
-# --help does not use the schema: Hydra would copy it for every group in the list, which takes half a second. The help
-# text gets the keys as text instead. Groups that allow any key come from their YAML files alone.
-SCHEMA: Any = {} if {"--help", "-h"} & set(sys.argv) else Config(model={}, optimizer={}, scheduler={})
-ConfigStore.instance().store(name="schema", node=SCHEMA)
-OmegaConf.register_new_resolver("ptq_exp.keys", keys, replace=True)
+# Groups that allow any key come from their YAML files alone.
+ConfigStore.instance().store(name="schema", node=Config(model={}, optimizer={}, scheduler={}))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: Any) -> dict[str, float]:
-    """Run one job or one search. torch is imported here, so that --help and --cfg respond at once."""
+    """Run one job or one search. torch is imported here, so that --cfg responds at once."""
     from ptq_exp.runs.search import run
 
     return run(cfg)
@@ -35,6 +31,9 @@ def main(cfg: Any) -> dict[str, float]:
 def command_line() -> int:
     """Run `main`. A user's mistake leads to a message and exit code 1, with a traceback only on request."""
     write_what_fits()
+    if {"--help", "-h"} & set(sys.argv):
+        print(page())
+        return 0
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     # argparse requires all overrides on one side of -m, but users often append overrides after -m. The remedy of

@@ -55,19 +55,6 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def keys() -> str:
-    """One line per key, with its default and meaning. `--help` uses this, since composing takes too long."""
-    rows = []
-    for field in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(field.type):
-            rows += _rows(field.type, f"{field.name}.", {})
-        elif "says" not in field.metadata:
-            values = flatten(presets.default_option(field.name), f"{field.name}.")
-            rows += [[key, _text(value), "", ""] for key, value in values.items() if key != f"{field.name}.name"]
-    rows += _rows(Config, "", {})
-    return "\n".join(f"  {f'{key}={default}':42}  {says}".rstrip() for key, default, _, says in rows)
-
-
 def _options(group: str) -> str:
     """One line per option of a group: the first sentence of its file and, for a group with a schema, its values."""
     typed = any(field.name == group and dataclasses.is_dataclass(field.type) for field in dataclasses.fields(Config))
@@ -78,7 +65,7 @@ def _options(group: str) -> str:
         said = " ".join(line for line in comments if not line.startswith("@package"))
         sentence = re.split(r"(?<=[.:]) (?=[A-Z]|python)", said)[0].rstrip(":")
         content = flatten(presets.option(group, path.stem)) if typed and presets.GLOBAL not in text else {}
-        shown = ", ".join(f"`{key}={_text(value)}`" for key, value in content.items() if key not in ("", "name"))
+        shown = ", ".join(f"`{key}={text_of(value)}`" for key, value in content.items() if key not in ("", "name"))
         lines.append(f"* `{group}={path.stem}`: {sentence}" + (f" Sets {shown}." if shown else ""))
     return "\n".join(lines) + "\n"
 
@@ -94,7 +81,7 @@ def _rows(kind: Any, prefix: str, values: dict[str, Any]) -> list[list[str]]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            rows.append([key, _text(values.get(field.name, default)), _type(field), field.metadata["says"]])
+            rows.append([key, text_of(values.get(field.name, default)), _type(field), field.metadata["says"]])
     return rows
 
 
@@ -103,7 +90,7 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join([*HEAD, *lines]) + "\n"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 

@@ -78,12 +78,11 @@ def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | Sweep
 
 
 def html_page(records: list[JobRecord | SweepRecord], unfold: bool, uri: str, run_id: str) -> str:
-    """The report of one record, or the page that compares two. The figures over all jobs are drawn again."""
+    """The report of one record, or the page that compares two. Figures over all jobs that the store lacks are drawn."""
     from ptq_exp.reporting.html.comparison import comparison
     from ptq_exp.reporting.html.content import Results, report, sweep_results
     from ptq_exp.reporting.html.pictures import images
     from ptq_exp.reporting.mlflow.place import page_of
-    from ptq_exp.reporting.plots.figures import draw_sweep
 
     tracked = page_of(uri, run_id)
     results = [
@@ -96,8 +95,13 @@ def html_page(records: list[JobRecord | SweepRecord], unfold: bool, uri: str, ru
     if not isinstance(record, SweepRecord):
         return report(results[0], {}, unfold)
     record.figures.mkdir(exist_ok=True)
-    draw_sweep(record)
-    return report(results[0], images(record.figures), unfold)
+    drawn = images(record.figures)
+    if not drawn:  # the sweep did not end
+        from ptq_exp.reporting.plots.overall import draw_sweep
+
+        draw_sweep(record)
+        drawn = images(record.figures)
+    return report(results[0], drawn, unfold)
 
 
 def table(record: JobRecord | SweepRecord, form: str, unfold: bool) -> str:

@@ -1,6 +1,7 @@
 """The command line: help, mistakes and every shipped experiment."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,20 @@ def test_help_names_groups_options_and_commands(cli: Cli) -> None:
     assert outcome.code == 0
     for word in ("resnet20", "image_folder", "notebook", "python run.py quant.bits=", "--traceback"):
         assert word in outcome.out
+
+
+def test_help_says_something_about_every_group_and_option_on_two_screens(cli: Cli) -> None:
+    lines = cli("--help").out.splitlines()
+    assert len(lines) <= 90
+    assert max(map(len, lines)) <= 80
+    said = {words[0]: words[1:] for line in lines if line.startswith("  ") and (words := line.split())}
+    for file in (ROOT / "conf").glob("*/*.yaml"):
+        assert any(word.isalpha() for word in said[file.stem]), file
+    assert {"joblib", "ray", "submitit_local", "submitit_slurm"} <= set(said)  # the launchers
+    groups = {line.partition(":")[0] for line in lines if re.match(r"[a-z/]+: \w", line)}
+    assert {"model", "data", "quant", "search", "tracking", "hydra/launcher"} <= groups
+    assert said["notebook"]
+    assert any(line.startswith("  notebook *") for line in lines)  # the default
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])

@@ -64,6 +64,6 @@ def _differing(first: Results, second: Results, names: list[str]) -> Cells:
 def draw(series: Series) -> Pictures:
     """The figures of accuracy against bits and against size."""
     with tempfile.TemporaryDirectory() as folder:
-        plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.png")
-        plots.accuracy_against_size(series, Path(folder) / "accuracy_against_size.png")
+        plots.accuracy_against_bits(series, Path(folder) / "accuracy_against_bits.svg")
+        plots.accuracy_against_size(series, Path(folder) / "accuracy_against_size.svg")
         return images(Path(folder))

@@ -1,8 +1,9 @@
 """The figures of a report: read from a folder, compressed, with captions, and as text inside the page."""
 
 import base64
-import io
 from pathlib import Path
+
+from ptq_exp.reporting.plots.style import few_colours
 
 CAPTIONS = {
     "search": "Trials of the search: accuracy against size, with the margin",
@@ -19,33 +20,18 @@ CAPTIONS = {
     "training": "Training of the float network",
 }
 Pictures = dict[str, bytes]  # an SVG or a PNG, by file name or by caption
-COLOURS = 64  # of a PNG inside a report
 
 
 def images(folder: Path) -> Pictures:
-    """The figures in a folder, by file name: the SVG if there is one, else the compressed PNG."""
+    """The figures in a folder, by file name: the SVG if there is one, else the PNG with few colours."""
     paths = {path.stem: path for suffix in ("png", "svg") for path in folder.glob(f"*.{suffix}")}
     found = sorted(paths.values(), key=_place)
-    return {path.name: path.read_bytes() if path.suffix == ".svg" else compressed(path.read_bytes()) for path in found}
+    return {path.name: path.read_bytes() if path.suffix == ".svg" else few_colours(path.read_bytes()) for path in found}
 
 
 def _place(path: Path) -> tuple[int, str]:
     """A sort key: the order of `CAPTIONS`, then the file name."""
     return next((n for n, start in enumerate(CAPTIONS) if path.name.startswith(start)), len(CAPTIONS)), path.name
-
-
-def compressed(png: bytes) -> bytes:
-    """The PNG with few colours, which makes it about five times smaller. Unreadable content stays as it is."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(png)) as image:
-            few = image.convert("RGB").quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    except (OSError, ValueError):
-        return png
-    small = io.BytesIO()
-    few.save(small, "PNG", compress_level=6)
-    return min(small.getvalue(), png, key=len)
 
 
 def captioned(pictures: Pictures) -> Pictures:

@@ -1,7 +1,7 @@
 """The figures as an output: in a job's artifacts and in a sweep's folder."""
 
 from ptq_exp.reporting import Reporter
-from ptq_exp.reporting.plots.figures import draw_job, draw_sweep
+from ptq_exp.reporting.plots.overall import draw_job, draw_sweep
 from ptq_exp.results.records import JobRecord, SweepRecord
 
 
