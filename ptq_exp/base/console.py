@@ -3,20 +3,22 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, Task
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ptq_exp.base.outlook import Span, outlook, short
 from ptq_exp.base.text import in_lines, write_what_fits
 
 LOG_WIDTH = 140  # without a terminal, since a log file has no width and tables need one
-BAR_WIDTH = 24
-BAR_NUMBERS = 26  # characters for percentage, elapsed time and time left beside the bar
+BAR_WIDTH, LEAST_BAR = 24, 6  # characters
+SILENCE = 100.0  # seconds without a line that `quiet` allows
 
 
 class Terminal(Console):
@@ -45,8 +47,11 @@ _quiet = threading.Event()
 
 
 def set_quiet(on: bool) -> None:
-    """With `quiet`, only warnings, errors and final tables are shown. The log file contains everything."""
+    """With `quiet`, only warnings, errors, final tables and a line per stage are shown. The log file contains
+    everything."""
     _quiet.set() if on else _quiet.clear()
+    for kind in [kind for kind in _shown if kind != "last"]:
+        del _shown[kind]
 
 
 def is_quiet() -> bool:
@@ -65,37 +70,75 @@ class Handler(logging.Handler):
 
 
 class _Bars(Progress):
-    """Progress bars with their texts, beside the bar if the terminal is wide enough, else wrapped above it."""
+    """Progress bars of one line each. A line that is too long for the terminal is wrapped above its bar."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """One bar per task."""
         for task in self.tasks:
-            bar = self.make_tasks_table([task])
-            texts = [task.description, "  ".join(task.fields.values())]
-            if sum(map(len, texts)) + 2 + BAR_WIDTH + BAR_NUMBERS <= self.console.width:
-                line = Table.grid(padding=(0, 1))
-                line.add_row(texts[0], bar, texts[1])
-                yield line
+            fields = dict(task.fields)
+            span = fields.pop("span")
+            about = " ".join(filter(None, map(str.strip, fields.values())))
+            done = f"{task.percentage:.0f}% {_left(task.time_remaining, span)}"
+            room = self.console.width - len(" ".join([task.description, done, about])) - 2
+            if room >= LEAST_BAR:
+                yield _line(task.description, _bar(task, min(room, BAR_WIDTH)), f"{done} {about}")
             else:
-                yield Text("  ".join(filter(None, texts)), overflow="fold")
-                yield bar
+                yield Text(" ".join(filter(None, [task.description, about])), overflow="fold")
+                yield _line("", _bar(task, BAR_WIDTH), done)
+
+
+def _bar(task: Task, width: int) -> RenderableType:
+    return ProgressBar(total=max(0, task.total or 0), completed=max(0, task.completed), width=width)
+
+
+def _line(before: str, bar: RenderableType, after: str) -> RenderableType:
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_row(*([before] if before else []), bar, Text(after.rstrip(), no_wrap=True))
+    return line
+
+
+def _left(seconds: float | None, span: Span | None) -> str:
+    """The time left: of the job and of the sweep if they are known, else of the bar."""
+    whole = str(outlook)
+    if whole and span:
+        return f"left: {whole}"
+    own = "" if seconds is None else f"{short(seconds)} left"
+    return " ".join(filter(None, [own, f"({whole})" if whole else ""]))
 
 
 @contextmanager
-def progress(description: str, total: int, **fields: str) -> Iterator[Any]:
+def progress(description: str, total: int, span: Span | None = None, **fields: str) -> Iterator[Any]:
     """A progress bar with the time left; `fields` are short texts beside it.
 
-    Yields `advance(steps=1, **fields)`, which any thread may call. If the output is not a terminal, occasional lines
-    show the progress.
+    `span` is the part of the learning of a bit width that this stage takes. Yields `advance(steps=1, **fields)`, which
+    any thread may call. If the output is not a terminal, or with `quiet`, occasional lines show the progress.
     """
-    if not console.is_terminal:
-        yield _Lines(description, total).advance
+    with _counted(total, span) as count:
+        if is_quiet() or not console.is_terminal:
+            lines = (_QuietLines if is_quiet() else _Lines)(description, total)
+            yield lambda steps=1, **_: lines.advance(count(steps))
+            return
+        with _Bars(console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total, span=cast(Any, span), **cast(Any, fields))
+            yield lambda steps=1, **changed: bar.update(task, advance=count(steps), **changed)
+
+
+@contextmanager
+def _counted(total: int, span: Span | None) -> Iterator[Callable[[int], int]]:
+    """Yields a function that counts the steps of a stage for the outlook of the whole job, and returns them."""
+    if span is None:
+        yield lambda steps: steps
         return
-    columns = [BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.percentage:>3.0f}%")]
-    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    with _Bars(*columns, console=console, transient=True, disable=is_quiet()) as bar:
-        task = bar.add_task(description, total=total, **cast(Any, fields))
-        yield lambda steps=1, **changed: bar.update(task, advance=steps, **changed)
+    outlook.stage_begins(span[0])
+    last = [time.monotonic()]
+
+    def count(steps: int) -> int:
+        now = time.monotonic()
+        outlook.advance(steps / total * (span[1] - span[0]), now - last[0])
+        last[0] = now
+        return steps
+
+    yield count
 
 
 class _Lines:
@@ -105,7 +148,7 @@ class _Lines:
         self.description, self.total, self.done, self.lock = description, total, 0, threading.Lock()
         self.skipped, self.started, self.next = 0, time.monotonic(), FIRST_LINE_SECONDS
 
-    def advance(self, steps: int = 1, **_: str) -> None:
+    def advance(self, steps: int = 1) -> None:
         """Count `steps` as done."""
         with self.lock:
             seconds = time.monotonic() - self.started
@@ -113,11 +156,41 @@ class _Lines:
                 self.skipped += steps
             self.done += steps
             now = self.done - self.skipped
-            if seconds < self.next or now <= 0 or self.done >= self.total:
+            if now <= 0 or self.done >= self.total or not self.due(seconds):
                 return
-            self.next = 1.5 * seconds
         left = seconds * (self.total - self.done) / now
-        log.info("%s: %.0f %%, about %s left", self.description, 100 * self.done / self.total, duration(left))
+        whole = f" ({outlook})" if str(outlook) else ""
+        done = f"{100 * self.done / self.total:.0f} %"
+        self.say(f"{self.description}: {done}, about {duration(left)} left{whole}")
+
+    def due(self, seconds: float) -> bool:
+        """Whether it is time for a line, so many seconds after the begin."""
+        if seconds < self.next:
+            return False
+        self.next = 1.5 * seconds
+        return True
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        log.info("%s", line)
+
+
+class _QuietLines(_Lines):
+    """With `quiet`: one line when a stage of a new kind has begun, and one after `SILENCE` seconds without any."""
+
+    def due(self, seconds: float) -> bool:
+        kind, now = self.description.partition(" ")[0], time.monotonic()
+        if now - _shown["last"] < SILENCE and (kind in _shown or seconds < FIRST_LINE_SECONDS / 2):
+            return False
+        _shown[kind] = _shown["last"] = now
+        return True
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        console.print(line)
+
+
+_shown: dict[str, float] = {"last": time.monotonic()}  # with `quiet`: when the last line of each kind was shown
 
 
 def duration(seconds: float) -> str:

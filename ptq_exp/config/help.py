@@ -15,12 +15,12 @@ from ptq_exp.config.schema import Config
 WIDTH = 80
 COMMANDS = {
     "python run.py": "4 and 8 bits in one run",
-    "python run.py quant=notebook,mse quant.bits=2,3,4 -m": "every combination",
+    "python run.py quant.bits=2,3,4 quant=notebook,mse -m": "every combination",
     "python run.py search=fewest": "the smallest network",
     "python run.py checkpoint=my.pth data=image_folder data.root=images.zip": "",
 }
 KEYS = {
-    "checkpoint": "a file, pretrained, train, or auto: train once",
+    "checkpoint": "auto, train, pretrained, or a file",
     "data.root": "the folder or archive of the images",
     "quant.bits": "bits of the weights: a number or a list",
     "quant.act_bits": "bits of the activations; null: float",

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Sensitivities = dict[str, dict[float, float]]  # layer -> bits -> mean Kullback-Leibler divergence in nats
-Progress = Callable[[str, int], Any]  # (description, steps) -> context manager that yields `advance()`
+# (description, steps, begin and end of the stage as shares of the learning) -> context manager that yields `advance()`
+Progress = Callable[..., Any]
 
 
-def shown(progress: Progress | None, description: str, steps: int) -> Any:
-    """A context manager that yields `advance()`, either of a progress bar or without effect."""
-    return progress(description, steps) if progress else contextlib.nullcontext(lambda: None)
+def shown(progress: Progress | None, description: str, steps: int, *span: tuple[float, float]) -> Any:
+    """A context manager that yields `advance()`, either of a progress bar or without effect. `span` is the part of the
+    learning that this stage takes, if it learns."""
+    return progress(description, steps, *span) if progress else contextlib.nullcontext(lambda: None)
 
 
 class Calibration:

@@ -31,6 +31,17 @@ def learns(options: QuantConfig, bits: float) -> bool:
     return bits <= how.up_to_bits or (act_bits is not None and act_bits <= how.act_up_to_bits)
 
 
+def reconstruction_share(options: QuantConfig) -> float:
+    """The share of all learning that the reconstruction takes; distillation takes the rest.
+
+    One step on each unit takes about as long as one step on the whole network with the same number of images.
+    """
+    how = options.reconstruction
+    units = how.steps * how.batch_size if options.rounding != "nearest" else 0
+    whole = how.distill_steps * how.distill_batch_size
+    return units / (units + whole) if units else 0.0
+
+
 def learn_once(context: Context, unit: nn.Module, name: str, number: int, learn: Callable[[], None]) -> None:
     """Let `learn` change `unit` in place, or load the result stored under `name` in the context's store.
 

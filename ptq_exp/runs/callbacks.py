@@ -47,10 +47,12 @@ class SweepCallback(Callback):
         overrides = list(config.hydra.overrides.task)
         refuse_hopeless(lambda: job_configs(config_name, overrides))
         from ptq_exp.base.console import set_quiet
+        from ptq_exp.base.outlook import outlook
         from ptq_exp.reporting import SweepStart
         from ptq_exp.runs.sweep import Sweep
 
         set_quiet(config.quiet is True)
+        outlook.sweep_begins(job_count(overrides))
         known = before_the_job(config)
         folder = Path(config.hydra.sweep.dir).absolute()
         start = SweepStart(sweep_name(overrides), overrides, folder, known.cache, known.resume)
@@ -104,6 +106,14 @@ def swept(overrides: list[str]) -> dict[str, str]:
         override.get_key_element().lstrip("+"): text
         for text, override in zip(overrides, parsed, strict=True) if override.is_sweep_override()
     }  # fmt: skip
+
+
+def job_count(overrides: list[str]) -> int:
+    """The number of jobs of a sweep."""
+    loader = GlobalHydra.instance().hydra
+    parser = OverridesParser.create(config_loader=loader.config_loader if loader else None)
+    parsed = parser.parse_overrides(overrides)
+    return math.prod(len(list(each.sweep_string_iterator())) for each in parsed if each.is_sweep_override())
 
 
 def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:

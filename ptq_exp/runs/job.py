@@ -13,8 +13,10 @@ import torch
 from ptq_exp.base.background import later
 from ptq_exp.base.console import console, is_quiet, log, set_quiet
 from ptq_exp.base.errors import UserError
+from ptq_exp.base.outlook import outlook
 from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
+from ptq_exp.quantization.learning import learns
 from ptq_exp.reporting import JobStart, Reports
 from ptq_exp.results.files import write_job
 from ptq_exp.results.records import JobRecord
@@ -53,7 +55,9 @@ def finish_job(config: Config, device: torch.device) -> JobRecord:
     folder = Path(config.output_dir)
     start, reports = start_of(config, device, folder), Reports(config.tracking)
     record = finished(config, start, reports) if config.resume else None
-    if record is None:
+    if record is not None:
+        outlook.job_skipped()
+    else:
         record = run_job(config, device, start, reports)
     _finished[folder.absolute()] = record
     return record
@@ -69,8 +73,10 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
         config = dataclasses.replace(config, model=shared.float_model.config.model)  # a file may have another depth
         name = run_name(config, shared.dataset.name)
         artifacts = start.folder / "artifacts"
+        outlook.job_begins(sum(learns(config.quant, bits) for bits in config.quant.bit_widths()))
         results = [measure_bit_width(bits, config, shared, device, artifacts) for bits in config.quant.bit_widths()]
         record = make_record(dataclasses.replace(start, name=name), config, shared, device, tuple(results))
+        outlook.job_ends()
         later(keep_and_report, record, reports)
     if failed := [f"{export.file or export.format}: {export.note}" for result in results for export in result.exports
                   if export.failed]:  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from ptq_exp.base.console import console, log, progress
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.files import digest
+from ptq_exp.base.outlook import Span, outlook
 from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
@@ -21,7 +22,7 @@ from ptq_exp.evaluation.paired import Correct
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.diagnosis import diagnose
-from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION
+from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION, learns
 from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.traced import Traced
@@ -40,6 +41,8 @@ def measure_bit_width(
 
     Raises `UserError` if the quantized network's outputs are not finite.
     """
+    if learns(config.quant, bits):
+        outlook.width_begins()
     calibration, store = shared.calibration(config), reconstruction_store(config, shared, bits, device)
     started = time.perf_counter()
     quantized = quantize(shared.float_model.model, config.quant, bits, calibration, show_progress, store)
@@ -113,11 +116,11 @@ def headline(result: BitWidthResult, method: str) -> str:
     )
 
 
-def show_progress(description: str, steps: int) -> Any:
+def show_progress(description: str, steps: int, span: Span | None = None) -> Any:
     """Show a progress bar in a terminal, or log a line elsewhere."""
     if not console.is_terminal:
-        log.info("%s", description)
-    return progress(description, steps)
+        log.info("%s%s", description, f" (left: {outlook})" if str(outlook) else "")
+    return progress(description, steps, span)
 
 
 def reconstruction_store(config: Config, shared: Shared, bits: int, device: torch.device) -> Path | None:

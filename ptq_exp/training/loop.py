@@ -140,8 +140,8 @@ def train(
 
     monitor = dataset.monitored()[0]
     step = TrainingStep(model, normalize, optimizer, trainer.precision, trainer.fused)
-    text = {"loss": "loss  -  ", "accuracy": f"{monitor} top-1  -  "}
-    with progress(f"Training {epochs} epochs", epochs * len(loader), **text) as advance:
+    text = {"loss": "loss  -  ", "accuracy": f"{monitor}  -  "}
+    with progress(f"Training {epochs} epochs", epochs * len(loader), None, **text) as advance:
         advance(state.epoch * len(loader))
         for epoch in range(state.epoch, epochs):
             rate = optimizer.param_groups[0]["lr"]
@@ -166,7 +166,7 @@ def train(
             if top1 > state.best_top1:
                 state.best_top1, state.best_epoch, state.best = top1, state.epoch, state.model
             yield state
-            advance(0, accuracy=f"{monitor} top-1 {top1:.2f} % (best {state.best_top1:.2f})")
+            advance(0, accuracy=f"{monitor} {top1:.2f} % (best {state.best_top1:.2f})")
             _log_epoch(state, epochs, monitor)
 
 

@@ -141,7 +141,7 @@ def test_reconstruction_is_seeded_and_goes_on_after_an_interruption(tmp_path: Pa
     class StopsAtThird:  # the units; the calibration before them shows its progress, too
         started = 0
 
-        def __call__(self, description: str, steps: int) -> Any:
+        def __call__(self, description: str, *_: object) -> Any:
             import contextlib
 
             self.started += description.startswith("Reconstructing")

@@ -3,7 +3,7 @@
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, shown
 from ptq_exp.quantization.distillation import distill
-from ptq_exp.quantization.learning import learn_once, worth_learning
+from ptq_exp.quantization.learning import learn_once, reconstruction_share, worth_learning
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
 
@@ -27,7 +27,8 @@ class Distill(Step):
         how = context.options.reconstruction
 
         def learn() -> None:
-            with shown(context.progress, "Distilling the network", how.distill_steps) as advance:
+            span = (reconstruction_share(context.options), 1.0)
+            with shown(context.progress, "Distilling the network", how.distill_steps, span) as advance:
                 distill(context.network, context.reference, context.images, how, advance)
 
         if how.distill_steps and worth_learning(context):

@@ -22,6 +22,7 @@ from ptq_exp.quantization.learning import (
     learn_alphas,
     learn_once,
     minimize,
+    reconstruction_share,
     worth_learning,
 )
 from ptq_exp.quantization.modules import load_unique_state, unique_state
@@ -54,14 +55,17 @@ class Reconstruct(Step):
             # A layer that two units share is learned with the first one.
             own = {n: open_weights.pop(n) for n in layers_of(context.network, module) if n in open_weights}
             title = f"Reconstructing {unit.name} ({number + 1}/{len(everything)})"
-            learn = partial(_learn, context, network, unit, module, own, title)
+            part = reconstruction_share(context.options) / len(everything)
+            span = (number * part, (number + 1) * part)
+            learn = partial(_learn, context, network, unit, module, own, title, span)
             learn_once(context, module, f"{number:03d}", number, learn)
 
 
 def _learn(
-    context: Context, network: Traced, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str
-) -> None:
-    with shown(context.progress, title, context.options.reconstruction.steps) as advance:
+    context: Context, network: Traced, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str,
+    span: tuple[float, float],
+) -> None:  # fmt: skip
+    with shown(context.progress, title, context.options.reconstruction.steps, span) as advance:
         reconstruct_unit(context, network, unit, module, weights, advance)
 
 
