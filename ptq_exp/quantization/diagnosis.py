@@ -25,9 +25,11 @@ ONE_RANGE, CLIPPING, WIDE_RANGE, ACTIVATIONS, FEW_LEVELS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The likeliest cause of a loss, the observation, and the advice: overrides to try, or none if none are known."""
+    """The likeliest cause of a loss, the observation in short and in full, and the advice: overrides to try, or none if
+    none are known."""
 
     cause: str
+    short: str
     text: str
     advice: tuple[str, ...]
 
@@ -47,6 +49,21 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     return f"{lead} {found.text}.{advice}"
 
 
+def diagnose_in_short(report: Report, config: QuantConfig, significant: bool, told: set[str]) -> str:
+    """The same in one sentence for the terminal, with the advice unless `told` contains it.
+
+    `told` is the advice of the earlier sentences. New advice is added to it.
+    """
+    if not significant:
+        return "No significant loss."
+    found = find(report, config)
+    advice = f" Try {' '.join(found.advice)}." if found.advice else ""
+    if advice in told:
+        advice = ""
+    told.add(advice)
+    return f"Likeliest cause: {found.short}.{advice}"
+
+
 def find(report: Report, config: QuantConfig) -> Finding:
     """The likeliest cause. The named layer is the one whose weights have the lowest SQNR."""
     rows, worst = report.layers, _worst(report)
@@ -56,28 +73,33 @@ def find(report: Report, config: QuantConfig) -> Finding:
             f"{hurt.act_bits}-bit activations on the way to {hurt.layer}, whose output keeps "
             f"{hurt.output_sqnr_db:.1f} dB of signal over noise, where all weights keep {worst.sqnr_db:.1f} or more"
         )
+        short = f"{hurt.act_bits}-bit activations, most before {hurt.layer} ({hurt.output_sqnr_db:.1f} dB)"
         finer = (RANGE_OF_ACTIVATIONS,) if config.act_rule != "mse" else _learning(report, config)
-        return Finding(ACTIVATIONS, text, finer)
+        return Finding(ACTIVATIONS, short, text, finer)
     starved = [row for row in rows if row.levels_used < STARVED * _most_levels(row, config)]
     if worst in starved and has_one_range(report) and worst.alpha > worst.weight_max:
-        return Finding(ONE_RANGE, _one_range(worst, starved, rows, config), _better_range(config))
+        short = f"one alpha for all layers leaves {worst.layer} {_levels(worst)}"
+        return Finding(ONE_RANGE, short, _one_range(worst, starved, rows, config), _better_range(config))
     if worst.clipped_percent > CLIPPED:
         text = (
             f"clipping in {worst.layer}, where {worst.clipped_percent:.1f} % of the weights lie beyond alpha "
             f"({worst.alpha:.3g}; largest weight {worst.weight_max:.3g}); {_signal(worst)}"
         )
-        return Finding(CLIPPING, text, _better_range(config) or _learning(report, config))
+        short = f"{worst.clipped_percent:.1f} % of the weights of {worst.layer} are clipped"
+        return Finding(CLIPPING, short, text, _better_range(config) or _learning(report, config))
     if worst in starved:
         text = (
             f"a range wider than the weights of {worst.layer}, which use {worst.levels_used} of "
             f"{worst.levels_available} levels; {_signal(worst)}"
         )
-        return Finding(WIDE_RANGE, text, _better_range(config) or _learning(report, config))
+        short = f"a range that leaves {worst.layer} {_levels(worst)}"
+        return Finding(WIDE_RANGE, short, text, _better_range(config) or _learning(report, config))
     text = (
         f"rounding to {worst.levels_available} levels, most in {worst.layer}, which uses {worst.levels_used} of them; "
         f"{_signal(worst)}"
     )
-    return Finding(FEW_LEVELS, text, _more_levels(report, config) or _learning(report, config))
+    short = f"rounding to {worst.levels_available} levels, most in {worst.layer} ({worst.sqnr_db:.1f} dB)"
+    return Finding(FEW_LEVELS, short, text, _more_levels(report, config) or _learning(report, config))
 
 
 def has_one_range(report: Report) -> bool:
@@ -94,6 +116,10 @@ def _most_levels(row: LayerReport, config: QuantConfig) -> int:
     """The most levels that a layer, or each of its channels, can use: at most its number of weights."""
     channels = int(row.shape.partition("x")[0]) if config.granularity == "channel" else 1
     return min(row.levels_available, row.weights // channels)
+
+
+def _levels(row: LayerReport) -> str:
+    return f"{row.levels_used} of {row.levels_available} levels"
 
 
 def _signal(row: LayerReport) -> str:

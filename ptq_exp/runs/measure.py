@@ -21,7 +21,7 @@ from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
 from ptq_exp.evaluation.paired import Correct
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.coverage import covers_operations
-from ptq_exp.quantization.diagnosis import diagnose
+from ptq_exp.quantization.diagnosis import diagnose, diagnose_in_short
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION, learns
 from ptq_exp.quantization.quantize import Quantized, quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
@@ -58,10 +58,14 @@ def measure_bit_width(
     result = export_network(result, config, shared, quantized, evaluation, artifacts)
     figures.draw(artifacts)
     log.info("%s", headline(result, config.quant.name))
-    log.info("%s", result.diagnosis)
+    significant = result.top1_drop_ci_low > 0
+    log.info("%s", diagnose_in_short(quantized.report, config.quant, significant, _told))
     if config.quant.sensitivity:
         measure_sensitivity(result, quantized, config, shared, artifacts)
     return result
+
+
+_told: set[str] = set()  # advice that this process has given
 
 
 def make_result(

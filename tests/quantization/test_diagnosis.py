@@ -15,6 +15,7 @@ from ptq_exp.quantization.diagnosis import (
     ONE_RANGE,
     WIDE_RANGE,
     diagnose,
+    diagnose_in_short,
     find,
     has_one_range,
 )
@@ -137,3 +138,30 @@ def test_coarse_activations_are_calibrated_better_before_anything_is_learned() -
     config = QuantConfig(granularity="channel", alpha_rule="max", sign_bit="included", act_bits=3)
     assert find(noisy, config).advice == ("quant.act_rule=mse",)
     assert find(noisy, dataclasses.replace(config, act_rule="mse")).advice == ("quant=best",)
+
+
+def test_the_terminal_gets_one_short_sentence_and_the_advice_once() -> None:
+    config, told = QuantConfig(), set[str]()
+    _, three = quantize(network(), config, 3, torch.randn(16, 3, 32, 32))
+    _, four = quantize(network(), config, 4, torch.randn(16, 3, 32, 32))
+    first = diagnose_in_short(three, config, True, told)
+    assert first.startswith("Likeliest cause: one alpha for all layers leaves layer")
+    assert first.endswith(" levels. Try quant.granularity=channel quant.alpha_rule=lp.")
+    assert len(first) <= 2 * 80
+    second = diagnose_in_short(four, config, True, told)
+    assert second.startswith("Likeliest cause: one alpha")
+    assert "Try" not in second
+    assert diagnose_in_short(four, config, False, told) == "No significant loss."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sqnr_db": 9.0, "clipped_percent": 5.0}, {"sqnr_db": 9.0, "levels_used": 9}, {"sqnr_db": 9.0},
+        {"sqnr_db": 45.0, "output_sqnr_db": 8.0, "act_bits": 3},
+    ],
+)  # fmt: skip
+def test_every_cause_fits_two_lines_of_80_columns(change: dict[str, Any]) -> None:
+    config = QuantConfig(granularity="tensor", alpha_rule="max", act_bits=change.get("act_bits"))
+    found = report({"layer": "features.3.block.1.0.downsample.conv"} | change, {"sqnr_db": change["sqnr_db"] + 1})
+    assert len(diagnose_in_short(found, config, True, set())) <= 2 * 80
