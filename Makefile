@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
-.PHONY: sweep test clean lock
+.PHONY: sweep shell test clean lock
 
 sweep: $(VENV)/.runtime
 	$(BIN)/python run.py quant.bits=4,8 -m
+
+# A shell in which `python` and `mlflow` are those of the environment; `exit` leaves it.
+shell: $(VENV)/.runtime
+	@echo "python and mlflow are now those of $(VENV). Leave with: exit"
+	@. $(BIN)/activate && exec $${SHELL:-/bin/sh}
 
 test: $(VENV)/.development
 	$(BIN)/ruff check .

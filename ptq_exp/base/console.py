@@ -102,8 +102,8 @@ def _left(seconds: float | None, span: Span | None) -> str:
     whole = str(outlook)
     if whole and span:
         return f"left: {whole}"
-    own = "" if seconds is None else f"{short(seconds)} left"
-    return " ".join(filter(None, [own, f"({whole})" if whole else ""]))
+    own = "-" if seconds is None else short(seconds)
+    return f"{own} left" + (f" ({whole})" if whole else "")
 
 
 @contextmanager

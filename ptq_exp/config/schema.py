@@ -47,7 +47,7 @@ class Config:
     resume: bool = option(False, "true: skip the jobs that finished with this configuration")
     fail_fast: bool = option(False, "true: a sweep stops at the first job that fails")
     quiet: bool = option(
-        False, "true: show only warnings, errors and the final table in the terminal; the log file has everything"
+        False, "true: show only a line per stage, warnings, errors and the final table; the log file has everything"
     )
     cache_dir: str | None = option(
         None, "folder of decoded images and trained float models; null: <project root>/cache"

@@ -154,16 +154,18 @@ def test_a_long_error_is_wrapped_between_words(tmp_path: Path) -> None:
     assert "'quant.bits'" in " ".join(lines)
 
 
-@pytest.mark.parametrize("columns", [60, 140])
+@pytest.mark.parametrize("columns", [60, 80, 140])
 def test_a_progress_bar_shows_all_its_text(columns: int, tmp_path: Path) -> None:
     code = (
         "import time\nfrom ptq_exp.base.console import progress\n"
         "with progress('Training 20 epochs', 10, loss='loss  -', accuracy='-') as advance:\n"
-        "    advance(5, loss='loss 0.123', accuracy='test top-1 99.45 % (best 99.50)')\n    time.sleep(0.3)\n"
+        "    advance(5, loss='loss 0.123', accuracy='test 99.45 % (best 99.50)')\n    time.sleep(0.3)\n"
     )
     code_, lines = shown([sys.executable, "-c", code], columns, tmp_path, PYTHONPATH=str(ROOT))
     assert code_ == 0, lines
     assert max(len(line.rstrip()) for line in lines) <= columns
+    whole = [line for line in lines if line.startswith("Training 20 epochs ━") and "best 99.50" in line]
+    assert bool(whole) == (columns >= 80)  # all in one line
     said = " ".join(" ".join(lines).split())
-    for text in ("Training 20 epochs", "loss 0.123", "test top-1 99.45 % (best 99.50)", "50%", "left"):
+    for text in ("Training 20 epochs", "loss 0.123", "test 99.45 % (best 99.50)", "50%", "left"):
         assert text in said
