@@ -88,7 +88,9 @@ def half(text: str, letters: int) -> str:
     while len(parts) > 1 and len("".join(parts)) > letters:
         parts.pop()
     shown = "".join(parts)
-    return shown if len(shown) <= letters else shown[: letters - 3].rpartition(" ")[0] + " ..."
+    if len(shown) <= letters and (shown == first or len(shown.split()) > 1):
+        return shown
+    return first[: letters - 3].rpartition(" ")[0] + " ..."  # a name alone would say nothing
 
 
 def _defaults() -> dict[str, str]:

@@ -49,13 +49,11 @@ def diagnose(report: Report, config: QuantConfig, significant: bool = True) -> s
     return f"{lead} {found.text}.{advice}"
 
 
-def diagnose_in_short(report: Report, config: QuantConfig, significant: bool, told: set[str]) -> str:
-    """The same in one sentence for the terminal, with the advice unless `told` contains it.
+def diagnose_in_short(report: Report, config: QuantConfig, told: set[str]) -> str:
+    """The cause of a significant loss in one sentence for the terminal, with the advice unless `told` contains it.
 
     `told` is the advice of the earlier sentences. New advice is added to it.
     """
-    if not significant:
-        return "No significant loss."
     found = find(report, config)
     advice = f" Try {' '.join(found.advice)}." if found.advice else ""
     if advice in told:

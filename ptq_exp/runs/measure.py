@@ -58,8 +58,8 @@ def measure_bit_width(
     result = export_network(result, config, shared, quantized, evaluation, artifacts)
     figures.draw(artifacts)
     log.info("%s", headline(result, config.quant.name))
-    significant = result.top1_drop_ci_low > 0
-    log.info("%s", diagnose_in_short(quantized.report, config.quant, significant, _told))
+    if result.top1_drop_ci_low > 0:  # else the line above says that the networks are not distinguishable
+        log.info("%s", diagnose_in_short(quantized.report, config.quant, _told))
     if config.quant.sensitivity:
         measure_sensitivity(result, quantized, config, shared, artifacts)
     return result
