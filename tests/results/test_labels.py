@@ -46,7 +46,7 @@ def test_a_changed_method_says_so_everywhere(cli: Cli, store: str, runs: Runs, t
     (record,) = records(tmp_path)
     assert record["method"] == name.split()
     (page,) = tmp_path.glob("outputs/*/*/artifacts/report.html")
-    assert f"Method: {name}" in page.read_text()
+    assert f": {name} " in page.read_text()
     assert outcome.out.count("notebook") == outcome.out.count(name)
 
 

@@ -140,7 +140,7 @@ def question(results: Results) -> str:
 def _about(results: Results) -> list[str]:
     """Short facts below the question: jobs, methods, date and duration."""
     used = _distinct(" ".join(job.method) for job in results.jobs if job.method)
-    facts = [results.title, *([f"Method: {', '.join(used)}"] if used and not results.search else [])]
+    facts = [results.title, *([f"Method: {', '.join(used)}"] if used and results.sweep and not results.search else [])]
     if results.sweep:
         failed = f", {len(results.failures)} failed" if results.failures else ""
         facts.append(f"{len(results.jobs)} {'trials' if results.search else 'jobs'}{failed}")
