@@ -12,6 +12,7 @@ import torch
 from ptq_exp.base.console import duration, log
 from ptq_exp.base.errors import UserError, without_password
 from ptq_exp.base.options import flatten
+from ptq_exp.base.outlook import outlook
 from ptq_exp.config import Config
 from ptq_exp.config.method import words_of
 from ptq_exp.quantization.obstacles import obstacle
@@ -54,6 +55,7 @@ class Searching:
         name = " ".join([f"search {self.config.search.name}", self._label()])
         sweep = Sweep(self.config.tracking, SweepStart(name, words, self.folder, self.config.cache, self.config.resume))
         sweep.begin()
+        outlook.sweep_begins(1)  # the number of trials is not known
         try:
             shared = prepare(self._base(), self.device, Reports(self.config.tracking).training)
             self._announce(shared)
