@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptq_exp.base.console import duration, log
+from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
 from ptq_exp.base.options import flatten
 from ptq_exp.base.outlook import outlook
@@ -20,7 +20,7 @@ from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.reporting import Reports, SweepStart
 from ptq_exp.results.files import write_search
 from ptq_exp.results.records import BitWidthResult, JobRecord, SearchRecord, Trial
-from ptq_exp.results.search import effort, sentence, trial_in_words
+from ptq_exp.results.search import trial_in_words
 from ptq_exp.runs import job
 from ptq_exp.runs.device import hardware
 from ptq_exp.runs.export import export_folder
@@ -140,8 +140,6 @@ class Searching:
             seconds=time.monotonic() - self.started,
             folder=self.folder,
         )
-        log.info("%s", sentence(record))
-        log.info("%s", effort(record, duration(record.seconds)))
         return dataclasses.replace(record, exports=self._keep(record))
 
     def _obstacles(self, shared: Shared) -> tuple[str, ...]:
