@@ -20,6 +20,7 @@ from ptq_exp.results.search import light
 from ptq_exp.search.options import ACTIVATIONS, MIXED, WEIGHTS, SearchOptions
 from ptq_exp.search.statistics import drop_limit, level_of
 
+LAST_STEPS = 8  # or down to nothing, below the last width
 MIXED_STEPS = 4  # mean widths between two widths for all weights
 
 
@@ -94,12 +95,15 @@ class Fewest:
         return self.trials[-1].passed
 
     def _mixed(self) -> Iterator[Trial]:
-        """Mean widths below the width that was found, in quarters of the distance to the next narrower one."""
+        """Mean widths below the width that was found, in quarters of the distance to the next narrower one.
+
+        Below the last width, the steps are eighths of it.
+        """
         best = self.best
         assert best is not None
         narrower = [bits for bits in self.options.widths if bits < best.trial.bits]
         stored, least = self._stored(best.trial.bits), min(map(self._stored, candidates(self.quant)))
-        step = (stored - (self._stored(narrower[0]) if narrower else stored - 1)) / MIXED_STEPS
+        step = (stored - self._stored(narrower[0])) / MIXED_STEPS if narrower else stored / LAST_STEPS
         mean = stored
         while mean > least:
             mean = max(mean - step, least)

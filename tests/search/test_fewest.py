@@ -83,6 +83,12 @@ def test_without_learning_there_is_one_trial_a_width() -> None:
     assert found is not None
 
 
+def test_below_the_last_width_mean_widths_become_narrower_in_eighths() -> None:
+    steps, found = trace(ROUNDED, lambda trial: (trial.mean_bits or 8) > 5, bits=[8])
+    assert [bits for bits, *_ in steps] == [8, 7, 6, 5]
+    assert (found and found.mean_bits) == 6
+
+
 def test_nothing_is_tried_below_a_width_at_which_nothing_passes() -> None:
     steps, found = trace(ROUNDED, lambda trial: False, over=["weights", "activations"])
     assert steps == [(8, None, "nearest")]
