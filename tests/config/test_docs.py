@@ -107,6 +107,9 @@ def test_another_documented_command_exists(command: str) -> None:
     words = shlex.split(command)
     if words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    elif words[0] == "source":
+        assert words[1:] == [".venv/bin/activate"]
+        assert "\nVENV := .venv\n" in (ROOT / "Makefile").read_text() or " .venv" in (ROOT / "Makefile").read_text()
     elif words[:2] == ["pip", "install"]:
         extra = re.search(r"\.\[(\w+)\]", command)
         assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
