@@ -14,7 +14,7 @@ class Distill(Step):
     """Distill the float network into the quantized one."""
 
     name = "distill"
-    reads = ("reconstruction", "act_bits", "act_learned", "grid")
+    reads = ("rounding", "reconstruction", "act_bits", "act_learned", "grid")
 
     def check(self, options: QuantConfig) -> None:
         how = options.reconstruction
