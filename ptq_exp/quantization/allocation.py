@@ -59,8 +59,7 @@ def sensitivities(
         else:
             measured = one_layer_at_a_time(reference, options, plan)
         for name, network in measured:
-            got = log_probabilities(network, probe)
-            found[name][bits] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
+            found[name][bits] = divergence(network, probe, wanted)
             advance()
     return found
 
@@ -73,6 +72,12 @@ def _adapted(
         with torch.enable_grad():
             distill(network, reference.network, images, replace(options.reconstruction, distill_steps=LEARNING_STEPS))
         yield name, network
+
+
+def divergence(network: nn.Module, images: Tensor, wanted: Tensor) -> float:
+    """The mean Kullback-Leibler divergence (nats) of a network's predictions from the log-probabilities `wanted`."""
+    got = log_probabilities(network, images)
+    return float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
 """Which tensor of a quantized network changes the predictions most if it is the only one that is quantized."""
 
-import contextlib
 import copy
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.quantization.allocation import log_probabilities
+from ptq_exp.quantization.allocation import divergence, log_probabilities
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
@@ -35,12 +33,11 @@ def divergences(quantized: Quantized, images: Tensor) -> dict[str, float]:
     """For the weights and the input of every layer, the mean Kullback-Leibler divergence (nats) from the float
     network's predictions on normalized `images` if only they are quantized."""
     wanted = log_probabilities(quantized.reference, images)
-    found = {}
-    for name, layer in quantized_layers(quantized.network).items():
-        for tensor, network in _alone(quantized.reference, name, layer):
-            got = log_probabilities(network, images)
-            found[tensor] = float(F.kl_div(got, wanted, log_target=True, reduction="batchmean"))
-    return found
+    return {
+        tensor: divergence(network, images, wanted)
+        for name, layer in quantized_layers(quantized.network).items()
+        for tensor, network in _alone(quantized.reference, name, layer)
+    }
 
 
 def _alone(reference: nn.Module, name: str, layer: QuantizedLayer) -> Iterator[tuple[str, nn.Module]]:
@@ -52,9 +49,6 @@ def _alone(reference: nn.Module, name: str, layer: QuantizedLayer) -> Iterator[t
     yield f"weights of {name}", network
     if quantizer is not None:
         network = copy.deepcopy(reference)
-        with contextlib.ExitStack() as stack:
-            hook = network.get_submodule(name).register_forward_pre_hook(
-                lambda _, inputs: (quantizer(inputs[0]), *inputs[1:])
-            )
-            stack.callback(hook.remove)
-            yield f"activations before {name}", network
+        module = network.get_submodule(name)
+        module.register_forward_pre_hook(lambda _, inputs: (quantizer(inputs[0]), *inputs[1:]))
+        yield f"activations before {name}", network

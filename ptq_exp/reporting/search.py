@@ -6,7 +6,7 @@ from ptq_exp.base.console import duration
 from ptq_exp.reporting.table import JOB, Cells
 from ptq_exp.reporting.tables.markdown import markdown_cells
 from ptq_exp.results.records import CALIBRATED, LEARNED, NEAREST, SearchRecord, SweepRecord, TrialResult
-from ptq_exp.results.search import effort, kilobytes, most_cautious, sentence
+from ptq_exp.results.search import effort, kilobytes, most_cautious, named_sentence, sentence
 from ptq_exp.results.series import number, stored_width
 
 HOW = "made by"
@@ -87,5 +87,5 @@ def search_note(record: SweepRecord) -> str:
         parts += conclusions(record.search)
     if record.searches:
         parts += [markdown_cells(answer_cells(record.searches))]
-        parts += [f"{found.label or found.network}: {sentence(found)}" for found in record.searches]
+        parts += map(named_sentence, record.searches)
     return "\n\n".join(parts)

@@ -45,6 +45,11 @@ def sentence(record: SearchRecord) -> str:
     )
 
 
+def named_sentence(record: SearchRecord) -> str:
+    """The answer behind the name of its search, for a sweep of several."""
+    return f"{record.label or record.network}: {sentence(record)}"
+
+
 def kilobytes(size: float) -> str:
     """A size in kB with about three digits."""
     return f"{size:,.0f}" if size >= 100 else f"{size:.1f}"

@@ -43,8 +43,12 @@ class Fewest:
     def level(self) -> float:
         """The confidence of each test."""
         cheap_and_learned = 2 if self.quant.rounding != "nearest" else 1
-        mixed = WEIGHTS in self.options.over and self.options.mixed and not mixed_obstacle(self.quant)
-        return level_of(self.options.confidence, cheap_and_learned * len(set(self.options.over)) + mixed)
+        return level_of(self.options.confidence, cheap_and_learned * len(set(self.options.over)) + self.mixed)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether mixed precision is searched, too."""
+        return WEIGHTS in self.options.over and self.options.mixed and not mixed_obstacle(self.quant)
 
     @property
     def best(self) -> TrialResult | None:
@@ -62,7 +66,7 @@ class Fewest:
         if ACTIVATIONS in self.options.over:
             bits = self.best.trial.bits if self.best else self.quant.bit_widths()[0]
             self._walk([Trial(ACTIVATIONS, bits, width) for width in self.options.act_bits], self.options.max_drop)
-        if WEIGHTS in self.options.over and self.options.mixed and not mixed_obstacle(self.quant):
+        if self.mixed:
             self._walk(list(self._mixed()), self.options.max_drop)
 
     def _walk(self, trials: list[Trial], margin: float) -> None:

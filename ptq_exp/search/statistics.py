@@ -10,7 +10,8 @@ through it. Errors of different sequences add up, so the sequences of a search s
 import math
 from statistics import NormalDist
 
-Z95 = 1.959964  # of the two-sided 95 % intervals in results
+from ptq_exp.evaluation.paired import Z
+
 TYPICAL_CHANGE = 0.05  # share of images whose correctness changes, for the number of images that a margin takes
 POWER = 0.8
 
@@ -25,7 +26,7 @@ def drop_limit(low: float, high: float, level: float) -> float:
 
     Both are based on the same standard error (see `evaluation.paired.paired_interval`).
     """
-    return (low + high) / 2 + NormalDist().inv_cdf(level) / Z95 * (high - low) / 2
+    return (low + high) / 2 + NormalDist().inv_cdf(level) / Z * (high - low) / 2
 
 
 def images_required(margin: float, level: float) -> int:

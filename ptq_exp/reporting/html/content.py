@@ -19,7 +19,7 @@ from ptq_exp.results.comparison import against_best
 from ptq_exp.results.layers import heat_maps
 from ptq_exp.results.names import data_in_words, network_of
 from ptq_exp.results.records import DatasetSummary, Failure, JobRecord, SearchRecord, SweepRecord
-from ptq_exp.results.search import sentence
+from ptq_exp.results.search import named_sentence, sentence
 from ptq_exp.results.series import (
     Series,
     answer_of_each,
@@ -166,7 +166,7 @@ def _answers(results: Results) -> list[str]:
     if found := results.search:
         return [sentence(found), *search.conclusions(found), search.explanation(found)]
     if results.searches:
-        return [f"{found.label or found.network}: {sentence(found)}" for found in results.searches]
+        return list(map(named_sentence, results.searches))
     if not results.jobs:
         return []
     each = answer_of_each(results.series)

@@ -7,7 +7,7 @@ from ptq_exp.reporting.search import WORDS, answer_cells, conclusions, explanati
 from ptq_exp.reporting.table import ResultTable, rich_table
 from ptq_exp.results.comparison import against_best, sentences
 from ptq_exp.results.records import JobRecord, SearchRecord, SweepRecord
-from ptq_exp.results.search import sentence
+from ptq_exp.results.search import named_sentence, sentence
 from ptq_exp.results.series import answers, as_series, coverage, rows_of, titled, with_labels
 
 
@@ -36,8 +36,7 @@ class Terminal(Reporter):
             return
         if record.searches:
             console.print(rich_table(answer_cells(record.searches), WORDS))
-            for found in record.searches:
-                console.print(f"{found.label or found.network}: {sentence(found)}")
+            console.print(*map(named_sentence, record.searches), sep="\n")
         series, failures = as_series(record.jobs), with_labels(record.jobs, record.failures)
         if record.jobs or failures:
             console.print(ResultTable(series, titled(record.name, record.jobs), failures))
