@@ -23,6 +23,7 @@ from bench.workers import read_lines
 from ptq_exp.base.console import duration
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config.compose import compose
+from ptq_exp.data import load_dataset
 from ptq_exp.reporting.search import answer_cells
 from ptq_exp.reporting.tables.markdown import markdown_cells
 from ptq_exp.results.files import from_json, to_json
@@ -45,12 +46,12 @@ def main() -> None:
     parser.add_argument("--resnet20", type=Path, default=shared / "checkpoints" / "resnet20-12fca82f.th")
     parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
     parser.add_argument("--resnet20-images", default=None, help="archive or folder with other training images")
-    parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--only", nargs="*", default=None, help="networks or axes to search, such as resnet20 both")
     parser.add_argument("--threads", type=int, default=None, help="torch threads")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--output", type=Path, default=Path("outputs/search"), help="folder of the trials and reports")
+    parser.set_defaults(cache=None)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -70,14 +71,15 @@ def measure(name: str, over: str, device: torch.device, arguments: argparse.Name
     """Search once and append the record."""
     config = configuration(name, arguments)
     words = [f"search.over={json.dumps(OVER[over])}"]
-    folder = arguments.output / f"{name}-{over}"
+    folder = arguments.output / f"{name}-{over}"  # with a cache of its own, or the other search has learned for it
     shutil.rmtree(folder, ignore_errors=True)
     chosen = compose("search=fewest", "quant=best", "tracking=none", *words)
     config = dataclasses.replace(
         config, quant=chosen.quant, search=chosen.search, tracking=chosen.tracking, output_dir=str(folder),
-        overrides=f"{name} {over}", method="best",
+        overrides=f"{name} {over}", method="best", cache_dir=str(folder / "cache"),
     )  # fmt: skip
     config.quant.name = "best"
+    load_dataset(config.data, config.cache, torch.device("cpu"))  # decoded before the time starts
     started = time.perf_counter()
     record = Searching(config, device).run()
     line = {

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from ptq_exp.base.console import duration
 from ptq_exp.reporting.table import JOB, Cells
 from ptq_exp.reporting.tables.markdown import markdown_cells
-from ptq_exp.results.records import CALIBRATED, LEARNED, NEAREST, SearchRecord, SweepRecord, TrialResult
+from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, SearchRecord, SweepRecord, TrialResult
 from ptq_exp.results.search import effort, kilobytes, most_cautious, named_sentence, sentence
 from ptq_exp.results.series import number, stored_width
 
 HOW = "made by"
 WORDS = (JOB, HOW, "limit")
-WAYS = {NEAREST: "rounding", CALIBRATED: "calibration", LEARNED: "learning"}
+WAYS = {NEAREST: "rounding", BRIEF: "brief learning", CALIBRATED: "calibration", LEARNED: "learning"}
 TRIALS = ["trial", "bits/\nweight", "act.\nbits", HOW, "top-1\n%", "drop", "limit", "kB"]
 ANSWERS = [JOB, "float\n%", "top-1\n%", "bits/\nweight", "act.\nbits", "kB", "×\nsmaller", "drop\nat most"]
 

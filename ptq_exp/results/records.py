@@ -129,9 +129,9 @@ class Failure:
         return f"FAILED {job}: {self.error} (log: {self.log})"
 
 
-# How the network of a trial is made: rounded to nearest; weights learned and activations calibrated afterwards; or both
-# learned together.
-NEAREST, CALIBRATED, LEARNED = "nearest", "weights learned", "learned"
+# How the network of a trial is made: rounded to nearest; learned with a fraction of the steps; weights learned and
+# activations calibrated afterwards; or both learned together.
+NEAREST, BRIEF, CALIBRATED, LEARNED = "nearest", "learned briefly", "weights learned", "learned"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Trial:
     axis: str  # weights, activations or mixed: what becomes narrower
     bits: int  # quant.bits
     act_bits: int | None  # quant.act_bits
-    how: str = NEAREST  # nearest, weights learned (activations are calibrated afterwards), or learned
+    how: str = NEAREST  # one of the four above
     mean_bits: float | None = None  # with mixed precision: quant.mean_bits
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ptq_exp.results.records import CALIBRATED, NEAREST, BitWidthResult, SearchRecord, Trial, TrialResult
+from ptq_exp.results.records import BRIEF, CALIBRATED, NEAREST, BitWidthResult, SearchRecord, Trial, TrialResult
 from ptq_exp.results.series import number, stored_width, without_seed
 
 
@@ -24,7 +24,7 @@ def trial_in_words(trial: Trial) -> str:
     weights = f"quant.mean_bits={number(trial.mean_bits)}" if trial.mean_bits else f"quant.bits={trial.bits}"
     activations = f", quant.act_bits={trial.act_bits}" if trial.act_bits is not None else ""
     how = {NEAREST: "rounded to nearest", CALIBRATED: "activations calibrated after learning the weights"}
-    return f"{weights}{activations}, {how.get(trial.how, 'learned')}"
+    return f"{weights}{activations}, {how.get(trial.how, trial.how)}"
 
 
 def sentence(record: SearchRecord) -> str:
@@ -57,10 +57,11 @@ def kilobytes(size: float) -> str:
 
 def effort(record: SearchRecord, seconds: str) -> str:
     """How many trials the search took; `seconds` is the time in words."""
-    learned = sum(found.trial.how != NEAREST for found in record.trials)
+    ways = [found.trial.how for found in record.trials]
+    learned, brief = len(ways) - ways.count(NEAREST), ways.count(BRIEF)
     return (
-        f"{len(record.trials)} trials in {seconds}, {learned} of them with learning. All combinations of the widths "
-        f"would be {record.combinations}."
+        f"{len(record.trials)} trials in {seconds}, {learned} of them with learning"
+        f"{f' ({brief} briefly)' if brief else ''}. All combinations of the widths would be {record.combinations}."
     )
 
 

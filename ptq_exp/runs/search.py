@@ -100,7 +100,7 @@ class Searching:
     def _measure(self, trial: Trial) -> BitWidthResult:
         """Run the job of a trial, in a folder of its own."""
         number = len(self.jobs)
-        quant = quant_of(trial, self.config.quant)
+        quant = quant_of(trial, self.config.quant, self.config.search.brief)
         changes = changed_words(quant, self.config.quant)
         own = [word for word in self.config.command if not is_of_search(word)]
         config = dataclasses.replace(
@@ -153,7 +153,7 @@ class Searching:
                 )
         if fewest.chosen is None:
             trial = fewest.trials[-1].trial
-            quant = quant_of(trial, self.config.quant)
+            quant = quant_of(trial, self.config.quant, self.config.search.brief)
             calibration = shared.calibration(self.config)
             found["tensor"] = obstacle(shared.float_model.model, quant, trial.bits, calibration)
         return tuple(found.values())

@@ -2,9 +2,11 @@
 
 The axes are searched one after the other, each from wide to narrow until the first failure: one width for all weights,
 one for all activations, and mixed precision below the width found for the weights. At each width the cheap network
-comes first (rounding to nearest; calibrated activations). Once it fails, that width and all narrower ones are learned.
+comes first: rounding to nearest, then brief learning, then full learning; calibrated activations before learned ones.
+A way that failed once is not tried at narrower widths.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.learning import learns
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps import check_method
-from ptq_exp.results.records import CALIBRATED, LEARNED, NEAREST, BitWidthResult, Trial, TrialResult
+from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, BitWidthResult, Trial, TrialResult
 from ptq_exp.results.search import light
 from ptq_exp.search.options import ACTIVATIONS, MIXED, WEIGHTS, SearchOptions
 from ptq_exp.search.statistics import drop_limit, level_of
@@ -42,8 +44,9 @@ class Fewest:
     @cached_property
     def level(self) -> float:
         """The confidence of each test."""
-        cheap_and_learned = 2 if self.quant.rounding != "nearest" else 1
-        return level_of(self.options.confidence, cheap_and_learned * len(set(self.options.over)) + self.mixed)
+        learning = self.quant.rounding != "nearest"
+        ways = {WEIGHTS: 1 + learning + (learning and self.options.brief > 0), ACTIVATIONS: 1 + learning}
+        return level_of(self.options.confidence, sum(ways[axis] for axis in set(self.options.over)) + self.mixed)
 
     @cached_property
     def mixed(self) -> bool:
@@ -70,24 +73,27 @@ class Fewest:
             self._walk(list(self._mixed()), self.options.max_drop)
 
     def _walk(self, trials: list[Trial], margin: float) -> None:
-        """Try one axis, from wide to narrow, until neither the cheap nor the learned network passes."""
-        cheap = trials[0].axis != MIXED if trials else False
+        """Try one axis, from wide to narrow, until no way of making the network passes."""
+        failed: set[str] = set()
         for trial in trials:
-            for how in self._ways(trial, cheap):
+            for how in [way for way in self._ways(trial) if way not in failed]:
                 if self._attempt(replace(trial, how=how), margin):
                     break
-                cheap = False
+                failed.add(how)
             else:
                 return
 
-    def _ways(self, trial: Trial, cheap: bool) -> list[str]:
-        """How to make the network of a trial, the cheap way first. Without learning there is only one way."""
+    def _ways(self, trial: Trial) -> list[str]:
+        """How to make the network of a trial, the cheap ways first. Without learning there is only one way."""
         smallest = min(self.quant.mixed_candidates) if trial.axis == MIXED else trial.bits
-        with_learning = replace(self.quant, act_bits=trial.act_bits)
-        if self.quant.rounding == "nearest" or not learns(with_learning, smallest):
+        if self.quant.rounding == "nearest" or not learns(replace(self.quant, act_bits=trial.act_bits), smallest):
             return [NEAREST]
-        learned_weights = trial.axis == ACTIVATIONS and self.best is not None and self.best.trial.how != NEAREST
-        return [*([CALIBRATED if learned_weights else NEAREST] if cheap else []), LEARNED]
+        if trial.axis == MIXED:
+            return [LEARNED]
+        if trial.axis == WEIGHTS:
+            return [NEAREST, *([BRIEF] if self.options.brief else []), LEARNED]
+        learned_weights = self.best is not None and self.best.trial.how != NEAREST
+        return [CALIBRATED if learned_weights else NEAREST, LEARNED]
 
     def _attempt(self, trial: Trial, margin: float) -> bool:
         started = time.monotonic()
@@ -117,11 +123,16 @@ class Fewest:
         return stored_bits(bits, self.quant.sign_bit, self.quant.grid)
 
 
-def quant_of(trial: Trial, quant: QuantConfig) -> QuantConfig:
-    """The method of a trial, a change of the method that is searched."""
+def quant_of(trial: Trial, quant: QuantConfig, brief: float = 1.0) -> QuantConfig:
+    """The method of a trial, a change of the method that is searched. `brief` is the share of its steps if the network
+    is learned briefly."""
     method = replace(quant, bits=trial.bits, act_bits=trial.act_bits, mixed=False, mean_bits=None, size_budget=None)
     if trial.how == NEAREST and quant.rounding != "nearest":
         method = replace(method, rounding="nearest", reconstruction=replace(quant.reconstruction, distill_steps=0))
+    if trial.how == BRIEF:
+        how = quant.reconstruction
+        steps, distill_steps = (math.ceil(brief * count) for count in (how.steps, how.distill_steps))
+        method = replace(method, reconstruction=replace(how, steps=steps, distill_steps=distill_steps))
     if trial.how == CALIBRATED:
         method = replace(method, act_learned=False)
     if trial.mean_bits is not None:

@@ -39,11 +39,25 @@ def trace(quant: QuantConfig, passes: Callable[[Trial], bool], **options: Any) -
     return steps, found.best.trial if found.best else None
 
 
+def test_each_way_begins_where_a_cheaper_one_fails_and_is_not_tried_again_after_its_failure() -> None:
+    def passes(trial: Trial) -> bool:
+        return (trial.mean_bits or trial.bits) >= {"nearest": 6, "learned briefly": 4}.get(trial.how, 2)
+
+    steps, found = trace(BEST, passes, mixed=False)
+    assert steps == [
+        (8, None, "nearest"), (6, None, "nearest"), (5, None, "nearest"), (5, None, "learned briefly"),
+        (4, None, "learned briefly"), (3, None, "learned briefly"), (3, None, "learned"), (2, None, "learned"),
+        (1, None, "learned"),
+    ]  # fmt: skip
+    assert found is not None
+    assert (found.bits, found.how) == (2, "learned")
+
+
 def test_learning_begins_where_rounding_fails_and_mixed_precision_where_learning_fails() -> None:
     def passes(trial: Trial) -> bool:
         return (trial.mean_bits or trial.bits) >= (5 if trial.how == "nearest" else 2.5)
 
-    steps, found = trace(BEST, passes)
+    steps, found = trace(BEST, passes, brief=0)
     assert steps == [
         (8, None, "nearest"), (6, None, "nearest"), (5, None, "nearest"), (4, None, "nearest"),
         (4, None, "learned"), (3, None, "learned"), (2, None, "learned"),
@@ -59,7 +73,7 @@ def test_activations_are_calibrated_on_the_learned_weights_before_they_are_learn
             return (trial.act_bits or 32) >= (3 if trial.how == "learned" else 6)
         return trial.mean_bits is None and trial.bits >= (3 if trial.how == "learned" else 6)
 
-    steps, found = trace(BEST, passes, over=["weights", "activations"])
+    steps, found = trace(BEST, passes, over=["weights", "activations"], brief=0)
     assert steps == [
         (8, None, "nearest"), (6, None, "nearest"), (5, None, "nearest"), (5, None, "learned"), (4, None, "learned"),
         (3, None, "learned"), (2, None, "learned"),
@@ -113,6 +127,9 @@ def test_the_weights_leave_a_part_of_the_margin() -> None:
 def test_the_method_of_a_trial_can_be_run_by_hand() -> None:
     rounded = quant_of(Trial("weights", 5, None, "nearest"), BEST)
     assert (rounded.bits, rounded.rounding, rounded.reconstruction.distill_steps) == (5, "nearest", 0)
+    brief = quant_of(Trial("weights", 5, None, "learned briefly"), BEST, 0.05)
+    assert (brief.rounding, brief.reconstruction.steps, brief.reconstruction.distill_steps) == ("block", 100, 125)
+    assert brief.reconstruction.distill_lr == BEST.reconstruction.distill_lr
     calibrated = quant_of(Trial("activations", 3, 6, "weights learned"), BEST)
     assert (calibrated.act_bits, calibrated.act_learned, calibrated.rounding) == (6, False, "block")
     mixed = quant_of(Trial("mixed", 3, 6, "learned", mean_bits=2.75), BEST)

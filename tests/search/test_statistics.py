@@ -9,7 +9,7 @@ import pytest
 
 from ptq_exp.evaluation.paired import paired_interval
 from ptq_exp.quantization.options import QuantConfig
-from ptq_exp.results.records import LEARNED, NEAREST, Trial
+from ptq_exp.results.records import BRIEF, LEARNED, NEAREST, Trial
 from ptq_exp.search import fewest
 from ptq_exp.search.fewest import Fewest
 from ptq_exp.search.options import SearchOptions
@@ -71,7 +71,7 @@ def simulated(truth: Truth, count: int, seed: int) -> Callable[[Trial], Any]:
 def at_the_margin(trial: Trial) -> tuple[float, float]:
     """The worst case: in every sequence one width loses exactly the margin, which is too much, and wider ones lose
     nothing."""
-    weights = trial.bits <= (5 if trial.how == NEAREST else 2)
+    weights = trial.bits <= {NEAREST: 5, BRIEF: 4}.get(trial.how, 2)
     activations = (trial.act_bits or 32) <= (3 if trial.how == LEARNED else 6)
     return (1.0 if weights or activations or trial.mean_bits is not None else 0.0), 0.08
 
@@ -79,8 +79,9 @@ def at_the_margin(trial: Trial) -> tuple[float, float]:
 def like_a_resnet(trial: Trial) -> tuple[float, float]:
     """About what rounding and learning cost a ResNet-20 on 10,000 images, in points, and the images that change."""
     rounded = {8: (0.0, 0.005), 6: (0.1, 0.02), 5: (0.6, 0.04), 4: (2.0, 0.06)}
+    brief = {5: (0.0, 0.01), 4: (0.0, 0.02), 3: (0.2, 0.05), 2: (1.0, 0.09)}
     learned = {5: (0.0, 0.01), 4: (0.0, 0.02), 3: (0.0, 0.04), 2: (0.1, 0.07)}
-    drop, changed = (rounded if trial.how == NEAREST else learned).get(trial.bits, (9.0, 0.1))
+    drop, changed = {NEAREST: rounded, BRIEF: brief}.get(trial.how, learned).get(trial.bits, (9.0, 0.1))
     if trial.act_bits is not None:
         calibrated, with_weights = {8: 0.0, 6: 0.05, 5: 0.6, 4: 2.0}, {8: 0.0, 6: 0.0, 5: 0.0, 4: 0.0, 3: 0.1}
         drop += (with_weights if trial.how == LEARNED else calibrated).get(trial.act_bits, 3.0)

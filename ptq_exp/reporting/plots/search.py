@@ -11,6 +11,7 @@ from ptq_exp.reporting.plots.style import (
     GREY,
     ORANGE,
     RED,
+    SKY,
     SMALL,
     WIDTH,
     add_axes,
@@ -18,11 +19,12 @@ from ptq_exp.reporting.plots.style import (
     save,
     write_title,
 )
-from ptq_exp.results.records import CALIBRATED, LEARNED, NEAREST, SearchRecord, TrialResult
+from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, SearchRecord, TrialResult
 from ptq_exp.results.series import stored_width
 
 WAYS = {
     NEAREST: (ORANGE, "o", "rounded to nearest"),
+    BRIEF: (SKY, "^", "learned briefly"),
     CALIBRATED: (GREEN, "D", "activations calibrated"),
     LEARNED: (BLUE, "s", "learned"),
 }

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito 2008: eight colours that are distinguishable under every common colour blindness.
-BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
-SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", BLACK]
+BLACK, ORANGE, BLUE, GREEN, RED, SKY = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9"
+SERIES = [BLUE, ORANGE, GREEN, RED, "#CC79A7", SKY, BLACK]
 MARKERS = "osD^v"
 GREY = "#666666"
 WIDTH = 7.0  # inches, at 150 dots per inch, so that 10-point text has 10 pixels at half size
