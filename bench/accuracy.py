@@ -1,10 +1,10 @@
 """The accuracy table of docs/results.md: `python -m bench.accuracy --checkpoint ... --lossless ... --jpeg ...`.
 
-Every row is the preset `best` at its bit widths (`mixed` chooses them per layer), on a checkpoint that was trained
-elsewhere. The calibration images are 4,096 of the lossless training images, drawn by the seed, without labels. The
-table reports top-1 on the lossless and on the JPEG test images, mean and standard deviation over the seeds. Results are
-appended to bench/results/accuracy.jsonl one by one; existing results are not computed again. Needs neither Hydra nor
-MLflow.
+Every row is the preset `best` (or `--preset quick`) at its bit widths (`mixed` chooses them per layer), on a checkpoint
+that was trained elsewhere. The calibration images are drawn by the seed from the lossless training images, without
+labels. The table reports top-1 on the lossless and on the JPEG test images, mean and standard deviation over the seeds.
+Results are appended to bench/results/accuracy.jsonl one by one; existing results are not computed again. Needs neither
+Hydra nor MLflow.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
-from ptq_exp.runs.device import pick_device
+from ptq_exp.runs.device import hardware, pick_device
 from ptq_exp.runs.fitting import FloatModel
 from ptq_exp.runs.float_model import load_or_train
 
@@ -36,7 +36,7 @@ RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"
 CHECKPOINT = (
     "12fca82f0bebc413"  # first 16 digits of the SHA-256 of resnet20-12fca82f.th, the checkpoint of docs/results.md
 )
-CALIBRATION_IMAGES = 4096
+TABLES = {"best": "table", "quick": "quick"}  # preset: the name of its table in docs/results.md
 
 # Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).
 ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--lossless", default="../shared/data/cifar10-lossless-6k.zip")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--cache", default=None, help="folder of decoded images")
+    parser.add_argument("--preset", default="best", choices=TABLES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="names of rows; default: all")
     parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256(Path(arguments.checkpoint).read_bytes()).hexdigest()[:16]
-    done = {(line["row"], line["seed"]) for line in read(arguments.results, sha256)}
+    done = {(line["row"], line["seed"]) for line in read(arguments.results, sha256, arguments.preset)}
     tasks = [(row, seed) for seed in range(arguments.seeds) for row in arguments.rows if (row, seed) not in done]
     if tasks:
         for archive in (arguments.lossless, arguments.jpeg):  # decoded once, before the workers need them
@@ -78,13 +79,14 @@ def main() -> None:
             load_dataset(config.data, config.cache, torch.device("cpu"))
         share_out(tasks, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
     # The page is about one checkpoint; for any other, the table is only printed.
-    table = write_table(read(arguments.results, sha256), RESULTS_PAGE if sha256 == CHECKPOINT else None)
+    lines = read(arguments.results, sha256, arguments.preset)
+    table = write_table(lines, RESULTS_PAGE if sha256 == CHECKPOINT else None, TABLES[arguments.preset])
     print(table)
 
 
-def read(path: Path, sha256: str) -> list[dict[str, Any]]:
-    """The measurements so far of this checkpoint with the current preset."""
-    configs = {row: preset("best", **changes) for row, (_, changes, _) in ROWS.items()}
+def read(path: Path, sha256: str, name: str = "best") -> list[dict[str, Any]]:
+    """The measurements so far of this checkpoint with the current preset `name`."""
+    configs = {row: preset(name, **changes) for row, (_, changes, _) in ROWS.items()}
     return [
         line
         for line in read_lines(path)
@@ -108,36 +110,38 @@ def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str
     jpeg_test = jpeg.test_images.to(device), jpeg.test_labels.to(device)
     float_model = load_or_train(config, lossless, device)
     tests = {"lossless": (lossless.test_images, lossless.test_labels), "jpeg": jpeg_test}
-    return lambda task: measure(*task, float_model, lossless.train_images, tests)
+    return lambda task: measure(*task, arguments.preset, float_model, lossless.train_images, tests)
 
 
 def measure(
     row: str,
     seed: int,
+    name: str,
     float_model: FloatModel,
     images: torch.Tensor,
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, Any]:
     """Measure one row with one calibration seed: top-1 on every test set, and the seconds of quantization."""
     bits, changes, _ = ROWS[row]
-    config = preset("best", **changes)
+    config = preset(name, **changes)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    calibration = float_model.normalize(images[order[:CALIBRATION_IMAGES].to(images.device)])
+    calibration = float_model.normalize(images[order[: config.calibration_images].to(images.device)])
     started = time.perf_counter()
     quantized = quantize(float_model.model, config, bits, Calibration(calibration, seed))
     if images.is_cuda:
         torch.cuda.synchronize()
     line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
+    line |= {"hardware": hardware(images.device)}
     line |= {"checkpoint": float_model.digest[:16], "bits_mean": quantized.report.bits_mean}
     line |= {"size_bytes": quantized.report.size_bytes}
     line |= {"quant": dataclasses.asdict(config)}
-    for name, (test_images, labels) in tests.items():
-        line[name] = evaluate(quantized.network, test_images, labels, float_model.normalize).top1
-        line[f"{name}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1
+    for kind, (test_images, labels) in tests.items():
+        line[kind] = evaluate(quantized.network, test_images, labels, float_model.normalize).top1
+        line[f"{kind}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1
     return line
 
 
-def write_table(lines: list[dict[str, Any]], path: Path | None) -> str:
+def write_table(lines: list[dict[str, Any]], path: Path | None, marker: str) -> str:
     """The Markdown table. It is also written between the markers in `path`."""
     rows = [
         "| weights / activations | lossless | JPEG | seeds | seconds | best other (lossless / JPEG) |",
@@ -151,7 +155,7 @@ def write_table(lines: list[dict[str, Any]], path: Path | None) -> str:
             rows.append(f"| {name} | {values[0]} | {values[1]} | {len(found)} | {seconds:.0f} | {others} |")
     table = "\n".join(rows)
     if path:
-        write_between(path, "table", table)
+        write_between(path, marker, table)
     return table
 
 

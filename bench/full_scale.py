@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.accuracy import CALIBRATION_IMAGES, RESULTS_PAGE, is_current, mean_and_std, write_between
+from bench.accuracy import RESULTS_PAGE, is_current, mean_and_std, write_between
 from bench.harness import on_images, preset
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
@@ -30,6 +30,7 @@ from ptq_exp.quantization.quantize import quantize
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 
+CALIBRATION_IMAGES = 4096
 RESULTS = PROJECT_ROOT / "bench" / "results" / "full_scale.jsonl"
 BITS = (2, 3, 4, 5, 6, 7, 8)
 PRESETS = ("notebook", "best")

@@ -13,9 +13,37 @@ from ptq_exp.networks.graph import Wrapper, standard
 from ptq_exp.quantization.grids import Grid, UniformGrid
 
 
-def round_through(x: Tensor) -> Tensor:
-    """Round half to even, with the gradient of the identity (Bengio, Leonard & Courville 2013)."""
-    return x + (torch.round(x) - x).detach()
+def round_within(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Round half to even and clamp to `low` and `high`. The gradient is that of the identity (Bengio, Leonard &
+    Courville 2013) where the rounded value is not clamped."""
+    codes: Tensor = _RoundWithin.apply(x, low, high)
+    return codes
+
+
+class _RoundWithin(torch.autograd.Function):
+    """The gradient of `torch.clamp` at both ends is 1 up to torch 2.14, and 0 or 1/2 since. With few levels, many
+    weights lie there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        rounded = torch.round(x)
+        codes = torch.clamp(rounded, low, high)
+        ctx.save_for_backward(codes == rounded)
+        return codes
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None
+
+
+def random_mask(x: Tensor, share: float) -> Tensor:
+    """A tensor like `x` that is 1 for `share` of the elements and else 0."""
+    if x.device.type != "cpu":
+        return (torch.rand_like(x) < share).to(x.dtype)
+    # Eight elements per random number, because the CPU draws them on one thread.
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    return (words.view(torch.uint8).as_strided(x.shape, torch.empty_like(x).stride()) < round(256 * share)).to(x.dtype)
 
 
 class ActivationQuantizer(nn.Module):
@@ -39,9 +67,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self._infer(x)
-        scale = self.scale
-        quantized = torch.clamp(round_through(x / scale), self.grid.low, self.grid.high) * scale
-        return torch.where(torch.rand_like(x) < self.drop, x, quantized) if self.drop else quantized
+        quantized: Tensor = _FakeQuantize.apply(x, self.scale, self.grid.low, self.grid.high, self.drop)
+        return quantized
 
     @property
     def scale(self) -> Tensor:
@@ -56,6 +83,39 @@ class ActivationQuantizer(nn.Module):
             return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
         scale = self.scale  # in place after the division, since allocation costs more than the arithmetic
         return torch.div(x, scale).round_().clamp_(self.grid.low, self.grid.high).mul_(scale)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Fake quantization with the gradients of learned step sizes (Esser et al. 2020, equations 3 and 5).
+
+    The operations of autograd take twice the time. `drop` is the share of elements that stay as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, drop: float) -> Tensor:
+        position = x / scale
+        rounded = torch.round(position)
+        codes = rounded.clamp(low, high)
+        inside = (codes == rounded).to(x.dtype)  # arithmetic with numbers is faster than a choice by booleans
+        # The derivative with respect to the scale is the code outside the range, and the rounding error inside.
+        slope = torch.addcmul(codes, position, inside, value=-1)
+        out = codes.mul_(scale)
+        if drop:
+            dropped = random_mask(x, drop)
+            out = torch.lerp(out, x, dropped)
+            inside = torch.maximum(inside, dropped)
+            slope.addcmul_(slope, dropped, value=-1)
+        ctx.save_for_backward(inside, slope)
+        ctx.shape = scale.shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        inside, slope = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        for_x = gradient * inside if wanted[0] else None
+        for_scale = (gradient * slope).sum().reshape(ctx.shape) if wanted[1] else None
+        return for_x, for_scale, None, None, None
 
 
 def _fake_quantize(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.quantization.grids import UniformGrid
-from ptq_exp.quantization.layers import QuantizedLayer, round_through
+from ptq_exp.quantization.layers import QuantizedLayer, round_within
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid is stretched to (-0.1, 1.1), so that it reaches 0 and 1
 
@@ -112,14 +112,14 @@ class LearnedWeights(PackedWeights):
         """The current zero-points."""
         return self.zero_point + self.movable * (self.offset - self.zero_point)
 
-    def _codes(self, rounded: Tensor) -> Tensor:
-        """Codes clamped to the grid. Weights that stay zero get the zero-point, which is a fixed integer for them."""
-        codes = torch.clamp(rounded, self.low, self.high)
+    def _codes(self) -> Tensor:
+        """Codes on the grid. Weights that stay zero get the zero-point, which is a fixed integer for them."""
+        codes = round_within(self.position, self.low, self.high)
         return codes if self.zeros is None else torch.where(self.zeros, self.zero_point, codes)
 
     def forward(self) -> None:
         """Use the current weights."""
-        self.use(self._codes(round_through(self.position)), self.log_scale.exp(), self.moved())
+        self.use(self._codes(), self.log_scale.exp(), self.moved())
 
     def finish(self) -> None:
         """Store scales, zero-points and rounded weights in the layers."""
@@ -128,4 +128,4 @@ class LearnedWeights(PackedWeights):
         for layer, scale, zero_point in parts:
             layer.scale.copy_(scale.view_as(layer.scale))
             layer.zero_point.copy_(zero_point.view_as(layer.zero_point))
-        self.settle(self._codes(torch.round(self.position)))
+        self.settle(self._codes())

@@ -16,7 +16,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
 from ptq_exp.quantization.options import QuantConfig
 
-RECONSTRUCTION_VERSION = 6  # raised when learned rounding changes, so that older units in the store are not used
+RECONSTRUCTION_VERSION = 7  # raised when learned rounding changes, so that older units in the store are not used
 
 
 def worth_learning(context: Context) -> bool:
@@ -129,7 +129,7 @@ def minimize(
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a thread may report the previous job
         step()
     with torch.no_grad():  # undo the warm-up steps
         for p, value in zip(parameters, before, strict=True):

@@ -6,7 +6,6 @@ comes first: rounding to nearest, then brief learning, then full learning; calib
 A way that failed once is not tried at narrower widths.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from ptq_exp.search.options import ACTIVATIONS, MIXED, WEIGHTS, SearchOptions
 from ptq_exp.search.statistics import drop_limit, level_of
 
 LAST_STEPS = 8  # or down to nothing, below the last width
+BRIEF_IMAGES = 1024
 MIXED_STEPS = 4  # mean widths between two widths for all weights
 
 
@@ -130,9 +130,12 @@ def quant_of(trial: Trial, quant: QuantConfig, brief: float = 1.0) -> QuantConfi
     if trial.how == NEAREST and quant.rounding != "nearest":
         method = replace(method, rounding="nearest", reconstruction=replace(quant.reconstruction, distill_steps=0))
     if trial.how == BRIEF:
-        how = quant.reconstruction
-        steps, distill_steps = (math.ceil(brief * count) for count in (how.steps, how.distill_steps))
-        method = replace(method, reconstruction=replace(how, steps=steps, distill_steps=distill_steps))
+        # The rounding variables travel the same distance in fewer steps. Distillation needs more steps to be a gain.
+        how, share = quant.reconstruction, max(brief, 1 / quant.reconstruction.steps)
+        learning = replace(how, steps=round(share * how.steps), lr=how.lr / share, distill_steps=0)
+        method = replace(
+            method, reconstruction=learning, calibration_images=min(quant.calibration_images, BRIEF_IMAGES)
+        )
     if trial.how == CALIBRATED:
         method = replace(method, act_learned=False)
     if trial.mean_bits is not None:

@@ -38,9 +38,12 @@ class SearchOptions:
         True, "true: below the narrowest width for all weights, also try a width for each layer (mixed precision)"
     )
     brief: float = option(
-        0.05, "share of the learning steps of a first, brief attempt at each width of the weights; 0: none", at_least=0,
+        0.05,
+        "weights: before a width is learned, learn it with this share of quant.reconstruction.steps, without "
+        "distillation; 0: do not",
+        at_least=0,
         below=1,
-    )  # fmt: skip
+    )
     reserve: float = option(
         0.25, "share of the margin that the weights leave to the activations if both are searched", at_least=0, below=1
     )

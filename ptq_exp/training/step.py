@@ -76,7 +76,7 @@ class TrainingStep:
         torch.cuda.current_stream().wait_stream(stream)
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # a thread may report the previous job
             self._passes(self.images, self.labels)
         self.gradients = [parameter.grad for parameter in self.parameters]
         for buffer, value in zip(touched, before, strict=True):

@@ -128,8 +128,9 @@ def test_the_method_of_a_trial_can_be_run_by_hand() -> None:
     rounded = quant_of(Trial("weights", 5, None, "nearest"), BEST)
     assert (rounded.bits, rounded.rounding, rounded.reconstruction.distill_steps) == (5, "nearest", 0)
     brief = quant_of(Trial("weights", 5, None, "learned briefly"), BEST, 0.05)
-    assert (brief.rounding, brief.reconstruction.steps, brief.reconstruction.distill_steps) == ("block", 100, 125)
-    assert brief.reconstruction.distill_lr == BEST.reconstruction.distill_lr
+    assert (brief.rounding, brief.reconstruction.steps, brief.reconstruction.distill_steps) == ("block", 100, 0)
+    assert brief.reconstruction.lr == pytest.approx(20 * BEST.reconstruction.lr)
+    assert brief.calibration_images == 1024
     calibrated = quant_of(Trial("activations", 3, 6, "weights learned"), BEST)
     assert (calibrated.act_bits, calibrated.act_learned, calibrated.rounding) == (6, False, "block")
     mixed = quant_of(Trial("mixed", 3, 6, "learned", mean_bits=2.75), BEST)

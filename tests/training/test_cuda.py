@@ -1,6 +1,7 @@
 """On a CUDA device: the same answers as on the CPU. Needs neither Hydra nor MLflow."""
 
 import copy
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ptq_exp.data.loader import Normalizer, TrainingLoader
 from ptq_exp.data.options import DataOptions
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model
+from ptq_exp.quantization.learning import minimize
 from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
@@ -121,3 +123,25 @@ def _plain_losses(model: nn.Module, normalize: Normalizer, loader: TrainingLoade
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def test_learning_captures_its_steps_while_another_thread_uses_the_gpu() -> None:
+    """A sweep reports one job on a thread while it learns the next one."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.is_set():
+            torch.ones(256, 256, device="cuda").sum().item()
+            torch.cuda.empty_cache()
+
+    thread = threading.Thread(target=report)
+    thread.start()
+    try:
+        for _ in range(20):
+            value = nn.Parameter(torch.ones(64, device="cuda"))
+            groups = [{"params": [value], "lr": 0.1}]
+            minimize(lambda value=value: value.square().sum(), groups, 50, lambda number: None, lambda: None)
+            assert float(value.detach().abs().max()) < 0.5
+    finally:
+        ended.set()
+        thread.join()

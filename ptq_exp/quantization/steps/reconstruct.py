@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, shown
 from ptq_exp.quantization.hooks import BATCH
-from ptq_exp.quantization.layers import ActivationQuantizer
+from ptq_exp.quantization.layers import ActivationQuantizer, random_mask
 from ptq_exp.quantization.learned_weights import SoftRounding
 from ptq_exp.quantization.learning import (
     freeze_alphas,
@@ -116,7 +116,7 @@ def reconstruct_unit(
         for quantized_input, float_input, _ in calls:
             x = take(quantized_input, chosen)
             if drop:
-                x = torch.where(torch.rand_like(x) < drop, take(float_input, chosen), x)
+                x = torch.lerp(x, take(float_input, chosen), random_mask(x, drop))
             inputs.append(x)
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ptq_exp.base.background import draw, later
 from ptq_exp.base.files import digest
@@ -55,7 +55,9 @@ class BitWidthFigures:
         panels = weight_panels(reference, self.quantized.network, self.quantized.report)
         draw(plots.weight_densities, panels, f"Weights: {title}", folder / f"weights_{suffix}.png")
         name, first = next(iter(reference.items()))
-        later(_density_figure, folder / "first_conv_density.png", name, first, self.model, self.quantized.report)
+        # Copied here, since a GPU that another thread uses may be capturing a graph.
+        weights = first.get_parameter("weight").detach().cpu()
+        later(_density_figure, folder / "first_conv_density.png", name, weights, self.model, self.quantized.report)
         if inputs := activation_panels(self.quantized.report):
             shown = f"{self.options.act_bits}-bit activations: {title}"
             draw(plots.activation_histograms, inputs, shown, folder / f"activations_{suffix}.png")
@@ -69,9 +71,9 @@ def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:
     return counts
 
 
-def _density_figure(path: Path, name: str, layer: nn.Module, model: str, report: Report) -> None:
+def _density_figure(path: Path, name: str, tensor: Tensor, model: str, report: Report) -> None:
     """Draw the weights of the first convolution as they are quantized: after folding and equalization, if requested."""
-    weights = layer.get_parameter("weight").detach().cpu().numpy()
+    weights = tensor.numpy()
     alpha = next((found.alpha for found in report.layers if found.layer == name), None)
     title = f"{model}, first convolution ({name}): {weights.size} weights"
     shown = digest(weights.tobytes().hex(), alpha, title)

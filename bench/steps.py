@@ -1,0 +1,144 @@
+"""Time against accuracy over the steps of learning: `python -m bench.steps`.
+
+The published ResNet-20 is quantized with `quant=best` and other numbers of steps, with 4,096 of the lossless training
+images for calibration. The divergence from the float network is measured on 10,000 JPEG training images, so no test
+image takes part in the choice of a preset. Lines are appended to bench/results/steps.jsonl; existing results are not
+measured again. Then the figure of docs/performance.md is drawn. Needs neither Hydra nor MLflow.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.harness import on_images, preset
+from bench.workers import read_lines
+from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.data import load_dataset
+from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.quantize import quantize
+from ptq_exp.reporting.plots.style import BLUE, GREY, SMALL, TEXT, WIDTH, add_axes, canvas, save, write_title
+from ptq_exp.runs.device import hardware, pick_device
+from ptq_exp.runs.fitting import FloatModel
+from ptq_exp.runs.float_model import load_or_train
+
+RESULTS = PROJECT_ROOT / "bench" / "results" / "steps.jsonl"
+FIGURE = PROJECT_ROOT / "docs" / "figures" / "steps.png"
+PRESET = (2000, 2500)  # steps of quant=best per block, and on the whole network
+# steps per block (0: rounded to nearest), and on the whole network
+STEPS = [
+    (0, 100), (0, 250), (0, 1000), (0, 2500), (50, 250), (100, 250), (100, 1000), (250, 0), (250, 500), (250, 2500),
+    (500, 1000), (1000, 2500), (2000, 1000), PRESET,
+]  # fmt: skip
+WIDTHS: dict[str, tuple[int, int | None]] = {"W2": (2, None), "W3": (3, None), "W4A4": (4, 4), "W2A2": (2, 2)}
+CALIBRATION_IMAGES, JUDGED = 4096, 10_000
+PANEL, ACROSS, LEFT, GAP, TOP = 2.3, 2.6, 0.85, 0.85, 0.75  # inches
+
+
+def main() -> None:
+    """Measure the missing results, then draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    shared = PROJECT_ROOT.parent / "shared"
+    parser.add_argument("--checkpoint", default=str(shared / "checkpoints" / "resnet20-12fca82f.th"))
+    parser.add_argument("--lossless", default=str(shared / "data" / "cifar10-lossless-6k.zip"))
+    parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
+    parser.add_argument("--cache", default=None, help="folder of decoded images")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    done = {(*line["steps"], line["widths"]) for line in read_lines(arguments.results)}
+    tasks = [(*steps, widths) for steps in STEPS for widths in WIDTHS if (*steps, widths) not in done]
+    if tasks:
+        config = on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
+        dataset = load_dataset(config.data, config.cache, device)
+        network = load_or_train(config, dataset, device)
+        jpeg = load_dataset(on_images(arguments.jpeg, arguments.cache).data, config.cache, torch.device("cpu"))
+        chosen = torch.randperm(len(jpeg.train_images), generator=torch.Generator().manual_seed(7))[:JUDGED]
+        judged = network.normalize(jpeg.train_images[chosen].to(device))
+        order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
+        images = dataset.train_images[order[:CALIBRATION_IMAGES].to(device)]
+        calibration = Calibration(network.normalize(images))
+    for per_block, whole, widths in tasks:
+        line = measure(per_block, whole, widths, network, calibration, judged)
+        line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
+        with arguments.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, flush=True)
+    draw(read_lines(arguments.results))
+
+
+def measure(
+    per_block: int, whole: int, widths: str, network: FloatModel, calibration: Calibration, judged: Tensor
+) -> dict[str, Any]:
+    """Quantize once: the seconds, and the divergence in nats on `judged`."""
+    bits, act_bits = WIDTHS[widths]
+    options = preset("best", act_bits=act_bits, **({} if per_block else {"rounding": "nearest"}))
+    how = dataclasses.replace(options.reconstruction, steps=max(per_block, 1), distill_steps=whole)
+    started = time.perf_counter()
+    found = quantize(network.model, dataclasses.replace(options, reconstruction=how), bits, calibration).network
+    if judged.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    return {
+        "steps": [per_block, whole], "widths": widths, "seconds": seconds,
+        "divergence": divergence(network.model, found, judged),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def divergence(reference: nn.Module, network: nn.Module, images: Tensor) -> float:
+    """The mean Kullback-Leibler divergence of the predictions from those of `reference`, in nats."""
+    total = 0.0
+    for part in images.split(1000):
+        wanted, answer = reference(part).log_softmax(1), network(part).log_softmax(1)
+        total += F.kl_div(answer, wanted, log_target=True, reduction="sum").item()
+    return total / len(images)
+
+
+def draw(lines: list[dict[str, Any]]) -> None:
+    """One panel per widths: divergence against seconds, with the settings that no other one dominates joined."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, first = canvas(
+        TOP + 2 * (PANEL + GAP), left=LEFT, bottom=GAP + PANEL + GAP, top=TOP, right=WIDTH - LEFT - ACROSS
+    )
+    places = [(1, 1), (0, 0), (1, 0)]
+    others = [add_axes(figure, LEFT + x * (ACROSS + LEFT), GAP + y * (PANEL + GAP), ACROSS, PANEL) for x, y in places]
+    for axes, widths in zip([first, *others], WIDTHS, strict=True):
+        own = [line for line in lines if line["widths"] == widths]
+        points = {tuple(line["steps"]): (line["seconds"], line["divergence"]) for line in own}
+        front = [place for place in points.values() if not any(dominates(other, place) for other in points.values())]
+        axes.plot(*zip(*points.values(), strict=True), "o", color=GREY, markersize=4)
+        axes.plot(*zip(*sorted(front), strict=True), "o-", color=BLUE, linewidth=1.5, markersize=5)
+        axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="divergence (nats)")
+        axes.set_title(widths, loc="left", fontsize=TEXT)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        labelled = float("inf")
+        for (per_block, whole), place in sorted(points.items(), key=lambda entry: entry[1]):
+            if place in front and place[1] < 0.94 * labelled:  # neighbouring labels would overlap
+                look = {"xytext": (-5, -10), "ha": "right", "fontsize": SMALL - 2}
+                axes.annotate(f"{per_block} + {whole}", place, textcoords="offset points", **look)
+                labelled = place[1]
+        axes.margins(0.12)
+        axes.set_xlim(left=axes.get_xlim()[0] / 1.6)
+    write_title(figure, "ResNet-20: steps per block + steps on the network")
+    save(figure, FIGURE)
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether `one` is at least as fast and as accurate as `other`, and not the same."""
+    return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+
+if __name__ == "__main__":
+    main()
