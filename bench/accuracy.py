@@ -27,7 +27,7 @@ from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
-from ptq_exp.runs.device import hardware, pick_device
+from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.fitting import FloatModel
 from ptq_exp.runs.float_model import load_or_train
 
@@ -131,7 +131,6 @@ def measure(
     if images.is_cuda:
         torch.cuda.synchronize()
     line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
-    line |= {"hardware": hardware(images.device)}
     line |= {"checkpoint": float_model.digest[:16], "bits_mean": quantized.report.bits_mean}
     line |= {"size_bytes": quantized.report.size_bytes}
     line |= {"quant": dataclasses.asdict(config)}

@@ -1,6 +1,6 @@
 """The fewest bits of several networks: `python -m bench.search --networks FOLDER --jpeg ...`.
 
-Runs `search=fewest quant=best` on the ResNet-20 of docs/results.md and on the networks of bench.foreign, with a margin
+Runs `search=fewest quant=best` (or `--preset quick`) on the ResNet-20 of docs/results.md and on the networks of bench.foreign, with a margin
 of one point, over weights alone and over both. The test images are the JPEG files; ResNet-20 may have other calibration
 images (`--resnet20-images`). Lines are appended to bench/results/search.jsonl, and the table of
 docs/how-to/fewest-bits.md is written. Existing results are not measured again. Needs neither Hydra nor MLflow.
@@ -35,7 +35,7 @@ from ptq_exp.runs.search import Searching
 RESULTS = PROJECT_ROOT / "bench" / "results" / "search.jsonl"
 PAGE = PROJECT_ROOT / "docs" / "how-to" / "fewest-bits.md"
 OVER = {"weights": ["weights"], "both": ["weights", "activations"]}
-TABLE = ["network", "float %", "top-1 %", "bits/weight", "act. bits", "kB", "× smaller", "drop at most"]
+TABLE = ["network", "quant=", "float %", "top-1 %", "bits/weight", "act. bits", "kB", "× smaller", "drop at most"]
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
     parser.add_argument("--resnet20-images", default=None, help="archive or folder with other training images")
     parser.add_argument("--only", nargs="*", default=None, help="networks or axes to search, such as resnet20 both")
+    parser.add_argument("--preset", default="best", help="the method")
     parser.add_argument("--threads", type=int, default=None, help="torch threads")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -55,11 +56,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    done = {(line["network"], line["over"], line["device"]) for line in read_lines(arguments.results)}
+    done = {(line["network"], line["over"], line["preset"], line["device"]) for line in read_lines(arguments.results)}
     device, only, names = pick_device(arguments.device), set(arguments.only or []), ["resnet20", *NETWORKS]
     chosen = [name for name in names if name in only or not only & set(names)]
     for name, over in itertools.product(chosen, [over for over in OVER if over in only or not only & OVER.keys()]):
-        if (name, over, device.type) not in done:
+        if (name, over, arguments.preset, device.type) not in done:
             measure(name, over, device, arguments)
     text = table_of(read_lines(arguments.results))
     print(text)
@@ -71,19 +72,20 @@ def measure(name: str, over: str, device: torch.device, arguments: argparse.Name
     """Search once and append the record."""
     config = configuration(name, arguments)
     words = [f"search.over={json.dumps(OVER[over])}"]
-    folder = arguments.output / f"{name}-{over}"  # with a cache of its own, or the other search has learned for it
+    folder = arguments.output / f"{name}-{over}-{arguments.preset}"
     shutil.rmtree(folder, ignore_errors=True)
-    chosen = compose("search=fewest", "quant=best", "tracking=none", *words)
+    chosen = compose("search=fewest", f"quant={arguments.preset}", "tracking=none", *words)
     config = dataclasses.replace(
         config, quant=chosen.quant, search=chosen.search, tracking=chosen.tracking, output_dir=str(folder),
-        overrides=f"{name} {over}", method="best", cache_dir=str(folder / "cache"),
+        overrides=f"{name} {over}", method=arguments.preset, cache_dir=str(folder / "cache"),
     )  # fmt: skip
-    config.quant.name = "best"
-    load_dataset(config.data, config.cache, torch.device("cpu"))  # decoded before the time starts
+    config.quant.name = arguments.preset
+    # The cache is the search's own, or another search would have learned for it. Images are decoded before the start.
+    load_dataset(config.data, config.cache, torch.device("cpu"))
     started = time.perf_counter()
     record = Searching(config, device).run()
     line = {
-        "network": name, "over": over, "device": device.type, "record": to_json(record),
+        "network": name, "over": over, "preset": arguments.preset, "device": device.type, "record": to_json(record),
         "seconds": time.perf_counter() - started, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     with arguments.results.open("a") as file:
@@ -106,7 +108,7 @@ def table_of(lines: list[dict[str, Any]]) -> str:
     """One line per search, with the trials and the time that it took."""
     cells = answer_cells([from_json(SearchRecord, line["record"]) for line in lines])
     rows = [
-        [f"{line['network']}, {line['over']}", *row[1:], str(len(line["record"]["trials"])), f"{line['seconds']:.0f}",
+        [f"{line['network']}, {line['over']}", line["preset"], *row[1:], str(len(line["record"]["trials"])), f"{line['seconds']:.0f}",
          f"{line['record']['hardware']}, {line['date']}"]
         for line, row in zip(lines, cells.lines, strict=False)
     ]  # fmt: skip

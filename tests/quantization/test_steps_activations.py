@@ -7,7 +7,13 @@ import torch
 from conftest import mostly_slow, network, quantize
 from samples import LEARNED, error, images
 
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedOperation, quantized_layers
+from ptq_exp.quantization.layers import (
+    ActivationQuantizer,
+    QuantizedOperation,
+    quantized_layers,
+    random_mask,
+    round_within,
+)
 from ptq_exp.quantization.options import QuantConfig
 
 
@@ -59,3 +65,40 @@ def test_qdrop_drops_the_configured_share() -> None:
     assert untouched == pytest.approx(0.25, abs=0.02)
     quantizer.drop = 0.0
     assert (quantizer(x) == x).float().mean().item() < 0.01
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_random_mask_has_its_share_and_the_layout_of_the_values(layout: torch.memory_format) -> None:
+    x = torch.empty(8, 16, 9, 9).contiguous(memory_format=layout)
+    mask = random_mask(x, 0.25)
+    assert mask.stride() == x.stride()
+    assert mask.unique().tolist() == [0, 1]
+    assert mask.mean().item() == pytest.approx(0.25, abs=0.03)
+    assert mask[:, 0].mean().item() == pytest.approx(0.25, abs=0.1)
+    assert random_mask(x[:, :5], 0.5).shape == (8, 5, 9, 9)
+
+
+def test_the_gradient_reaches_values_at_both_ends_of_the_grid_but_not_beyond() -> None:
+    """It must not depend on torch's clamp, whose gradient at the ends changed with 2.15."""
+    quantizer = ActivationQuantizer(2, 1.5)  # levels 0, 0.5, 1 and 1.5
+    x = torch.tensor([-1.0, 0.1, 0.4, 1.6, 5.0], requires_grad=True)
+    alpha = torch.tensor(1.5, requires_grad=True)
+    quantizer.alpha = alpha
+    output = quantizer(x)
+    assert output.tolist() == [0, 0, 0.5, 1.5, 1.5]
+    output.backward(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 2, 3, 4, 0]
+    # By hand: (code - x/s) inside, the code outside, times ds/dalpha = 1/3.
+    by_hand = (2 * (0 - 0.2) + 3 * (1 - 0.8) + 4 * (3 - 3.2) + 5 * 3) / 3
+    assert alpha.grad is not None
+    assert alpha.grad.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_weights_at_the_ends_of_the_grid_are_learned() -> None:
+    positions = torch.tensor([-1.0, 0.2, 2.9, 4.2], requires_grad=True)
+    codes = round_within(positions, torch.tensor(0.0), torch.tensor(3.0))
+    assert codes.tolist() == [0, 0, 3, 3]
+    codes.sum().backward()
+    assert positions.grad is not None
+    assert positions.grad.tolist() == [0, 1, 1, 0]
