@@ -1,9 +1,10 @@
 """The fewest bits of several networks: `python -m bench.search --networks FOLDER --jpeg ...`.
 
-Runs `search=fewest quant=best` (or `--preset quick`) on the ResNet-20 of docs/results.md and on the networks of bench.foreign, with a margin
-of one point, over weights alone and over both. The test images are the JPEG files; ResNet-20 may have other calibration
-images (`--resnet20-images`). Lines are appended to bench/results/search.jsonl, and the table of
-docs/how-to/fewest-bits.md is written. Existing results are not measured again. Needs neither Hydra nor MLflow.
+Runs `search=fewest quant=best` (or `--preset quick`) on the ResNet-20 of docs/results.md and on the networks of
+bench.foreign, with a margin of one point, over weights alone and over both. The test images are the JPEG files;
+ResNet-20 may have other calibration images (`--resnet20-images`). Lines are appended to bench/results/search.jsonl, and
+the table of docs/how-to/fewest-bits.md is written. Existing results are not measured again. Needs neither Hydra nor
+MLflow.
 """
 
 import argparse
@@ -108,8 +109,8 @@ def table_of(lines: list[dict[str, Any]]) -> str:
     """One line per search, with the trials and the time that it took."""
     cells = answer_cells([from_json(SearchRecord, line["record"]) for line in lines])
     rows = [
-        [f"{line['network']}, {line['over']}", line["preset"], *row[1:], str(len(line["record"]["trials"])), f"{line['seconds']:.0f}",
-         f"{line['record']['hardware']}, {line['date']}"]
+        [f"{line['network']}, {line['over']}", line["preset"], *row[1:], str(len(line["record"]["trials"])),
+         f"{line['seconds']:.0f}", f"{line['record']['hardware']}, {line['date']}"]
         for line, row in zip(lines, cells.lines, strict=False)
     ]  # fmt: skip
     headings = [*TABLE, "trials", "seconds", "hardware and date"]
