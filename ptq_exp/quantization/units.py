@@ -30,11 +30,17 @@ class Unit:
             return nn.ModuleList([traced.network.get_submodule(self.name)])
         return nn.ModuleList([_part(traced.network, traced.graph, block) for block in self.blocks])
 
-    def collector(self, traced: Traced, inputs_only: bool = False) -> "Collector":
-        """A function that returns the unit's inputs and outputs in the network on images."""
+    @property
+    def entry(self) -> str | None:
+        """The node whose value is the input of a unit with a single block."""
+        return self.blocks[0].entry if len(self.blocks) == 1 else None
+
+    def collector(self, traced: Traced, inputs_only: bool = False, start: str | None = None) -> "Collector":
+        """A function that returns the unit's inputs and outputs in the network on images, or on values of the node
+        `start` if these are enough."""
         if traced.graph is None or not self.blocks:
             return _LayerCollector(traced.network, self.name, inputs_only)
-        return _BlockCollector(traced.network, traced.graph, self.blocks, inputs_only)
+        return _BlockCollector(traced.network, traced.graph, self.blocks, inputs_only, start)
 
 
 def units(traced: Traced, rounding: str) -> list[Unit]:
@@ -72,7 +78,10 @@ class Collector:
     """Returns a unit's inputs and outputs on images, one pair per call, or only the inputs.
 
     They are vectors (N, C), images (N, H, W, C), which `take` returns as (B, C, H, W), or of another shape (N, ...).
+    `start` is the node whose values the collector takes, in this form, instead of images.
     """
+
+    start: str | None = None
 
     def few(self, images: Tensor) -> Calls:
         """The inputs and outputs on one batch of images, in the layout of the network."""
@@ -115,52 +124,108 @@ class _LayerCollector(Collector):
 
 
 class _BlockCollector(Collector):
-    """Runs the network up to the last entry or exit of the blocks."""
+    """Runs the nodes of the network that the entries and exits of the blocks need."""
 
-    def __init__(self, network: nn.Module, graph: Graph, several: Sequence[Block], inputs_only: bool):
+    def __init__(
+        self, network: nn.Module, graph: Graph, several: Sequence[Block], inputs_only: bool, start: str | None = None
+    ):
         self.network = network
         ends = [(block.entry,) if inputs_only else (block.entry, block.exit) for block in several]
         wanted = {name for pair in ends for name in pair}
+        needed = _needed(graph, wanted, start)
+        self.start = start if needed is not None else None
+        needed = _needed(graph, wanted, None) if needed is None else needed
+        assert needed is not None
         copy: Any = fx.Graph()
         values: dict[fx.Node, fx.Node] = {}
         kept: dict[str, fx.Node] = {}
         for node in graph.nodes:
-            if len(kept) == len(wanted):
-                break
-            values[node] = copy.node_copy(node, values.__getitem__)
+            if node.name == self.start:
+                values[node] = copy.placeholder("start")
+            elif node in needed:
+                values[node] = copy.node_copy(node, values.__getitem__)
             if node.name in wanted:
                 kept[node.name] = copy.call_method("clone", (values[node],))  # an operation in place may follow
         copy.output([tuple(kept[name] for name in pair) for pair in ends])
         self.run = fx.GraphModule(network, copy)
 
     def few(self, images: Tensor) -> Calls:
-        found: Calls = self.run(prepared(self.network, images))
+        x = prepared(self.network, images) if self.start is None else take(images, slice(None)).clone()
+        found: Calls = self.run(x)
         return found
+
+
+def _needed(graph: Graph, wanted: set[str], start: str | None) -> set[fx.Node] | None:
+    """The nodes that compute the `wanted` ones from the image, or from the value of `start` alone; None if that is not
+    enough."""
+    needed: set[fx.Node] = set()
+    left = [node for node in graph.nodes if node.name in wanted]
+    while left:
+        node = left.pop()
+        if node.name == start or node in needed:
+            continue
+        if node.op == "placeholder" and start is not None:
+            return None
+        needed.add(node)
+        left += node.all_input_nodes
+    return needed
 
 
 class Samples:
     """A unit's inputs in both networks and its targets, on as many calibration images at a time as `memory` (bytes)
-    allows. The calls are triples (input, float network's input, target), whose values `load` replaces in place."""
+    allows. The calls are triples (input, float network's input, target), whose values `load` replaces in place.
 
-    def __init__(self, unit: Unit, network: Traced, reference: Traced, images: Tensor, memory: float):
-        self.images = images
-        self.found, self.wanted = unit.collector(network, inputs_only=True), unit.collector(reference)
-        few = self._collect(images[:1])
+    If possible, they are computed from the inputs of an earlier unit, `before`, so that the network does not run from
+    the image to every unit. That unit must have been learned, and loses its calls.
+    """
+
+    def __init__(
+        self, unit: Unit, network: Traced, reference: Traced, images: Tensor, memory: float,
+        before: "Samples | None" = None,
+    ):  # fmt: skip
+        self.entry, self.images = unit.entry, len(images)
+        if before is not None:
+            inputs = [call[:2] for call in before.calls]
+            before.calls = []  # frees the targets
+            chained = before.entry is not None and before.portions == 1 and bool(inputs)
+            if chained and self._begin(unit, network, reference, inputs[0], before.entry, memory):
+                return
+            inputs.clear()
+        self._begin(unit, network, reference, (images, images), None, memory)
+
+    def _begin(
+        self, unit: Unit, network: Traced, reference: Traced, given: tuple[Tensor, ...], start: str | None,
+        memory: float,
+    ) -> bool:  # fmt: skip
+        """Collect from `given`, the values of `start` in both networks. Returns False if that is not enough to compute
+        the unit's values, or if both do not fit in `memory`."""
+        self.given = given
+        self.found, self.wanted = unit.collector(network, True, start), unit.collector(reference, start=start)
+        if not self.found.start == self.wanted.start == start:
+            return False
+        few = self._collect(slice(0, 1))
         per_image = sum(x.nbytes for call in few for x in call)
-        self.count = int(min(len(images), max(1, memory // max(per_image, 1))))
-        self.portions = math.ceil(len(images) / self.count)
-        self.calls = self._collect(images[: self.count]) if few else []
+        left = memory - (sum(x.nbytes for x in self.given) if start else 0)
+        self.count = int(min(self.images, max(1, left // max(per_image, 1))))
+        self.portions = math.ceil(self.images / self.count)
+        if start and self.portions > 1:
+            return False
+        self.calls = self._collect(slice(0, self.count)) if few else []
+        if self.portions == 1:
+            self.given = ()  # no longer needed
+        return True
 
     def load(self, portion: int) -> None:
         """Compute the values on another portion of the images."""
-        start = min(portion * self.count, len(self.images) - self.count)
-        images = self.images[start : start + self.count]
-        self.found(images, [call[:1] for call in self.calls])
-        self.wanted(images, [call[1:] for call in self.calls])
+        start = min(portion * self.count, self.images - self.count)
+        mine, theirs = (given[start : start + self.count] for given in self.given)
+        self.found(mine, [call[:1] for call in self.calls])
+        self.wanted(theirs, [call[1:] for call in self.calls])
 
-    def _collect(self, images: Tensor) -> Calls:
-        wanted = self.wanted(images)
-        return [(*mine, *theirs) for mine, theirs in zip(self.found(images), wanted, strict=True)] if wanted else []
+    def _collect(self, rows: slice) -> Calls:
+        mine, theirs = (given[rows] for given in self.given)
+        wanted = self.wanted(theirs)
+        return [(*inputs, *targets) for inputs, targets in zip(self.found(mine), wanted, strict=True)] if wanted else []
 
 
 def _part(network: nn.Module, graph: Graph, block: Block) -> fx.GraphModule:
@@ -183,7 +248,7 @@ def pixels_first(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous() if x.dim() == 4 else x
 
 
-def take(stored: Tensor, chosen: Tensor) -> Tensor:
+def take(stored: Tensor, chosen: Tensor | slice) -> Tensor:
     """The rows `chosen` (B,) of a collected tensor; images as (B, C, H, W), channels last."""
     rows = stored[chosen]
     return rows.permute(0, 3, 1, 2) if rows.dim() == 4 else rows

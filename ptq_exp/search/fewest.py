@@ -23,6 +23,7 @@ from ptq_exp.search.statistics import drop_limit, level_of
 
 LAST_STEPS = 8  # or down to nothing, below the last width
 BRIEF_IMAGES = 1024
+LEAST_BRIEF_STEPS = 50  # per unit
 MIXED_STEPS = 4  # mean widths between two widths for all weights
 
 
@@ -45,8 +46,14 @@ class Fewest:
     def level(self) -> float:
         """The confidence of each test."""
         learning = self.quant.rounding != "nearest"
-        ways = {WEIGHTS: 1 + learning + (learning and self.options.brief > 0), ACTIVATIONS: 1 + learning}
+        ways = {WEIGHTS: 1 + learning + self.briefly, ACTIVATIONS: 1 + learning}
         return level_of(self.options.confidence, sum(ways[axis] for axis in set(self.options.over)) + self.mixed)
+
+    @property
+    def briefly(self) -> bool:
+        """Whether weights are learned briefly first. A few steps would only cost time."""
+        steps = self.options.brief * self.quant.reconstruction.steps
+        return self.quant.rounding != "nearest" and steps >= LEAST_BRIEF_STEPS
 
     @cached_property
     def mixed(self) -> bool:
@@ -91,7 +98,7 @@ class Fewest:
         if trial.axis == MIXED:
             return [LEARNED]
         if trial.axis == WEIGHTS:
-            return [NEAREST, *([BRIEF] if self.options.brief else []), LEARNED]
+            return [NEAREST, *([BRIEF] if self.briefly else []), LEARNED]
         learned_weights = self.best is not None and self.best.trial.how != NEAREST
         return [CALIBRATED if learned_weights else NEAREST, LEARNED]
 
@@ -131,8 +138,8 @@ def quant_of(trial: Trial, quant: QuantConfig, brief: float = 1.0) -> QuantConfi
         method = replace(method, rounding="nearest", reconstruction=replace(quant.reconstruction, distill_steps=0))
     if trial.how == BRIEF:
         # The rounding variables travel the same distance in fewer steps. Distillation needs more steps to be a gain.
-        how, share = quant.reconstruction, max(brief, 1 / quant.reconstruction.steps)
-        learning = replace(how, steps=round(share * how.steps), lr=how.lr / share, distill_steps=0)
+        how = quant.reconstruction
+        learning = replace(how, steps=round(brief * how.steps), lr=how.lr / brief, distill_steps=0)
         method = replace(
             method, reconstruction=learning, calibration_images=min(quant.calibration_images, BRIEF_IMAGES)
         )

@@ -40,7 +40,7 @@ class SearchOptions:
     brief: float = option(
         0.05,
         "weights: before a width is learned, learn it with this share of quant.reconstruction.steps, without "
-        "distillation; 0: do not",
+        "distillation, unless that is fewer than 50 steps; 0: do not",
         at_least=0,
         below=1,
     )

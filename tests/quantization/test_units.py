@@ -48,6 +48,32 @@ def samples_of(unit: Unit, quantized: Quantized, x: Tensor, memory: float) -> Sa
     return Samples(unit, Traced(quantized.network), Traced(quantized.reference), x, memory)
 
 
+@pytest.mark.parametrize(
+    "name", ["post-activation", "in place", "one function", "attention", "dense", "block called twice"]
+)
+def test_samples_from_an_earlier_unit_are_those_from_the_images(name: str) -> None:
+    _, quantized = both(build(name), replace(BASE, layer_bits={}), x := images(12), ReconstructionConfig(steps=1))
+    traced = Traced(quantized.network), Traced(quantized.reference)
+    before, chained = None, 0
+    for unit in units(traced[0], "block"):
+        before = Samples(unit, *traced, x, 1e9, before)
+        alone = Samples(unit, *traced, x, 1e9)
+        chained += before.found.start is not None
+        for call, other in zip(before.calls, alone.calls, strict=True):
+            torch.testing.assert_close(call, other)
+    assert (chained > 0) == (name in ("post-activation", "in place", "one function"))  # those with several blocks
+
+
+def test_samples_of_which_two_units_need_too_much_memory_come_from_the_images() -> None:
+    _, quantized = both(build("post-activation"), BASE, x := images(12), ReconstructionConfig(steps=1))
+    traced = Traced(quantized.network), Traced(quantized.reference)
+    first, second = [unit for unit in units(traced[0], "block") if unit.blocks][:2]
+    before = Samples(first, *traced, x, 1e9)
+    own = sum(tensor.nbytes for tensor in Samples(second, *traced, x, 1e9).calls[0])
+    assert Samples(second, *traced, x, own, before).found.start is None
+    assert before.calls == []
+
+
 def error(unit: Unit, quantized: Quantized, x: Tensor) -> float:
     """The mean squared error at the exits of a unit's calls, relative to the power there."""
     calls = [unit.collector(Traced(network))(x) for network in (quantized.network, quantized.reference)]

@@ -18,6 +18,7 @@ from ptq_exp.results.files import read_search
 Cli = Callable[..., Outcome]
 Process = Callable[..., "subprocess.Popen[str]"]
 # 48 test images: a margin of 40 points is one that they can confirm.
+MARGIN = ["search.max_drop=40", "search.mixed=false"]
 SEARCH = [*TINY, "quant=mse", "search=fewest", "search.max_drop=40"]
 
 
@@ -68,6 +69,25 @@ def test_where_nothing_fits_a_layer_is_named(cli: Cli, tmp_path: Path, monkeypat
     assert "Quantized alone, the weights of " in found.out
     assert answer(tmp_path)["chosen"] is None
     assert len(answer(tmp_path)["trials"]) == 1
+
+
+def test_a_width_is_learned_briefly_before_it_is_learned_in_full(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptq_exp.search import fewest
+
+    limits = iter([99.0, 0.0, 99.0, 0.0])  # 4 bits: rounded, learned briefly; 2 bits: learned briefly, learned
+    monkeypatch.setattr(fewest, "drop_limit", lambda low, high, level: next(limits))
+    small = ["quant.calibration_images=32", "quant.reconstruction.steps=100", "search.brief=0.5"]
+    found = cli(*TINY, "search=fewest", "quant=quick", "search.bits=[4,2]", *MARGIN, *small)
+    assert found.code == 0, found.err
+    assert found.out.count("brief learning") == 2
+    assert "4 trials in" in found.out
+    assert "3 of them with learning (2 briefly)" in found.out
+    trials = answer(tmp_path)["trials"]
+    assert [(entry["trial"]["bits"], entry["trial"]["how"]) for entry in trials] == [
+        (4, "nearest"), (4, "learned briefly"), (2, "learned briefly"), (2, "learned"),
+    ]  # fmt: skip
 
 
 def test_too_few_images_for_the_margin_are_an_answer_before_any_trial(cli: Cli) -> None:

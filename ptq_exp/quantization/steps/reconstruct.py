@@ -48,54 +48,60 @@ class Reconstruct(Step):
     def run(self, context: Context) -> None:
         if context.options.rounding == "nearest" or not worth_learning(context):
             return
-        network, open_weights = Traced(context.network), context.weights()
-        everything = units(network, context.options.rounding)
+        learner, open_weights = _Learner(context), context.weights()
+        everything = units(learner.network, context.options.rounding)
         for number, unit in enumerate(everything):
-            module = unit.modules(network)
+            module = unit.modules(learner.network)
             # A layer that two units share is learned with the first one.
             own = {n: open_weights.pop(n) for n in layers_of(context.network, module) if n in open_weights}
             title = f"Reconstructing {unit.name} ({number + 1}/{len(everything)})"
             part = reconstruction_share(context.options) / len(everything)
             span = (number * part, (number + 1) * part)
-            learn = partial(_learn, context, network, unit, module, own, title, span)
-            learn_once(context, module, f"{number:03d}", number, learn)
+            learn_once(context, module, f"{number:03d}", number, partial(learner.learn, unit, module, own, title, span))
 
 
-def _learn(
-    context: Context, network: Traced, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str,
-    span: tuple[float, float],
-) -> None:  # fmt: skip
-    with shown(context.progress, title, context.options.reconstruction.steps, span) as advance:
-        reconstruct_unit(context, network, unit, module, weights, advance)
+class _Learner:
+    """Learns the units of a network one after the other."""
+
+    def __init__(self, context: Context):
+        self.context, self.network = context, Traced(context.network)
+        self.samples: Samples | None = None  # of the last unit
+
+    def learn(
+        self, unit: Unit, module: nn.ModuleList, weights: dict[str, Tensor], title: str, span: tuple[float, float]
+    ) -> None:
+        """Learn one unit with a progress bar."""
+        context, how = self.context, self.context.options.reconstruction
+        with shown(context.progress, title, how.steps, span) as advance:
+            if any(name in weights for name in layers_of(context.network, module)):
+                memory = how.memory_gib * 2**30
+                self.samples = Samples(unit, self.network, context.traced, context.images, memory, self.samples)
+                if self.samples.calls:
+                    reconstruct_unit(context, unit, self.samples, module, weights, advance)
 
 
 def reconstruct_unit(
     context: Context,
-    network: Traced,
     unit: Unit,
+    samples: Samples,
     module: nn.ModuleList,
     weights: dict[str, Tensor],
     advance: Callable[[], None],
 ) -> None:
-    """Learn the rounding of a unit of the quantized `network`, in place. `module` has its parts, one per block.
+    """Learn the rounding of a unit of the quantized network, in place. `module` has its parts, one per block.
 
     The unit's input is that of the quantized network. With QDrop, it is mixed element by element with the float
     network's input. The target is the float network's output (Li et al. 2021, "BRECQ"; Wei et al. 2022, "QDrop"). If
     the unit is called several times, all calls have equal weight. `weights` are the float weights of the layers to
     learn, by name. `advance` is called after every step. All randomness comes from torch's global generator.
     """
-    images, how = context.images, context.options.reconstruction
+    how = context.options.reconstruction
     drop = how.drop if context.options.learned_act_bits is not None else 0.0  # share of unquantized activations
-    every = layers_of(network.network, module)
+    every = layers_of(context.network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
-    if not layers:
-        return
     settled = {layer.activation for n, layer in every.items() if n not in weights}
     quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
-    samples = Samples(unit, network, context.traced, images, how.memory_gib * 2**30)
     calls = samples.calls
-    if not calls:
-        return
     parts = list(module) if unit.blocks else [module[0]] * len(calls)
     nearest = {key: value.clone() for key, value in unique_state(module).items()}
     powers = [target.square().mean().clamp(min=1e-12) for *_, target in calls]
@@ -107,11 +113,11 @@ def reconstruct_unit(
     groups: list[dict[str, Any]] = [{"params": [soft.v], "lr": how.lr}]
     if logs:
         groups.append({"params": logs, "lr": act_lr})
-    beta = torch.tensor(BETA_START, device=images.device)
-    strength = torch.zeros((), device=images.device)
+    beta = torch.tensor(BETA_START, device=calls[0][0].device)
+    strength = torch.zeros((), device=calls[0][0].device)
 
     def loss() -> Tensor:
-        chosen = torch.randint(samples.count, (how.batch_size,), device=images.device)
+        chosen = torch.randint(samples.count, (how.batch_size,), device=calls[0][0].device)
         inputs = []
         for quantized_input, float_input, _ in calls:
             x = take(quantized_input, chosen)
