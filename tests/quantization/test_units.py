@@ -61,7 +61,7 @@ def test_samples_from_an_earlier_unit_are_those_from_the_images(name: str) -> No
         chained += before.found.start is not None
         for call, other in zip(before.calls, alone.calls, strict=True):
             torch.testing.assert_close(call, other)
-    assert (chained > 0) == (name in ("post-activation", "in place", "one function"))  # those with several blocks
+    assert (chained > 0) == (name not in ("dense", "block called twice"))  # which have one block
 
 
 def test_samples_of_which_two_units_need_too_much_memory_come_from_the_images() -> None:
