@@ -36,7 +36,7 @@ RESULTS_PAGE = PROJECT_ROOT / "docs" / "results.md"
 CHECKPOINT = (
     "12fca82f0bebc413"  # first 16 digits of the SHA-256 of resnet20-12fca82f.th, the checkpoint of docs/results.md
 )
-TABLES = {"best": "table", "quick": "quick"}  # preset: the name of its table in docs/results.md
+TABLES = {"best": "table", "quick": "quick", "patient": "patient"}  # preset: the name of its table in docs/results.md
 
 # Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).
 ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
@@ -45,6 +45,7 @@ ROWS: dict[str, tuple[int, dict[str, Any], str]] = {
     "W3": (3, {}, "Brevitas GPTQ + bias correction 91.35 / 78.35 s; AIMET AdaRound 91.15 / 79.85 s"),
     "W2 (4 levels)": (2, {}, "AIMET AdaRound 86.82 / 76.50 s"),
     "W ternary (3 levels)": (2, {"grid": "symmetric"}, "-"),
+    "W1 (2 levels)": (1, {}, "-"),
     "W8A8": (8, {"act_bits": 8}, "NNCF 92.13 / 81.30"),
     "W4A8": (4, {"act_bits": 8}, "AIMET AdaRound 92.13 / 80.25 s"),
     "W4A4": (4, {"act_bits": 4}, "Brevitas + bias correction 85.45 / 71.05 s"),
@@ -96,9 +97,15 @@ def read(path: Path, sha256: str, name: str = "best") -> list[dict[str, Any]]:
 
 def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
     """Whether `line` was measured with these options. Options that were added later do not count."""
-    now = json.loads(json.dumps(dataclasses.asdict(config)))
-    then = line.get("quant")
-    return then is not None and all(now.get(key) == value for key, value in then.items() if key != "name")
+    return "quant" in line and _holds(json.loads(json.dumps(dataclasses.asdict(config))), line["quant"])
+
+
+def _holds(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether `now` has all values of `then`, whose `name` and missing keys do not count."""
+    return all(
+        _holds(now[key], value) if isinstance(value, dict) and value else now.get(key) == value
+        for key, value in then.items() if key != "name"
+    )  # fmt: skip
 
 
 def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str, Any]]:

@@ -19,6 +19,25 @@ def mix_pairs(images: Tensor, share: float) -> Tensor:
     return torch.lerp(images, others, weight[:, None, None, None])
 
 
+def paste_pairs(images: Tensor, share: float) -> Tensor:
+    """Replace a rectangle in about `share` of the images (N, 3, H, W) with that of another image of the batch.
+
+    The rectangle has the shape of the image, a random centre and a random area up to the whole image, cut off at the
+    borders (Yun et al. 2019, "CutMix", without labels).
+    """
+    if share == 0:
+        return images
+    n, _, height, width = images.shape
+    others = images[torch.randperm(n, device=images.device)]
+    side, y, x = torch.rand(3, n, 1, device=images.device)
+    side = side.sqrt() / 2  # half of the side, as a share of the image
+    inside_rows = (torch.arange(height, device=images.device) / height - y).abs() < side
+    inside_columns = (torch.arange(width, device=images.device) / width - x).abs() < side
+    chosen = torch.rand(n, 1, 1, device=images.device) < share
+    inside = inside_rows[:, :, None] & inside_columns[:, None, :] & chosen
+    return torch.where(inside[:, None], others, images)
+
+
 def random_crop_and_flip(images: Tensor, padding: int = 4) -> Tensor:
     """Random crops of the padded images (N, 3, H, W), each at its own offset; half of them are flipped horizontally.
 

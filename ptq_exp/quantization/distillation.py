@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptq_exp.quantization.augmentation import mix_pairs, random_crop_and_flip
+from ptq_exp.quantization.augmentation import mix_pairs, paste_pairs, random_crop_and_flip
 from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 from ptq_exp.quantization.learned_weights import LearnedWeights
@@ -27,11 +27,13 @@ def distill(
 ) -> None:
     """Train the quantized network to match the float one: weights, scales, biases and clipping values, in place.
 
-    The loss is the Kullback-Leibler divergence of the logits (Hinton et al. 2015) on augmented calibration images;
-    labels are not used. The learning rate decays to zero along half a cosine. It is in levels for weights, and
-    relative for scales and clipping values, which are learned as logarithms.
+    The loss is the Kullback-Leibler divergence of the logits, divided by the temperature (Hinton et al. 2015), on
+    augmented calibration images; labels are not used. The learning rate decays to zero along half a cosine. It is in
+    levels for weights, and relative for scales and clipping values, which are learned as logarithms.
     """
-    steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
+    steps, batch_size, lr, temperature = (
+        how.distill_steps, how.distill_batch_size, how.distill_lr, how.distill_temperature,
+    )  # fmt: skip
     learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     logs = learn_alphas(quantizers, lr)
@@ -50,18 +52,19 @@ def distill(
     @torch.no_grad()
     def draw_batches() -> None:
         chosen = torch.randint(len(images), (len(batches) * batch_size,), device=images.device)
-        augmented = mix_pairs(random_crop_and_flip(images[chosen]), how.distill_mixup)
+        augmented = paste_pairs(random_crop_and_flip(images[chosen]), how.distill_cutmix)
+        augmented = mix_pairs(augmented, how.distill_mixup)
         batches.copy_(augmented.permute(0, 2, 3, 1).view_as(batches))
-        answers = [reference(part).log_softmax(1) for part in augmented.split(BATCH)]
+        answers = [(reference(part) / temperature).log_softmax(1) for part in augmented.split(BATCH)]
         wanted.copy_(torch.cat(answers).view_as(wanted))
 
     def loss() -> Tensor:
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
         learned()
-        logits = model(batches.index_select(0, turn)[0].permute(0, 3, 1, 2))
+        logits = model(batches.index_select(0, turn)[0].permute(0, 3, 1, 2)) / temperature
         answer = wanted.index_select(0, turn)[0]
-        return F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
+        return temperature**2 * F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
 
     def schedule(number: int) -> None:
         if number % len(batches) == 0:

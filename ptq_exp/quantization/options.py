@@ -47,6 +47,12 @@ class ReconstructionConfig:
         above=0,
     )
     distill_mixup: float = option(0.0, "share of the images that are blended with another image", at_least=0, at_most=1)
+    distill_cutmix: float = option(
+        0.0, "share of the images in which a rectangle is replaced with that of another image", at_least=0, at_most=1
+    )
+    distill_temperature: float = option(
+        1.0, "both networks' logits are divided by it: above 1, unlikely classes count more", above=0
+    )
 
 
 @dataclass

@@ -18,7 +18,7 @@ SHORT = ["quant.reconstruction.steps=2", "quant.calibration_images=32", "model.d
 
 @pytest.mark.parametrize("preset", mostly_slow(sorted(PRESETS, key="mixed".__eq__), len(PRESETS) - 1))
 def test_every_preset_runs(cli: Callable[..., Outcome], preset: str, tmp_path: Path) -> None:
-    distills = preset in ("best", "integer")
+    distills = preset in ("best", "integer", "patient")
     distilled = ["quant.reconstruction.distill_steps=2"] if distills else []
     outcome = cli(f"quant={preset}", "quant.bits=3", *distilled, *TINY, *SHORT)
     assert outcome.code == 0, outcome.err

@@ -12,7 +12,7 @@ from torch import nn
 
 from ptq_exp.export.network_file import load_quantized, save_quantized
 from ptq_exp.networks import build_model
-from ptq_exp.quantization.augmentation import mix_pairs
+from ptq_exp.quantization.augmentation import mix_pairs, paste_pairs
 from ptq_exp.quantization.grids import (
     UniformGrid,
     parameters,
@@ -112,6 +112,32 @@ def test_distillation_beats_nearest_and_leaves_a_plain_network(tmp_path: Path, g
     save_quantized(distilled, tmp_path / "q.safetensors", {})
     loaded, _ = load_quantized(tmp_path / "q.safetensors", build_model("resnet", 10, depth=8))
     assert torch.equal(loaded(x), distilled(x))
+
+
+def test_rectangles_of_other_images() -> None:
+    """Every pixel is that of one of two images, and a rectangle is from the other one. 0 leaves images as they are."""
+    torch.manual_seed(0)
+    x = torch.arange(2000.0)[:, None, None, None].expand(-1, 3, 8, 8)
+    assert paste_pairs(x, 0.0) is x
+    pasted = paste_pairs(x, 0.5)
+    changed = pasted != x
+    assert (changed == changed[:, :1]).all()  # all colours
+    inside = changed[:, 0]
+    assert torch.equal(inside, inside.any(2)[:, :, None] & inside.any(1)[:, None, :])  # a rectangle
+    assert [len(image.unique()) <= 2 for image in pasted] == [True] * len(pasted)
+    assert 0.35 < inside.flatten(1).any(1).float().mean() < 0.5  # some rectangles are smaller than a pixel
+    assert 0.05 < inside.float().mean() < 0.25
+
+
+def test_a_temperature_softens_the_predictions_that_distillation_compares() -> None:
+    model, x = network(), images(32)
+    how = replace(QUICK, distill_steps=20)
+    plain, soft = (
+        quantize(model, QuantConfig(**LEARNED, reconstruction=each), 2, x)[0]
+        for each in (how, replace(how, distill_temperature=4.0))
+    )
+    assert not torch.equal(plain(x), soft(x))
+    assert error(soft, model, x) < 2 * error(plain, model, x)
 
 
 def test_blends_of_images() -> None:
