@@ -65,11 +65,12 @@ def widths(weights: Iterable[tuple[int, int | None]], activations: Iterable[int 
     by_bits: Counter[int] = Counter()
     for count, bits in pairs:
         by_bits[bits] += count
-    tensors = Counter(bits or FLOAT_BITS for bits in activations)
-    return {
+    found = {
         "weight_bits": round(sum(bits * count for bits, count in by_bits.items()) / total, 3),
         "weight_bytes": sum(bits * count for bits, count in by_bits.items()) // 8,
         "weights_of_bits": {str(bits): by_bits[bits] for bits in sorted(by_bits)},
-        "act_bits": round(sum(bits * count for bits, count in tensors.items()) / max(tensors.total(), 1), 3),
-        "activation_tensors_of_bits": {str(bits): tensors[bits] for bits in sorted(tensors)},
     }
+    if tensors := Counter(bits or FLOAT_BITS for bits in activations):
+        found["act_bits"] = round(sum(bits * count for bits, count in tensors.items()) / tensors.total(), 3)
+        found["activation_tensors_of_bits"] = {str(bits): tensors[bits] for bits in sorted(tensors)}
+    return found
