@@ -65,7 +65,7 @@ def widths(weights: Iterable[tuple[int, int | None]], activations: Iterable[int 
     by_bits: Counter[int] = Counter()
     for count, bits in pairs:
         by_bits[bits] += count
-    found = {
+    found: dict[str, Any] = {
         "weight_bits": round(sum(bits * count for bits, count in by_bits.items()) / total, 3),
         "weight_bytes": sum(bits * count for bits, count in by_bits.items()) // 8,
         "weights_of_bits": {str(bits): by_bits[bits] for bits in sorted(by_bits)},
