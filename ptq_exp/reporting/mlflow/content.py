@@ -81,6 +81,7 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
     note = search_note(record) or sweep_note(record)
     if record.jobs and record.jobs[0].dataset:
         parent.log_input(record.jobs[0].dataset)
+        parent.log(params={"data.used": record.jobs[0].dataset.name})  # the column of the runs page
     if record.search is not None:
         parent.log(record.search.metrics())
     elif record.jobs:

@@ -28,7 +28,11 @@ CHART = {
     "lineSmoothness": 0, "useGlobalLineSmoothing": False, "useGlobalXaxisKey": False, "displayPoints": True,
     "range": {},
 }  # fmt: skip
-STATE = json.dumps({"selectedColumns": COLUMNS, "compareRunCharts": [CHART], "compareRunSections": [SECTION]})
+# By default, the chart draws the first ten runs of the list, which may be those of another sweep.
+STATE = json.dumps({
+    "selectedColumns": COLUMNS, "compareRunCharts": [CHART], "compareRunSections": [SECTION],
+    "runsHiddenMode": "SHOW_ALL",
+})  # fmt: skip
 
 
 def share(client: "MlflowClient", experiment: "Experiment") -> None:

@@ -97,7 +97,8 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
     point, their mean. Results that lose so much that the others would be indistinguishable are not shown.
     """
     figure, axes = canvas(top=0.75)
-    points, (level, zoomed) = [], _near_float(series)
+    points: list[tuple[float, float, float]] = []
+    level, zoomed = _near_float(series)
     lowest, hidden = level - CLOSE if zoomed else 0.0, 0
     for position, (label, rows) in enumerate(series.items()):
         groups = _by_bits(rows)

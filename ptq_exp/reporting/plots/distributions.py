@@ -99,7 +99,7 @@ def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> No
         panel.lines([panel.x(sign / limit) for sign in (-1, 1)], RED)
         panel.stems(stems, BLACK)  # above the line, where the outermost levels lie
         used = f"uses {layer['levels_used']}/{layer['levels_available']}"
-        about = f"clips {layer['clipped_percent']:.1f} %" if layer["clipped_percent"] >= 0.05 else used
+        about = f"clips {layer['clipped_percent']:.2g} %" if layer["clipped_percent"] >= 0.05 else used
         low, high = layer["alphas"]
         ranges = f"α {high:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"α {low:.1g}…{high:.2g}"
         panel.heading(layer["layer"], f"{ranges}, {about}")

@@ -59,11 +59,11 @@ class BitWidthFigures:
 
     def draw_sensitivities(self, path: Path, drops: dict[str, tuple[float, float, float]]) -> None:
         """Draw the top-1 drop in points, with its 95 % CI, with one layer quantized at a time; `drops` is by layer."""
-        title = f"One layer at a time of {self._subject(bits_of(self.result))}"
+        title = f"One layer at a time, {self._subject(bits_of(self.result))}"
         draw(plots.sensitivity_bars, drops, self.evaluation.count, title, path)
 
     def _subject(self, bits: str = "") -> str:
-        """Network, data, bits and method: `ResNet-20 on CIFAR-10, 4 bits: best`. The method may be long."""
+        """Network, data, bits and method: `ResNet-20 on CIFAR-10, W4: best`. The method may be long."""
         parts = [f"{self.model} on {data_in_words(self.dataset.name)}", bits]
         return f"{', '.join(filter(None, parts))}: {self.options.name}"
 
@@ -88,10 +88,10 @@ class BitWidthFigures:
 
 
 def bits_of(result: BitWidthResult) -> str:
-    """Both widths for a title: `5 bits (quant.bits=4)`, `4 bits, activations 4 bits`."""
+    """The widths for a title: `W5 (quant.bits=4)`, `W4A4`."""
     nominal = f" (quant.bits={result.bits})" if nominal_width(result) else ""
-    activations = "" if result.act_bits is None else f", activations {result.act_bits} bits"
-    return f"{stored_width(result)} bits{nominal}{activations}"
+    activations = "" if result.act_bits is None else f"A{result.act_bits}"
+    return f"W{stored_width(result)}{activations}{nominal}"
 
 
 def confusion(dataset: Dataset, answers: Evaluation) -> list[list[int]]:

@@ -10,7 +10,6 @@ from ptq_exp.reporting.plots.style import (
     BLACK,
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     RED,
     SMALL,
@@ -27,6 +26,7 @@ from ptq_exp.results.series import number
 
 ROW = 0.24  # inches per layer
 BELOW = 0.95  # inches for two lines of tick labels and the axis title
+LIGHT = "#BBBBBB"  # a bar under its interval
 FEW_IMAGES = 1000  # of a test set whose drops are shown in images instead of points
 
 
@@ -56,8 +56,8 @@ def sensitivity_bars(drops: Mapping[str, tuple[float, float, float]], images: in
     scale = images / 100 if few else 1.0
     values = [scale * drop for drop, _, _ in drops.values()]
     ends = [[scale * max(0.0, part) for part in (drop - low, high - drop)] for drop, low, high in drops.values()]
-    colours = [RED if low > 0 else GREEN if high < 0 else GREY for _, low, high in drops.values()]
-    _coloured(axes, values, colours, {RED: "loss", GREEN: "gain", GREY: "no significant change"})
+    colours = [RED if low > 0 else GREEN if high < 0 else LIGHT for _, low, high in drops.values()]
+    _coloured(axes, values, colours, {RED: "loss", GREEN: "gain", LIGHT: "no significant change"})
     look = {"fmt": "none", "ecolor": BLACK, "elinewidth": 1, "capsize": 2}
     axes.errorbar(values, range(len(values)), xerr=list(zip(*ends, strict=True)), **look)
     axes.axvline(0, color=BLACK, linewidth=0.8)
