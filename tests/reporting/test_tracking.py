@@ -70,6 +70,8 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
     assert parent.inputs.dataset_inputs[0].dataset.name == "digits"
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("**")  # the answer in a sentence
+    assert f"(#/metric?runs=%5B%22{parent.info.run_id}%22%5D&" in note  # the only run with a curve
+    assert parent.data.params["data.used"] == "digits"
     for bits in (3, 6):
         assert f"| {bits + 1} | {bits} | {top1[bits]:.2f} |" in note
     assert f"{parent.info.experiment_id}/runs/{parent.info.run_id}" in outcome.out
