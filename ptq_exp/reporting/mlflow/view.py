@@ -5,7 +5,7 @@ settings from that tag. MLflow's "share view" uses the same mechanism.
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def page(experiment_id: str) -> str:
 def curves(experiment_id: str, run_ids: list[str]) -> str:
     """The address of the page with the curves of these runs and of no other, relative to the server's address."""
     key = CHART["metricKey"]
-    words = {"runs": run_ids, "metric": key, "experiments": [experiment_id], "plot_metric_keys": [key]}
-    settings = {"plot_layout": {}, "deselected_curves": [], "last_linear_y_axis_range": []}
+    words: dict[str, Any] = {"runs": run_ids, "metric": key, "experiments": [experiment_id], "plot_metric_keys": [key]}
+    settings: dict[str, Any] = {"plot_layout": {}, "deselected_curves": [], "last_linear_y_axis_range": []}
     shown = "&".join(f"{word}={quote(json.dumps(value))}" for word, value in (words | settings).items())
     return f"#/metric?{shown}&x_axis=step&y_axis_scale=linear&line_smoothness=1&show_point=true"
