@@ -74,7 +74,7 @@ def find(report: Report, config: QuantConfig) -> Finding:
         short = f"{hurt.act_bits}-bit activations, most before {hurt.layer} ({hurt.output_sqnr_db:.1f} dB)"
         finer = (RANGE_OF_ACTIVATIONS,) if config.act_rule != "mse" else _learning(report, config)
         return Finding(ACTIVATIONS, short, text, finer)
-    starved = [row for row in rows if row.levels_used < STARVED * _most_levels(row, config)]
+    starved = [row for row in rows if row.levels_used < STARVED * row.most_levels]
     if worst in starved and has_one_range(report) and worst.alpha > worst.weight_max:
         short = f"one alpha for all layers leaves {worst.layer} {_levels(worst)}"
         return Finding(ONE_RANGE, short, _one_range(worst, starved, rows, config), _better_range(config))
@@ -108,12 +108,6 @@ def has_one_range(report: Report) -> bool:
 
 def _worst(report: Report) -> LayerReport:
     return min(report.layers, key=lambda row: row.sqnr_db)
-
-
-def _most_levels(row: LayerReport, config: QuantConfig) -> int:
-    """The most levels that a layer, or each of its channels, can use: at most its number of weights."""
-    channels = int(row.shape.partition("x")[0]) if config.granularity == "channel" else 1
-    return min(row.levels_available, row.weights // channels)
 
 
 def _levels(row: LayerReport) -> str:

@@ -23,3 +23,10 @@ class LayerReport:
     output_sqnr_db: float  # of the layer's output in the quantized network, against the float network's
     act_bits: int | None
     act_alpha: float | None
+    # Those that can be used: a channel of 27 weights with its own alpha uses 27. None in records of earlier versions.
+    levels_usable: int | None = None
+
+    @property
+    def most_levels(self) -> int:
+        """The most levels that the layer, or each of its channels, can use."""
+        return self.levels_usable or self.levels_available

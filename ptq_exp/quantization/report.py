@@ -58,6 +58,7 @@ def layer_report(name: str, layer: QuantizedLayer, weight: Tensor, bits: float, 
         output_sqnr_db=output_db,
         act_bits=layer.activation.bits if layer.activation else None,
         act_alpha=layer.activation.alpha.item() if layer.activation else None,
+        levels_usable=min(layer.grid.levels, groups.shape[1]),
     )
 
 

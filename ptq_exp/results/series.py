@@ -181,7 +181,7 @@ def nominal_width(row: BitWidthResult) -> str:
 
 def number(value: float) -> str:
     """A number with up to two decimals, without trailing zeros."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+    return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".")  # + 0.0: no "-0"
 
 
 def width(row: BitWidthResult) -> str:

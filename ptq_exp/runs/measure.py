@@ -23,10 +23,10 @@ from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.diagnosis import diagnose, diagnose_in_short
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION, learns
-from ptq_exp.quantization.quantize import Quantized, quantize
+from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.traced import Traced
-from ptq_exp.reporting.plots.figures import BitWidthFigures, draw_sensitivities
+from ptq_exp.reporting.plots.figures import BitWidthFigures
 from ptq_exp.results.names import network_in_words
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import NOT_DISTINGUISHABLE, verdict, width
@@ -61,7 +61,7 @@ def measure_bit_width(
     if result.top1_drop_ci_low > 0:  # else the line above says that the networks are not distinguishable
         log.info("%s", diagnose_in_short(quantized.report, config.quant, _told))
     if config.quant.sensitivity:
-        measure_sensitivity(result, quantized, config, shared, artifacts)
+        measure_sensitivity(figures, config, shared, artifacts)
     return result
 
 
@@ -155,24 +155,23 @@ def save_tables(folder: Path, result: BitWidthResult, report: Report) -> None:
         write_text(folder / f"sensitivities_w{result.bits}.json", json.dumps(report.sensitivity, indent=1))
 
 
-def measure_sensitivity(
-    result: BitWidthResult, quantized: Quantized, config: Config, shared: Shared, artifacts: Path
-) -> None:
+def measure_sensitivity(figures: BitWidthFigures, config: Config, shared: Shared, artifacts: Path) -> None:
     """Measure the accuracy with one layer rounded at a time, to its bits in the plan. Writes a table and a figure."""
-    dataset = shared.dataset
-    plan = quantized.plan
+    result, dataset = figures.result, shared.dataset
+    quantized, plan = figures.quantized, figures.quantized.plan
     sqnr = {layer.layer: layer.sqnr_db for layer in result.layers}
     rows: list[dict[str, Any]] = []
+    drops: dict[str, tuple[float, float, float]] = {}
     with show_progress("Measuring sensitivities", len(plan)) as advance:
         for name, single in one_layer_at_a_time(Traced(quantized.reference), config.quant, plan):
             found = evaluate(single, dataset.test_images, dataset.test_labels, shared.float_model.normalize)
             drop = result.top1_float - found.top1
             row = {"layer": name, "bits": plan[name], "top1": found.top1, "top1_drop": drop, "loss": found.loss}
             rows.append(row | {"sqnr_db": sqnr[name]})
+            drops[name] = drop, *drop_interval(shared.baseline, found, dataset.test_labels)
             advance()
     _write_csv(artifacts / f"one_layer_w{result.bits}.csv", rows)
-    drops = {row["layer"]: row["top1_drop"] for row in rows}
-    draw_sensitivities(artifacts / f"one_layer_w{result.bits}.png", result.bits, drops, result.top1_float)
+    figures.draw_sensitivities(artifacts / f"one_layer_w{result.bits}.png", drops)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -70,7 +70,7 @@ def test_after_a_distillation_there_is_no_one_alpha() -> None:
         ({"levels_used": 9, "sqnr_db": 9.0}, QuantConfig(granularity="tensor", alpha_rule="std"), WIDE_RANGE),
         ({"sqnr_db": 9.0}, QuantConfig(granularity="tensor", alpha_rule="std"), FEW_LEVELS),
         # A channel of nine weights cannot use 255 levels: its range is not to blame.
-        ({"shape": "256x1x3x3", "levels_used": 8, "levels_available": 255, "sqnr_db": 9.0},
+        ({"shape": "256x1x3x3", "levels_used": 8, "levels_available": 255, "levels_usable": 9, "sqnr_db": 9.0},
          QuantConfig(granularity="channel", alpha_rule="max"), FEW_LEVELS),
         # Eight bits for the weights, noise in the output: it comes from the activations.
         ({"sqnr_db": 45.0, "output_sqnr_db": 8.0, "act_bits": 3, "levels_used": 20, "levels_available": 255},

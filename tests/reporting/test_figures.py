@@ -215,7 +215,7 @@ def test_heat_maps_and_bars(tmp_path: Path) -> None:
     table = [layer(layer=f"conv{n}", levels_used=n + 1, sqnr_db=float("inf") if n == 2 else 4.0 * n) for n in range(4)]
     plots.layer_heat_map({2: table, 8: table[:3]}, "t", tmp_path / "h.png")
     plots.levels_used(table, "t", tmp_path / "l.png")
-    plots.sensitivity_bars(["a", "b"], [1.0, -0.5], "t", tmp_path / "s.png")
+    plots.sensitivity_bars({"a": (1.0, 0.5, 1.5), "b": (-0.5, -1.5, 0.5)}, 10_000, "t", tmp_path / "s.png")
     history = [{"lr": 0.1, "train_loss": 2.0 / n, "train_top1": 10.0 * n, "test_top1": 9.0 * n} for n in range(1, 5)]
     plots.training_curves(history, "t", tmp_path / "t.png")
     for name in "hlst":

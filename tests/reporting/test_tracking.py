@@ -53,11 +53,12 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
         assert metrics["bits_mean"] == bits + 1
         assert {"agreement", "loss", "size_bytes", "quantize_seconds", "evaluate_seconds"} <= set(metrics)
         assert {"digest", "float_digest", "git.commit", "hardware"} <= set(child.data.tags)
-        # The job that trained the network also has its training curves.
-        assert {path.name for path in artifacts(child).iterdir()} - {"training.png", "training.svg"} == {
+        # The job that trained the network also has its training curves, and one that changed predictions, these.
+        some = {"training.png", "training.svg", f"confusion_w{bits}.png"}
+        assert {path.name for path in artifacts(child).iterdir()} - some == {
             "config.yaml", f"layers_w{bits}.csv", f"layers_w{bits}.json", f"quantized_w{bits}.safetensors",
             "first_conv_density.png", f"levels_w{bits}.png", f"levels_w{bits}.svg", f"weights_w{bits}.png",
-            f"confusion_w{bits}.png", "results.json",
+            "results.json",
         }  # fmt: skip
     assert children[3].data.tags["float_digest"] == children[6].data.tags["float_digest"]
     assert children[3].data.tags["digest"] != children[6].data.tags["digest"]
@@ -70,6 +71,8 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(cli: Cli, store: str, run
     assert parent.inputs.dataset_inputs[0].dataset.name == "digits"
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("**")  # the answer in a sentence
+    assert f"(#/metric?runs=%5B%22{parent.info.run_id}%22%5D&" in note  # the only run with a curve
+    assert parent.data.params["data.used"] == "digits"
     for bits in (3, 6):
         assert f"| {bits + 1} | {bits} | {top1[bits]:.2f} |" in note
     assert f"{parent.info.experiment_id}/runs/{parent.info.run_id}" in outcome.out

@@ -10,6 +10,7 @@ from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.text import write_text
 from ptq_exp.reporting.exports import export_markdown, exports_of_series
+from ptq_exp.reporting.mlflow import view
 from ptq_exp.reporting.mlflow.place import Place
 from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
 from ptq_exp.reporting.mlflow.registry import register
@@ -20,6 +21,7 @@ from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
 from ptq_exp.results.series import Series, answers, as_series, width, with_labels
 
+MOST_CURVES = 20  # in one link, whose length is limited
 Points = list[tuple[int, dict[str, float]]]  # (step, metrics)
 
 
@@ -81,6 +83,7 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
     note = search_note(record) or sweep_note(record)
     if record.jobs and record.jobs[0].dataset:
         parent.log_input(record.jobs[0].dataset)
+        parent.log(params={"data.used": record.jobs[0].dataset.name})  # the column of the runs page
     if record.search is not None:
         parent.log(record.search.metrics())
     elif record.jobs:
@@ -88,7 +91,8 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
         lowest = min((result for job in record.jobs for result in job.results), key=lambda result: result.top1)
         note += f"\n\n{width(lowest)}. {lowest.diagnosis}"
     headline = f"**{answers(as_series(record.jobs))[-1]}**" if record.jobs else ""  # of several series, that of all
-    note = note if record.search else "\n\n".join(filter(None, [headline, note]))
+    link = _curves_link(parent, record)
+    note = note if record.search else "\n\n".join(filter(None, [headline, link, note]))
     parent.log(tags={"mlflow.note.content": _fitting(note)})
     parent.log_folder(record.figures)
     for failure in with_labels(record.jobs, record.failures):
@@ -98,9 +102,6 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
             run.log(tags={"error": failure.error})
             run.log_file(Path(failure.log))
             run.end("FAILED")
-    # A job with several bit widths logs its own curve, so a copy would appear twice.
-    if record.jobs and record.search is None and all(len(job.results) == 1 for job in record.jobs):
-        _log_curves(parent, as_series(record.jobs))
     parent.end(status)
 
 
@@ -112,17 +113,36 @@ def _fitting(note: str) -> str:
     return f"{note[:end]}\n\nThe table is too long for this page. The complete table is the artifact `table.md`."
 
 
-def _log_curves(parent: Run, series: Series) -> None:
+def _curves_link(parent: Run, record: SweepRecord) -> str:
+    """Log the curves that no job has, and return a link to all curves of the sweep, or "" if it has none."""
+    if parent.client is None or record.search is not None:
+        return ""
+    # A job with several bit widths logs its own curve, so a copy would appear twice.
+    if all(len(job.results) == 1 for job in record.jobs):
+        drawn = _log_curves(parent, as_series(record.jobs))
+    else:
+        places = [Place.read(job.folder) for job in record.jobs if len(job.results) > 1]
+        drawn = [place.run_id for place in places if place and place.run_id]
+    page = view.curves(parent.experiment_id, drawn[:MOST_CURVES])
+    return f"[Top-1 against bits, all curves of this sweep]({page})" if drawn else ""
+
+
+def _log_curves(parent: Run, series: Series) -> list[str]:
+    """Log one curve per series. Returns the ids of the runs that have them."""
+    drawn = []
     for label, results in series.items():
         curve = [(result.bits, {"top1_vs_bits": result.top1}) for result in results]
         if len({bits for bits, _ in curve}) < 2:
             continue
         if len(series) == 1:
             parent.log_series(curve)
+            drawn.append(parent.run_id)
         else:
-            run = child(parent, f"curve {label}")
+            run = child(parent, f"{label} curve")  # MLflow shows about the first 14 letters
             run.log_series(curve)
             run.end()
+            drawn.append(run.run_id)
+    return drawn
 
 
 def upload_folder(folder: Path, uri: str | None = None) -> str:

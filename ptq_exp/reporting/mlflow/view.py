@@ -5,7 +5,8 @@ settings from that tag. MLflow's "share view" uses the same mechanism.
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,11 @@ CHART = {
     "lineSmoothness": 0, "useGlobalLineSmoothing": False, "useGlobalXaxisKey": False, "displayPoints": True,
     "range": {},
 }  # fmt: skip
-STATE = json.dumps({"selectedColumns": COLUMNS, "compareRunCharts": [CHART], "compareRunSections": [SECTION]})
+# By default, the chart draws the first ten runs of the list, which may be those of another sweep.
+STATE = json.dumps({
+    "selectedColumns": COLUMNS, "compareRunCharts": [CHART], "compareRunSections": [SECTION],
+    "runsHiddenMode": "SHOW_ALL",
+})  # fmt: skip
 
 
 def share(client: "MlflowClient", experiment: "Experiment") -> None:
@@ -40,3 +45,12 @@ def share(client: "MlflowClient", experiment: "Experiment") -> None:
 def page(experiment_id: str) -> str:
     """The address of the runs page in this view, relative to the server's address."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={NAME}"
+
+
+def curves(experiment_id: str, run_ids: list[str]) -> str:
+    """The address of the page with the curves of these runs and of no other, relative to the server's address."""
+    key = CHART["metricKey"]
+    words: dict[str, Any] = {"runs": run_ids, "metric": key, "experiments": [experiment_id], "plot_metric_keys": [key]}
+    settings: dict[str, Any] = {"plot_layout": {}, "deselected_curves": [], "last_linear_y_axis_range": []}
+    shown = "&".join(f"{word}={quote(json.dumps(value))}" for word, value in (words | settings).items())
+    return f"#/metric?{shown}&x_axis=step&y_axis_scale=linear&line_smoothness=1&show_point=true"

@@ -16,6 +16,7 @@ from ptq_exp.reporting.plots.style import (
     legend,
     save,
     shorten,
+    write_note,
     write_title,
 )
 from ptq_exp.results.records import BitWidthResult
@@ -36,10 +37,7 @@ def accuracy_against_bits(series: Series, path: Path, title: str = "Accuracy aga
     several results per bit width (from different seeds) is drawn as their mean, with a band of one standard deviation.
     If the loss at some bit width is large, a second panel enlarges the region near the float network.
     """
-    rows = [row for found in series.values() for row in found]
-    level = _mean(rows, "top1_float")
-    close = {row.bits_mean for row in rows if row.top1 > level - CLOSE}
-    zoomed = len(close) > 1 and min(row.top1 for row in rows) < level - 3 * CLOSE
+    level, zoomed = _near_float(series)
     figure, axes = canvas(7.2 if zoomed else 4.5, bottom=3.3 if zoomed else 0.65)
     _draw_series(axes, series)
     _float_lines(axes, series)
@@ -49,13 +47,22 @@ def accuracy_against_bits(series: Series, path: Path, title: str = "Accuracy aga
         below = add_axes(figure, 0.8, 0.6, WIDTH - 1.0, 1.85)
         _draw_series(below, series)
         _float_lines(below, series)
-        below.set(xlabel=f"{STORED}; enlarged near the float network", ylabel="top-1 (%)")
+        below.set(xlabel=STORED, ylabel="top-1 (%)")
+        below.set_title("enlarged near the float network", fontsize=SMALL, loc="left")
         below.set_ylim(level - CLOSE, level + CLOSE / 3)
     for part in figure.axes:
         part.set_xticks(*_ticks([_mean(group, "bits_mean") for found in series.values() for group in _by_bits(found)]))
         part.grid(axis="y", alpha=0.3)
     write_title(figure, title)
     save(figure, path)
+
+
+def _near_float(series: Series) -> tuple[float, bool]:
+    """The top-1 of the float network, and whether some results lose so much that the others need an enlarged scale."""
+    rows = [row for found in series.values() for row in found]
+    level = _mean(rows, "top1_float")
+    close = {row.bits_mean for row in rows if row.top1 > level - CLOSE}
+    return level, len(close) > 1 and min(row.top1 for row in rows) < level - 3 * CLOSE
 
 
 def _draw_series(axes: Any, series: Series) -> None:
@@ -87,24 +94,33 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
     """Top-1 (percent) against the packed size (kB): one point per bit width, and the Pareto front as a line.
 
     Every result needs `size_bytes` in addition to what `accuracy_against_bits` needs. Several seeds are drawn as one
-    point, their mean.
+    point, their mean. Results that lose so much that the others would be indistinguishable are not shown.
     """
-    figure, axes = canvas()
-    points = []
+    figure, axes = canvas(top=0.75)
+    points: list[tuple[float, float, float]] = []
+    level, zoomed = _near_float(series)
+    lowest, hidden = level - CLOSE if zoomed else 0.0, 0
     for position, (label, rows) in enumerate(series.items()):
         groups = _by_bits(rows)
         here = [
             (_mean(group, "size_bytes") / 1000, _mean(group, "top1"), _mean(group, "bits_mean")) for group in groups
         ]
-        points += here
+        shown = [point for point in here if point[1] >= lowest]
+        points, hidden = points + shown, hidden + len(here) - len(shown)
         look = _look(position) | {"linestyle": "none", "markersize": 8}
         label = shorten(_name(label, groups), LABEL_LETTERS)
-        axes.plot([point[0] for point in here], [point[1] for point in here], label=label, **look)
+        if shown:
+            axes.plot([point[0] for point in shown], [point[1] for point in shown], label=label, **look)
     front = pareto_front(points)
-    axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1.5, zorder=0, label="Pareto front")
-    for size, top1, stored in front:
-        look = {"xytext": (6, -13), "textcoords": "offset points", "fontsize": SMALL}
-        axes.annotate(f"{number(stored)} bits", (size, top1), **look)
+    if len(front) > 1:
+        axes.plot(
+            [p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1.5, zorder=0, label="Pareto front"
+        )
+    best = {number(stored): (size, top1) for size, top1, stored in sorted(points, key=lambda point: point[1])}
+    for stored, place in best.items():  # the best point of each width, so that labels do not overlap
+        axes.annotate(f"{stored} bits", place, xytext=(6, 6), textcoords="offset points", fontsize=SMALL)
+    if hidden:
+        write_note(figure, f"Not shown: {hidden} with more than {CLOSE:g} points below the float network.")
     _float_lines(axes, series, with_size=True)
     axes.margins(x=0.1, y=0.12)
     axes.set(xlabel="size of the packed network (kB)", ylabel="top-1 accuracy (%)")

@@ -14,6 +14,7 @@ from ptq_exp.reporting.plots.style import (
     margin_for,
     save,
     shorten,
+    write_note,
     write_title,
 )
 
@@ -68,7 +69,7 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
     axes.set(xlabel="predicted class", ylabel="true class")
     write_title(figure, title)
     note = "change against float in % of the class's test images: more (orange) or fewer (blue)"
-    figure.text(0.12 / WIDTH, 1 - 0.4 / height, note, fontsize=SMALL, va="top")
+    write_note(figure, note)
     save(figure, path, vector=False)
 
 
@@ -86,5 +87,5 @@ def _bars(names: list[str], recall: list[float], title: str, path: Path) -> None
     write_title(figure, title)
     lost = sum(value < 0 for value in recall)
     note = f"{lost} of {len(names)} classes lost accuracy; the {len(order)} classes with the largest loss are shown"
-    figure.text(0.12 / WIDTH, 1 - 0.4 / figure.get_size_inches()[1], note, fontsize=SMALL, va="top")
+    write_note(figure, note)
     save(figure, path)

@@ -16,19 +16,23 @@ from ptq_exp.reporting.plots.style import (
     WIDTH,
     canvas,
     save,
+    write_note,
     write_title,
 )  # fmt: skip
 
 COLUMNS, PANEL, HEADING, GAP = 4, 0.8, 0.46, 0.22  # of small multiples: columns per line, and sizes in inches
-MARGIN = 0.15
+MARGIN, NOTE = 0.15, 0.62
 
 
-def weight_density(weights: Any, alpha: float | None, title: str, path: Path) -> None:
-    """Density of `weights` (array), with lines at their standard deviation and, if given, at the clipping value."""
+def weight_density(weights: Any, lows: list[float], highs: list[float], title: str, path: Path) -> None:
+    """Density of `weights` (array), with lines at their standard deviation and the ranges of the quantizer.
+
+    `lows` and `highs` are the ends of the ranges: one range, one for each output channel, or none.
+    """
     import numpy as np
 
     values = np.asarray(weights, dtype=float).ravel()
-    std, limit = values.std(), max(np.abs(values).max(), alpha or 0.0) * 1.08
+    std, limit = values.std(), float(np.abs([*values, *lows, *highs]).max()) * 1.08
     figure, axes = canvas()
     axes.hist(values, bins=60, density=True, color=BLUE, alpha=0.3, label="weights")
     if std > 0:
@@ -37,17 +41,31 @@ def weight_density(weights: Any, alpha: float | None, title: str, path: Path) ->
     for sign in (-1, 1):
         label = f"std = {std:.4f}" if sign > 0 else None
         axes.axvline(sign * std, color=ORANGE, linestyle="--", linewidth=2, label=label)
-        if alpha is not None:
-            label = f"alpha = {alpha:.4f}" if sign > 0 else None
-            axes.axvline(sign * alpha, color=RED, linewidth=2, label=label)
-            axes.axvspan(sign * alpha, sign * limit, color=RED, alpha=0.08)
+    if highs:
+        _ranges(axes, lows, highs, limit)
     axes.set(xlim=(-limit, limit), xlabel="weight", ylabel="density")
     write_title(figure, title)
-    axes.set_ylim(top=1.15 * axes.get_ylim()[1])  # room for the legend above the curves
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend above the curves
     axes.legend(
-        loc="upper center", ncols=4, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
+        loc="upper center", ncols=2, fontsize=SMALL, framealpha=1, edgecolor="none", columnspacing=1, handlelength=1
     )
     save(figure, path, vector=False)
+
+
+def _ranges(axes: Any, lows: list[float], highs: list[float], limit: float) -> None:
+    """The ends of one range as lines, of the ranges of several channels as short lines; what all clip is shaded."""
+    low, high = (
+        f"{min(ends, key=abs):.4f}" + f" to {max(ends, key=abs):.4f}" * (len(ends) > 1) for ends in (lows, highs)
+    )
+    symmetric = all(math.isclose(-first, last, rel_tol=1e-3) for first, last in zip(lows, highs, strict=True))
+    name = f"alpha = {high}" if symmetric else f"range: {low}, {high}"
+    if len(highs) > 1:
+        name = f"alpha of {len(highs)} channels: {high}" if symmetric else f"ranges of {len(highs)} channels"
+    for end in lows + highs:
+        axes.axvline(end, ymax=1 if len(highs) == 1 else 0.12, color=RED, linewidth=2 if len(highs) == 1 else 1.2)
+    axes.plot([], [], color=RED, linewidth=2, label=name)
+    axes.axvspan(-limit, min(lows), color=RED, alpha=0.08)
+    axes.axvspan(max(highs), limit, color=RED, alpha=0.08)
 
 
 def density_estimate(values: Any, places: Any) -> Any:
@@ -68,22 +86,28 @@ def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> No
 
     The unit is the clipping value alpha, which is drawn as a line. Both heights are densities: the density of a level
     is its share of the weights divided by its distance to the next level. Every entry needs `layer`, `edges`, `density`
-    (one value fewer), `levels`, `level_density`, `alpha`, `clipped_percent`, `levels_used`, `levels_available`.
+    (one value fewer), `levels`, `level_density`, `alphas` (the smallest and the largest of the layer's channels),
+    `clipped_percent`, `levels_used`, `levels_available`.
     """
     limit = max(1.15, *(max(map(abs, layer["edges"])) for layer in layers))
-    figure, panels = _panels(len(layers), "weight / alpha (heights: densities, scaled per panel)")
+    figure, panels = _panels(len(layers), "weight / alpha")
     for layer, panel in zip(layers, panels, strict=True):
         top = 1.05 * max([*layer["density"], *layer["level_density"], 1e-12])
         x = [panel.x(edge / limit) for edge in layer["edges"]]
         panel.steps(x, [value / top for value in layer["density"]], BLUE)
         stems = [(panel.x(v / limit), d / top) for v, d in zip(layer["levels"], layer["level_density"], strict=True)]
-        panel.stems(stems, BLACK)
         panel.lines([panel.x(sign / limit) for sign in (-1, 1)], RED)
-        used = f"{layer['levels_used']}/{layer['levels_available']} levels"
-        about = f"clips {layer['clipped_percent']:.1f} %" if layer["clipped_percent"] >= 0.05 else used
-        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, {about}")
+        panel.stems(stems, BLACK)  # above the line, where the outermost levels lie
+        used = f"uses {layer['levels_used']}/{layer['levels_available']}"
+        about = f"clips {layer['clipped_percent']:.2g} %" if layer["clipped_percent"] >= 0.05 else used
+        low, high = layer["alphas"]
+        ranges = f"α {high:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"α {low:.1g}…{high:.2g}"
+        panel.heading(layer["layer"], f"{ranges}, {about}")
         panel.ticks({panel.x(value / limit): f"{value}" for value in (-1, 0, 1)})
     key = [(BLUE, "float weights"), (BLACK, "quantized levels"), (RED, "clipping value alpha (α)")]
+    write_note(
+        figure, "Heights: densities, scaled per panel. Above: alpha, and levels used or weights clipped.", below=NOTE
+    )
     _finish(figure, panels, title, key, path)
 
 
@@ -92,7 +116,7 @@ def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) 
 
     Every entry needs `layer`, `shares` (in equal bins from 0 to `limit`), `limit` and `alpha`.
     """
-    figure, panels = _panels(len(layers), "|activation| / maximum (heights: share of values, log scale from 1e-6 to 1)")
+    figure, panels = _panels(len(layers), "|activation| / maximum")
     floor = -6.0  # one activation in a million
     for layer, panel in zip(layers, panels, strict=True):
         count = len(layer["shares"])
@@ -103,6 +127,7 @@ def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) 
         panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, maximum {layer['limit']:.3g}")
         panel.ticks({panel.x(-1): "0", panel.x(0): "0.5", panel.x(1): "1"})
     key = [(BLUE, "calibration images"), (RED, "clipping value alpha (α)")]
+    write_note(figure, "Heights: shares of the values, on a logarithmic scale from 1e-6 to 1.", below=NOTE)
     _finish(figure, panels, title, key, path)
 
 
@@ -128,7 +153,7 @@ class _Panel:
 
     def stems(self, points: list[tuple[float, float]], colour: str) -> None:
         """Draw vertical strokes from the base; many strokes are thinner."""
-        width = min(2.0, max(0.4, 40 / max(1, len(points))))
+        width = min(3.0, max(0.4, 40 / max(1, len(points))))
         self.strokes += [([(x, self.bottom), (x, self._y(height))], colour, width) for x, height in points]
 
     def lines(self, places: list[float], colour: str) -> None:
@@ -154,13 +179,13 @@ class _Panel:
 def _panels(count: int, label: str) -> tuple[Any, list[_Panel]]:
     """A figure with `count` panels; its axes have the unit inch."""
     lines = math.ceil(count / COLUMNS)
-    height = 0.85 + lines * (PANEL + HEADING + GAP) + 0.4
+    height = 1.1 + lines * (PANEL + HEADING + GAP) + 0.4
     figure, axes = canvas(height, left=0, right=0, top=0, bottom=0)
     axes.set(xlim=(0, WIDTH), ylim=(0, height))
     axes.axis("off")
     width = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
     axes.text(WIDTH / 2, 0.1, label, fontsize=TEXT, ha="center", va="bottom")
-    return figure, list(_places(axes, count, height - 0.75, width))
+    return figure, list(_places(axes, count, height - 1.0, width))
 
 
 def _places(axes: Any, count: int, top: float, width: float) -> Iterator[_Panel]:

@@ -19,37 +19,63 @@ from ptq_exp.reporting.plots.style import (
     legend,
     margin_for,
     save,
+    write_note,
     write_title,
 )  # fmt: skip
 from ptq_exp.results.series import number
 
 ROW = 0.24  # inches per layer
 BELOW = 0.95  # inches for two lines of tick labels and the axis title
+LIGHT = "#BBBBBB"  # a bar under its interval
+FEW_IMAGES = 1000  # of a test set whose drops are shown in images instead of points
 
 
 def levels_used(rows: Sequence[LayerReport], title: str, path: Path) -> None:
-    """For every layer, the share of its levels that are used, and the SQNR of its weights."""
+    """For every layer, the share of the levels that it can use which are used, and the SQNR of its weights."""
     figure, axes = _bars([row.layer for row in rows])
-    shares = [100 * row.levels_used / row.levels_available for row in rows]
-    axes.barh(range(len(rows)), shares, color=[BLUE if share >= 50 else ORANGE for share in shares])
+    shares = [100 * row.levels_used / row.most_levels for row in rows]
+    colours = [BLUE if share >= 50 else ORANGE for share in shares]
+    _coloured(axes, shares, colours, {BLUE: "at least half of the levels", ORANGE: "less than half"})
     for position, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        text = f"{row.levels_used} of {row.levels_available}, {_decibels(row.sqnr_db)} dB"
+        text = f"{number(row.levels_used)} of {row.most_levels}, {_decibels(row.sqnr_db)} dB"
         axes.text(share + 1, position, text, va="center", fontsize=SMALL)
-    axes.set(xlim=(0, 150), xlabel="levels used (%); labels: levels used and SQNR of the weights")
+    axes.set(xlim=(0, 150), xlabel="levels used (%)")
     axes.set_xticks([0, 25, 50, 75, 100])
     write_title(figure, title)
+    write_note(figure, "Text: levels used, of those that the layer (or a channel) can use; SQNR of the weights.")
     save(figure, path)
 
 
-def sensitivity_bars(layers: list[str], drops: list[float], title: str, path: Path) -> None:
-    """Top-1 drop in points when only one layer is quantized, one bar per layer."""
-    figure, axes = _bars(layers)
-    axes.barh(range(len(layers)), drops, color=[RED if drop > 0 else GREEN for drop in drops])
+def sensitivity_bars(drops: Mapping[str, tuple[float, float, float]], images: int, title: str, path: Path) -> None:
+    """Top-1 drop when only one layer is quantized, one bar per layer.
+
+    `drops` holds the drop in points and the ends of its 95 % CI. With few test `images`, the axis counts images.
+    """
+    figure, axes = _bars(list(drops))
+    few = images < FEW_IMAGES
+    scale = images / 100 if few else 1.0
+    values = [scale * drop for drop, _, _ in drops.values()]
+    ends = [[scale * max(0.0, part) for part in (drop - low, high - drop)] for drop, low, high in drops.values()]
+    colours = [RED if low > 0 else GREEN if high < 0 else LIGHT for _, low, high in drops.values()]
+    _coloured(axes, values, colours, {RED: "loss", GREEN: "gain", LIGHT: "no significant change"})
+    look = {"fmt": "none", "ecolor": BLACK, "elinewidth": 1, "capsize": 2}
+    axes.errorbar(values, range(len(values)), xerr=list(zip(*ends, strict=True)), **look)
     axes.axvline(0, color=BLACK, linewidth=0.8)
-    axes.set(xlabel="top-1 drop (points)")
+    axes.set(xlabel="top-1 drop (images)" if few else "top-1 drop (points)")
     axes.grid(axis="x", alpha=0.3)
     write_title(figure, title)
+    write_note(figure, f"Lines: 95 % CI of the drop on {images:,} test images.")
     save(figure, path)
+
+
+def _coloured(axes: Any, values: list[float], colours: list[str], names: dict[str, str]) -> None:
+    """Draw a bar per value, and a legend above the axes with the names of the colours in use."""
+    from matplotlib.patches import Patch
+
+    axes.barh(range(len(values)), values, color=colours)
+    shown = [Patch(color=colour, label=name) for colour, name in names.items() if colour in colours]
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(shown), "frameon": False}
+    axes.legend(handles=shown, fontsize=SMALL, borderaxespad=0.1, borderpad=0, handlelength=1, **place)
 
 
 def layer_heat_map(layers: Mapping[int, Sequence[LayerReport]], title: str, path: Path) -> None:
@@ -68,7 +94,7 @@ def layer_heat_map(layers: Mapping[int, Sequence[LayerReport]], title: str, path
 
     stored = [_stored(layers[bits], bits) for bits in widths]
     sqnr = cells(lambda row: row.sqnr_db)
-    usage = cells(lambda row: 100 * row.levels_used / row.levels_available)
+    usage = cells(lambda row: 100 * row.levels_used / row.most_levels)
     figure = Figure(figsize=(WIDTH, ROW * len(names) + BELOW + 0.9))
     left, gap = margin_for(names), 0.25
     width = (WIDTH - left - gap - 0.15) / 2
@@ -106,7 +132,9 @@ def _heat(axes: Any, values: list[list[float]], top: float) -> None:
                 axes.text(x, y, _decibels(value, 0), ha="center", va="center", fontsize=SMALL, color=colour)
 
 
-def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dict[str, int], path: Path) -> None:
+def mixed_precision(
+    curve: list[dict[str, float]], bits_mean: float, chosen: dict[str, int], title: str, path: Path
+) -> None:
     """The best plans of mixed precision: summed sensitivity against mean bits, with the chosen plan."""
     figure, axes = canvas(left=0.9)
     bits, cost = [point["bits_mean"] for point in curve], [max(point["sensitivity"], 1e-9) for point in curve]
@@ -117,14 +145,14 @@ def mixed_precision(curve: list[dict[str, float]], bits_mean: float, chosen: dic
     axes.text(0.98, 0.76, text, transform=axes.transAxes, ha="right", va="top", fontsize=SMALL)
     axes.set(xlabel="mean bits per weight (including sign)", ylabel="summed KL divergence (nats)")
     axes.grid(alpha=0.3)
-    write_title(figure, "Mixed precision: sensitivity against mean bits per weight")
+    write_title(figure, title)
     legend(axes)
     save(figure, path)
 
 
 def _bars(layers: list[str]) -> Any:
-    """A figure for one horizontal bar per layer, with the first layer on top."""
-    figure, axes = canvas(1.2 + ROW * len(layers), left=margin_for(layers))
+    """A figure for one horizontal bar per layer, with the first layer on top, and room for a note and a legend."""
+    figure, axes = canvas(1.55 + ROW * len(layers), left=margin_for(layers), top=0.9)
     axes.set_yticks(range(len(layers)), layers, fontsize=SMALL)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -132,4 +160,4 @@ def _bars(layers: list[str]) -> Any:
 
 
 def _decibels(value: float | None, digits: int = 1) -> str:
-    return "∞" if value is None or math.isinf(value) else f"{value:.{digits}f}"
+    return "∞" if value is None or math.isinf(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0"

@@ -17,7 +17,8 @@ def draw_job(record: JobRecord) -> None:
         layers = {result.bits: result.layers for result in record.results}
         draw(plots.layer_heat_map, layers, record.title, folder / "layers.png")
     if record.history:
-        draw(plots.training_curves, record.history, "Training of the float network", folder / "training.png")
+        title = f"Training of {record.title.partition(': ')[0]}"
+        draw(plots.training_curves, record.history, title, folder / "training.png")
 
 
 def draw_sweep(record: SweepRecord) -> None:
@@ -29,8 +30,16 @@ def draw_sweep(record: SweepRecord) -> None:
         return
     folder, method = record.figures, " ".join(record.jobs[0].method)
     series = {label or method: results for label, results in seed_groups(as_series(record.jobs)).items()}
-    plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png")
-    plots.accuracy_against_size(series, folder / "accuracy_against_size.png")
+    subject = _subject(record)
+    plots.accuracy_against_bits(series, folder / "accuracy_against_bits.png", f"{subject}: accuracy against bits")
+    plots.accuracy_against_size(series, folder / "accuracy_against_size.png", f"{subject}: accuracy against size")
     tables = layer_tables(record.jobs)
     for label, name in heat_maps(record.jobs).items():
-        plots.layer_heat_map(tables[label], label or record.jobs[0].title, folder / f"{name}.png")
+        title = f"{subject}: {label}" if label else record.jobs[0].title
+        plots.layer_heat_map(tables[label], title, folder / f"{name}.png")
+
+
+def _subject(record: SweepRecord) -> str:
+    """The network and the data of a sweep: `ResNet-20 on CIFAR-10`, or how many there are."""
+    found = {job.title.partition(": ")[0] for job in record.jobs}
+    return found.pop() if len(found) == 1 else f"{len(found)} networks"

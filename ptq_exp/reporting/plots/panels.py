@@ -32,8 +32,8 @@ def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Repor
         panels.append({
             "layer": about.layer, "edges": edges.tolist(), "levels": places, "level_density": density,
             "density": (counts / len(weights) / (edges[1] - edges[0])).tolist(),
-            "alpha": about.alpha, "clipped_percent": about.clipped_percent,
-            "levels_used": about.levels_used, "levels_available": about.levels_available,
+            "alphas": (alpha.min().item(), alpha.max().item()), "clipped_percent": about.clipped_percent,
+            "levels_used": about.levels_used, "levels_available": about.most_levels,
         })  # fmt: skip
     return panels
 

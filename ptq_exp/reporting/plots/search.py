@@ -17,6 +17,7 @@ from ptq_exp.reporting.plots.style import (
     add_axes,
     canvas,
     save,
+    write_note,
     write_title,
 )
 from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, SearchRecord, TrialResult
@@ -29,9 +30,8 @@ WAYS = {
     LEARNED: (BLUE, "s", "learned"),
 }
 BELOW = 4.0  # margins below the float network that are drawn
-TOP1 = "top-1 (%), 95 % CI of the drop"
 RING = {"marker": "o", "markersize": 15, "fillstyle": "none", "markeredgewidth": 2, "linestyle": "none"}
-PANEL, LEGEND, GAP = 2.9, 0.7, 0.7  # inches
+PANEL, LEGEND, GAP, TOP = 2.9, 0.7, 0.7, 0.75  # inches
 
 
 def search_trials(record: SearchRecord, path: Path) -> None:
@@ -43,8 +43,8 @@ def search_trials(record: SearchRecord, path: Path) -> None:
     others = [found for found in record.trials if found.trial.axis != "activations" or found is record.best]
     panels = [(others, _size, "size of the packed network (kB)")] if others else []
     panels += [(activations, _act_bits, "bits of the activations")] if activations else []
-    height = 0.5 + LEGEND + len(panels) * (PANEL + GAP)
-    figure, first = canvas(height, bottom=height - 0.5 - PANEL)
+    height = TOP + LEGEND + len(panels) * (PANEL + GAP)
+    figure, first = canvas(height, top=TOP, bottom=height - TOP - PANEL)
     every = [first]
     if len(panels) > 1:
         every.append(add_axes(figure, 0.8, LEGEND + GAP, WIDTH - 1.0, PANEL))
@@ -52,6 +52,7 @@ def search_trials(record: SearchRecord, path: Path) -> None:
         _panel(axes, record, trials, position, label)
     _legend(first, every[-1])
     write_title(figure, record.title)
+    write_note(figure, "Vertical lines: 95 % CI of the drop.")
     save(figure, path)
 
 
@@ -76,9 +77,10 @@ def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position:
     )
     axes.axhline(level, color=BLACK, linestyle="--", linewidth=1.5, zorder=1, label=f"float ({level:.2f} %)")
     axes.axhline(level - record.max_drop, color=RED, linewidth=1.5, zorder=1, label=f"margin ({record.max_drop:g})")
-    hidden = len(trials) - len(shown)
-    note = f" ({hidden} trial{'s' * (hidden > 1)} below the figure)" if hidden else ""
-    axes.set(xlabel=label + note, ylabel=TOP1)
+    if hidden := len(trials) - len(shown):
+        note = f"{hidden} trial{'s' * (hidden > 1)} below"
+        axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=SMALL)
+    axes.set(xlabel=label, ylabel="top-1 accuracy (%)")
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3)
 

@@ -47,9 +47,16 @@ def add_axes(figure: "Figure", left: float, bottom: float, width: float, height:
 
 
 def write_title(figure: "Figure", title: str) -> None:
-    """Write the title at the left edge of the figure."""
+    """Write the title at the left edge of the figure, a long one in smaller letters."""
+    height, title = figure.get_size_inches()[1], shorten(title, 84)
+    size = 13 * min(1.0, 68 / len(title)) if title else 13
+    figure.text(0.12 / WIDTH, 1 - 0.1 / height, title, ha="left", va="top", fontsize=size)
+
+
+def write_note(figure: "Figure", note: str, below: float = 0.4) -> None:
+    """Write how to read the figure, `below` inches under its upper edge."""
     height = figure.get_size_inches()[1]
-    figure.text(0.12 / WIDTH, 1 - 0.1 / height, shorten(title, 68), ha="left", va="top", fontsize=13)
+    figure.text(0.12 / WIDTH, 1 - below / height, note, ha="left", va="top", fontsize=SMALL)
 
 
 def shorten(text: str, letters: int) -> str:
