@@ -93,6 +93,9 @@ def _name_points(axes: Any, shown: list[TrialResult]) -> None:
         mixed = found.trial.axis == "mixed"  # close to the width for all weights, whose label is on the other side
         look = {"xytext": (-9, -4) if mixed else (6, -12), "ha": "right" if mixed else "left", "fontsize": SMALL}
         axes.annotate(_name(found), (_size(found), found.result.top1), textcoords="offset points", **look)
+    if shown and min(shown, key=_size).trial.axis == "mixed":  # its label is left of it
+        low, high = axes.get_xlim()
+        axes.set_xlim(low - 0.1 * (high - low), high + 0.05 * (high - low))
     front = pareto_front([(_size(found), found.result.top1, found.result.bits_mean) for found in shown])
     if len(front) > 1:
         axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1, zorder=0, label="Pareto front")
