@@ -44,7 +44,7 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     assert second.out.count("already finished, not run again") == 2
     assert second.out.count("writing results to") == 2
     for file in tmp_path.glob("outputs/*/*/*/results.json"):  # the report of the second sweep shows them all
-        assert list((file.parent / "artifacts").glob("confusion_w*.png")), file
+        assert list((file.parent / "artifacts").glob("levels_w*.png")), file
     runs = all_runs(store)
     parents = [run for run in runs if run.info.run_name.startswith("sweep")]
     assert [run.info.status for run in runs] == ["FINISHED"] * 7  # 4 jobs, 2 curves, 1 parent

@@ -78,7 +78,12 @@ def test_a_width_is_learned_briefly_before_it_is_learned_in_full(
 
     limits = iter([99.0, 0.0, 99.0, 0.0])  # 4 bits: rounded, learned briefly; 2 bits: learned briefly, learned
     monkeypatch.setattr(fewest, "drop_limit", lambda low, high, level: next(limits))
-    small = ["quant.calibration_images=32", "quant.reconstruction.steps=100", "search.brief=0.5"]
+    small = [
+        "quant.calibration_images=32",
+        "quant.reconstruction.batch_size=4",
+        "quant.reconstruction.steps=60",
+        "search.brief=0.9",
+    ]
     found = cli(*TINY, "search=fewest", "quant=quick", "search.bits=[4,2]", *MARGIN, *small)
     assert found.code == 0, found.err
     assert found.out.count("brief learning") == 2
