@@ -113,7 +113,7 @@ def test_other_swept_keys_give_one_curve_each(cli: Cli, store: str, runs: Runs) 
     assert outcome.code == 0, outcome.err
     found = runs(store)
     for multiplier in (2, 3):
-        curve = found[f"curve quant.alpha_multiplier={multiplier}"]
+        curve = found[f"quant.alpha_multiplier={multiplier} curve"]
         expected = {
             bits: found[f"w{bits} notebook alpha_multiplier={multiplier} resnet20 digits"].data.metrics["top1"]
             for bits in (3, 5)

@@ -51,7 +51,7 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     assert len(parents) == 1
     assert all(run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id for run in runs if run != parents[0])
     assert not any("error" in run.data.tags for run in runs)
-    curves = [run for run in runs if run.info.run_name.startswith("curve")]
+    curves = [run for run in runs if run.info.run_name.endswith(" curve")]
     assert [len(points(store, run, "top1_vs_bits")) for run in curves] == [2, 2]
 
 
