@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.harness import on_images, preset
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
+from ptq_exp.quantization.allocation import divergence, log_probabilities
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.reporting.plots.style import BLUE, GREY, SMALL, TEXT, WIDTH, add_axes, canvas, save, write_title
@@ -86,20 +86,9 @@ def measure(
     if judged.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    return {
-        "steps": [per_block, whole], "widths": widths, "seconds": seconds,
-        "divergence": divergence(network.model, found, judged),
-    }  # fmt: skip
-
-
-@torch.no_grad()
-def divergence(reference: nn.Module, network: nn.Module, images: Tensor) -> float:
-    """The mean Kullback-Leibler divergence of the predictions from those of `reference`, in nats."""
-    total = 0.0
-    for part in images.split(1000):
-        wanted, answer = reference(part).log_softmax(1), network(part).log_softmax(1)
-        total += F.kl_div(answer, wanted, log_target=True, reduction="sum").item()
-    return total / len(images)
+    with torch.no_grad():
+        lost = divergence(found, judged, log_probabilities(network.model, judged))
+    return {"steps": [per_block, whole], "widths": widths, "seconds": seconds, "divergence": lost}
 
 
 def draw(lines: list[dict[str, Any]]) -> None:

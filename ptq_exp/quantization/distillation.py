@@ -31,9 +31,8 @@ def distill(
     augmented calibration images; labels are not used. The learning rate decays to zero along half a cosine. It is in
     levels for weights, and relative for scales and clipping values, which are learned as logarithms.
     """
-    steps, batch_size, lr, temperature = (
-        how.distill_steps, how.distill_batch_size, how.distill_lr, how.distill_temperature,
-    )  # fmt: skip
+    steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
+    temperature = how.distill_temperature
     learned = LearnedWeights([m for m in model.modules() if isinstance(m, QuantizedLayer)])
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     logs = learn_alphas(quantizers, lr)

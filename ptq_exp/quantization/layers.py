@@ -20,15 +20,21 @@ def round_within(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return codes
 
 
+def _rounded(x: Tensor, low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    """The codes of `x`, and where they are not clamped."""
+    rounded = torch.round(x)
+    codes = torch.clamp(rounded, low, high)
+    return codes, codes == rounded
+
+
 class _RoundWithin(torch.autograd.Function):
     """The gradient of `torch.clamp` at both ends is 1 up to torch 2.14, and 0 or 1/2 since. With few levels, many
     weights lie there."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        rounded = torch.round(x)
-        codes = torch.clamp(rounded, low, high)
-        ctx.save_for_backward(codes == rounded)
+        codes, inside = _rounded(x, low, high)
+        ctx.save_for_backward(inside)
         return codes
 
     @staticmethod
@@ -94,9 +100,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, drop: float) -> Tensor:
         position = x / scale
-        rounded = torch.round(position)
-        codes = rounded.clamp(low, high)
-        inside = (codes == rounded).to(x.dtype)  # arithmetic with numbers is faster than a choice by booleans
+        codes, whole = _rounded(position, low, high)
+        inside = whole.to(x.dtype)  # arithmetic with numbers is faster than a choice by booleans
         # The derivative with respect to the scale is the code outside the range, and the rounding error inside.
         slope = torch.addcmul(codes, position, inside, value=-1)
         out = codes.mul_(scale)

@@ -91,7 +91,7 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
         lowest = min((result for job in record.jobs for result in job.results), key=lambda result: result.top1)
         note += f"\n\n{width(lowest)}. {lowest.diagnosis}"
     headline = f"**{answers(as_series(record.jobs))[-1]}**" if record.jobs else ""  # of several series, that of all
-    link = _curves_link(parent, record)
+    link = _curves_link(parent, _runs_with_curves(parent, record))
     note = note if record.search else "\n\n".join(filter(None, [headline, link, note]))
     parent.log(tags={"mlflow.note.content": _fitting(note)})
     parent.log_folder(record.figures)
@@ -113,18 +113,22 @@ def _fitting(note: str) -> str:
     return f"{note[:end]}\n\nThe table is too long for this page. The complete table is the artifact `table.md`."
 
 
-def _curves_link(parent: Run, record: SweepRecord) -> str:
-    """Log the curves that no job has, and return a link to all curves of the sweep, or "" if it has none."""
-    if parent.client is None or record.search is not None:
+def _curves_link(parent: Run, drawn: list[str]) -> str:
+    """A link to the curves of the runs `drawn`, or "" if there are none."""
+    if not drawn:
         return ""
+    return f"[Top-1 against bits, all curves of this sweep]({view.curves(parent.experiment_id, drawn[:MOST_CURVES])})"
+
+
+def _runs_with_curves(parent: Run, record: SweepRecord) -> list[str]:
+    """The ids of the runs with the curves of a sweep. Curves that no job has are logged."""
+    if parent.client is None or record.search is not None:
+        return []
     # A job with several bit widths logs its own curve, so a copy would appear twice.
     if all(len(job.results) == 1 for job in record.jobs):
-        drawn = _log_curves(parent, as_series(record.jobs))
-    else:
-        places = [Place.read(job.folder) for job in record.jobs if len(job.results) > 1]
-        drawn = [place.run_id for place in places if place and place.run_id]
-    page = view.curves(parent.experiment_id, drawn[:MOST_CURVES])
-    return f"[Top-1 against bits, all curves of this sweep]({page})" if drawn else ""
+        return _log_curves(parent, as_series(record.jobs))
+    places = [Place.read(job.folder) for job in record.jobs if len(job.results) > 1]
+    return [place.run_id for place in places if place and place.run_id]
 
 
 def _log_curves(parent: Run, series: Series) -> list[str]:
