@@ -87,7 +87,7 @@ def main() -> None:
 
 def read(path: Path, sha256: str, name: str = "best") -> list[dict[str, Any]]:
     """The measurements so far of this checkpoint with the current preset `name`."""
-    configs = {row: preset(name, **changes) for row, (_, changes, _) in ROWS.items()}
+    configs = {row: preset(name, bits=bits, **changes) for row, (bits, changes, _) in ROWS.items()}
     return [
         line
         for line in read_lines(path)
@@ -101,10 +101,11 @@ def is_current(line: dict[str, Any], config: QuantConfig) -> bool:
 
 
 def _holds(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Whether `now` has all values of `then`, whose `name` and missing keys do not count."""
+    """Whether `now` has all values of `then`. Its `name`, its `bits` (those of the row count) and missing keys do not
+    count."""
     return all(
         _holds(now[key], value) if isinstance(value, dict) and value else now.get(key) == value
-        for key, value in then.items() if key != "name"
+        for key, value in then.items() if key not in ("name", "bits")
     )  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one row with one calibration seed: top-1 on every test set, and the seconds of quantization."""
     bits, changes, _ = ROWS[row]
-    config = preset(name, **changes)
+    config = preset(name, bits=bits, **changes)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     calibration = float_model.normalize(images[order[: config.calibration_images].to(images.device)])
     started = time.perf_counter()

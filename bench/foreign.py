@@ -1,9 +1,9 @@
 """Networks that ptq_exp did not build, at several bit widths: `python -m bench.foreign --networks FOLDER --jpeg ...`.
 
-FOLDER holds the checkpoints of `NETWORKS` below. Each is quantized with quant=best and several seeds, first
-and last layer at the same bits, with JPEG calibration images, and evaluated on the JPEG test images. Lines are appended
-to bench/results/foreign.jsonl; existing results are not measured again. Then the table of docs/results.md is written.
-Needs neither Hydra nor MLflow.
+FOLDER holds the checkpoints of `NETWORKS` below. Each is quantized with quant=best (or `--preset patient`) and several
+seeds, first and last layer at the same bits, with JPEG calibration images, and evaluated on the JPEG test images. Lines
+are appended to bench/results/foreign.jsonl; existing results are not measured again. Then the table of docs/results.md
+is written. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "foreign.jsonl"
+TABLES = {"best": "foreign", "patient": "foreign, patient"}  # preset: the name of its table in docs/results.md
 INVERTED_RESIDUALS = [
     [1, 16, 1, 1],
     [6, 24, 2, 1],
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, default=PROJECT_ROOT.parent / "shared" / "checkpoints" / "foreign")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--cache", default=None, help="folder of decoded images")
+    parser.add_argument("--preset", default="best", choices=TABLES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=None, help="networks or widths to measure, such as densenet W4")
     parser.add_argument("--set", nargs="*", default=[], help="keys of quant to change, such as act_zero_point=true")
@@ -74,7 +76,7 @@ def main() -> None:
     for size in {size for _, _, size in NETWORKS.values()}:  # decoded once, before the workers need them
         config = images(arguments, size)
         load_dataset(config.data, config.cache, torch.device("cpu"))
-    done = {tuple(line["task"]) for line in read(arguments.results)}
+    done = {tuple(line["task"]) for line in read(arguments.results, arguments.preset)}
     tasks = [(name, width, seed) for seed in range(arguments.seeds) for name in NETWORKS for width in WIDTHS]
     only = arguments.only or [*NETWORKS, *WIDTHS]
     chosen = [
@@ -84,15 +86,15 @@ def main() -> None:
     ]  # fmt: skip
     if chosen:
         share_out(chosen, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
-    table = table_of(read(arguments.results))
+    table = table_of(read(arguments.results, arguments.preset))
     print(table)
     if arguments.results == RESULTS:
-        write_between(RESULTS_PAGE, "foreign", table)
+        write_between(RESULTS_PAGE, TABLES[arguments.preset], table)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The measurements so far with the current preset."""
-    config = preset("best")
+def read(path: Path, name: str = "best") -> list[dict[str, Any]]:
+    """The measurements so far with the current preset `name`."""
+    config = preset(name)
     return [
         line for line in read_lines(path) if is_current(line, dataclasses.replace(config, act_bits=line["act_bits"]))
     ]
@@ -129,7 +131,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         name, width, seed = task
         bits, act_bits = WIDTHS[width]
         found = network(name)
-        options = preset("best", act_bits=act_bits, **changes(arguments.set))
+        options = preset(arguments.preset, act_bits=act_bits, **changes(arguments.set))
         order = torch.randperm(len(found.dataset.train_images), generator=torch.Generator().manual_seed(seed))
         chosen = found.dataset.train_images[order[: options.calibration_images].to(device)]
         started = time.perf_counter()

@@ -23,6 +23,8 @@ from bench.harness import rows_of, save
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.runs.device import pick_device
 
+FEW_IMAGES = "data.test_limit=500"
+
 
 def main() -> None:
     """Run a short and a longer sweep over full evaluations, then a hundred quick jobs."""
@@ -32,21 +34,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=12, help="jobs of the longer sweep, on all test images")
     parser.add_argument("--many", type=int, default=100, help="number of quick jobs, on 500 test images")
     arguments = parser.parse_args()
-    data = [
-        f"checkpoint={Path(arguments.checkpoint).absolute()}", "data=image_folder", "data.resize=32",
-        f"data.root={Path(arguments.images).absolute()}",
-    ]  # fmt: skip
+    data = data_words(arguments.checkpoint, arguments.images)
     sweep([*data, "quant.alpha_multiplier=3.0"])  # decodes the images and warms the file caches
-    short, long = (sweep([*data, _multipliers(count)]) for count in (2, arguments.jobs))
+    short, long = (sweep([*data, multipliers(count)]) for count in (2, arguments.jobs))
     before = (long["starts"][0] - short["starts"][0]) / (arguments.jobs - 2)
     evaluations = long["evaluate_seconds"][2:-1]
     costs = [before + later - start for start, later in pairwise(long["starts"])][2:]
     evaluation = statistics.median(evaluations)
     extra = statistics.median(cost - own for cost, own in zip(costs, evaluations, strict=True))
-    quick = [*data, "data.test_limit=500"]
+    quick = [*data, FEW_IMAGES]
     tenth = arguments.many // 10
-    few, many = (sweep([*quick, _multipliers(count)]) for count in (tenth, arguments.many))
-    marginal = (few["seconds"] - sweep([*quick, _multipliers(1)])["seconds"]) / (tenth - 1)
+    few, many = (sweep([*quick, multipliers(count)]) for count in (tenth, arguments.many))
+    marginal = (few["seconds"] - sweep([*quick, multipliers(1)])["seconds"]) / (tenth - 1)
     later = (many["seconds"] - few["seconds"]) / (arguments.many - tenth)
     all_images = {"a job's own evaluation, all test images": evaluations, "one more job, all test images": costs}
     few_images = {
@@ -62,6 +61,14 @@ def main() -> None:
     ]
     content = {"unit": "seconds", "ratio_of": "relative to the row it is compared with", "rows": rows, "notes": notes}
     save("sweep", pick_device("auto"), content)
+
+
+def data_words(checkpoint: str, images: str) -> list[str]:
+    """The command-line words for a checkpoint and an archive of images."""
+    return [
+        f"checkpoint={Path(checkpoint).absolute()}", "data=image_folder", "data.resize=32",
+        f"data.root={Path(images).absolute()}",
+    ]  # fmt: skip
 
 
 def sweep(overrides: list[str]) -> dict[str, Any]:
@@ -104,7 +111,8 @@ def _memory(process: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")), 0.0)
 
 
-def _multipliers(count: int) -> str:
+def multipliers(count: int) -> str:
+    """The command-line word for `count` jobs."""
     return "quant.alpha_multiplier=" + ",".join(f"{1 + 4 * number / count:.4f}" for number in range(count))
 
 

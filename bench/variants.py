@@ -1,9 +1,10 @@
 """Learning several variants of a network on one GPU: `python -m bench.variants`.
 
 A step of distillation of the published ResNet-20 (2-bit weights, 64 images) is captured as a CUDA graph for each
-variant. The graphs are replayed one after the other on one stream, and side by side on streams of their own. The last
-table has what stacked variants would cost: the convolutions alone, with one group for each variant. The result is
-written to bench/results/variants-<GPU>.json and to docs/performance.md. Needs neither Hydra nor MLflow.
+variant. The graphs are replayed one after the other on one stream, and side by side on streams of their own. So are the
+passes of a step of float training (160 images). The last rows have what stacked variants would cost: the convolutions
+alone, with one group for each variant. The result is written to bench/results/variants-<GPU>.json and to
+docs/performance.md. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -20,15 +21,21 @@ from bench.harness import on_images, preset, save
 from ptq_exp.base.machine import tf32
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
+from ptq_exp.data.loader import Normalizer
+from ptq_exp.networks import build_model
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.learned_weights import LearnedWeights
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
+from ptq_exp.training.loop import build_optimizer
+from ptq_exp.training.step import TrainingStep
 
 COUNTS = (1, 2, 4, 8, 12, 20)
-BATCH, ROUNDS = 64, 100
+BATCH, ROUNDS, STACKED = 64, 100, 12
+TRAININGS, TRAINING_BATCH = 5, 160
+KEPT: list[Callable[..., None]] = []  # the captured steps, whose tensors their graphs need
 STAGES = ((16, 32, 7), (32, 16, 6), (64, 8, 6))  # of ResNet-20: channels, pixels, 3x3 convolutions
 
 
@@ -51,10 +58,23 @@ def main() -> None:
     for count in COUNTS:
         one, own = (replayed(graphs[:count], places) for places in (streams[:1] * count, streams[:count]))
         rows += [row(f"{count} on one stream", one, one), row(f"{count} on {count} streams", own, one)]
-    for count in (1, 12):
-        seconds = sum(layers * convolution(count, channels, pixels) for channels, pixels, layers in STAGES)
-        rows.append(row(f"the 3x3 convolutions of {count}, in groups", seconds, one * count / max(COUNTS)))
-    save("variants", device, {"unit": "seconds per step of all variants", "ratio_of": "to one stream", "rows": rows})
+    saved = 1 / min(line["ratio"] for line in rows)
+    seconds = sum(layers * convolution(STACKED, channels, pixels) for channels, pixels, layers in STAGES)
+    stacked = row(f"the 3x3 convolutions of {STACKED}, in groups", seconds, one * STACKED / max(COUNTS))
+    trainings = [training(device) for _ in streams[:TRAININGS]]
+    single, in_turn, own = (
+        replayed(trainings[:count], places)
+        for count, places in ((1, streams[:1]), (TRAININGS, streams[:1] * TRAININGS), (TRAININGS, streams[:TRAININGS]))
+    )
+    name = f"{TRAININGS} float trainings"
+    rows += [row(f"{name} on one stream", in_turn, in_turn), row(f"{name} on streams of their own", own, in_turn)]
+    notes = [
+        f"Streams of their own are up to {saved:.1f} times as fast as one. The convolutions of {STACKED} stacked "
+        f"variants alone take {stacked['ratio']:.2f} times as long as whole steps one after the other.",
+        f"{name[0].upper()}{name[1:]} on streams of their own take {own / single:.1f} times as long as one.",
+    ]
+    content = {"unit": "seconds per step of all variants", "ratio_of": "to one stream", "notes": notes}
+    save("variants", device, content | {"rows": [*rows, stacked]})
 
 
 def row(case: str, seconds: float, reference: float) -> dict[str, Any]:
@@ -88,7 +108,21 @@ def captured(network: nn.Module, images: Tensor, stream: torch.cuda.Stream) -> t
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()
+    KEPT.append(step)
     return graph
+
+
+def training(device: torch.device) -> torch.cuda.CUDAGraph:
+    """The passes of one step of float training with this project's kernels as a graph."""
+    torch.manual_seed(0)
+    model = build_model("resnet", 10, depth=20, shortcut="conv").to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer({"_target_": "torch.optim.SGD", "lr": 0.01}, list(model.parameters()))
+    step = TrainingStep(model, Normalizer([0.5], [0.5], device), optimizer, "bf16", fused=True)
+    images = torch.randint(0, 256, (TRAINING_BATCH, 3, 32, 32), dtype=torch.uint8, device=device)
+    step(images, torch.randint(0, 10, (TRAINING_BATCH,), device=device))
+    assert step.graph is not None
+    KEPT.append(step)
+    return step.graph
 
 
 def replayed(graphs: list[torch.cuda.CUDAGraph], streams: list[torch.cuda.Stream]) -> float:
