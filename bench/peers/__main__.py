@@ -12,10 +12,9 @@ from pathlib import Path
 
 from bench import foreign
 from bench.accuracy import RESULTS_PAGE, write_between
-from bench.foreign import WIDTHS
 from bench.peers import TOOLS, adapter
 from bench.peers.measuring import Task, ready
-from bench.peers.networks import NETWORKS
+from bench.peers.networks import NETWORKS, WIDTHS
 from bench.peers.table import current, table_of
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT

@@ -1,14 +1,12 @@
 """One measurement: quantize a network with a tool, then evaluate it. The worker processes import this module."""
 
 import argparse
-import importlib.metadata
 import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.foreign import WIDTHS
 from bench.peers import TOOLS, adapter
-from bench.peers.networks import CALIBRATION_IMAGES, calibration_images, load, top1
+from bench.peers.networks import CALIBRATION_IMAGES, WIDTHS, calibration_images, load, top1
 from ptq_exp.runs.device import pick_device
 
 SEED = 0
@@ -33,7 +31,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         model, images, test, top1_float = loaded[name]
         line = {
             "task": list(task), "settings": adapter(tool).SETTINGS, "images": CALIBRATION_IMAGES, "seed": SEED,
-            "version": importlib.metadata.version(TOOLS[tool].distributions[0]), "top1_float": top1_float,
+            "version": TOOLS[tool].version(), "top1_float": top1_float,
         }  # fmt: skip
         started = time.perf_counter()
         try:

@@ -4,9 +4,8 @@ import re
 from typing import Any
 
 from bench.accuracy import mean_and_std
-from bench.foreign import WIDTHS
 from bench.peers import TOOLS, adapter
-from bench.peers.networks import NETWORKS
+from bench.peers.networks import NETWORKS, WIDTHS
 
 Line = dict[str, Any]
 
