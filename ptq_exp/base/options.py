@@ -5,6 +5,7 @@ OmegaConf does not support `typing.Literal`, so the allowed values of a field ar
 
 import copy
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -64,6 +65,12 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}{key}.")
     return flat
+
+
+def as_typed(value: Any) -> str:
+    """A value as typed on the command line, without blanks in lists and without `.0`: `null`, `[3,4]`, `2`."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return text.removesuffix(".0") if isinstance(value, float) else text
 
 
 def _check(key: str, value: Any, field: "dataclasses.Field[Any]") -> None:

@@ -5,11 +5,10 @@ Hydra would compose the configuration first, which takes a second.
 
 import re
 
-from ptq_exp.base.options import flatten
+from ptq_exp.base.options import as_typed, flatten
 from ptq_exp.base.paths import CONF
 from ptq_exp.base.text import read_text
 from ptq_exp.config import presets
-from ptq_exp.config.reference import text_of
 from ptq_exp.config.schema import Config
 
 WIDTH = 80
@@ -95,4 +94,4 @@ def half(text: str, letters: int) -> str:
 
 def _defaults() -> dict[str, str]:
     """The default of every key in `KEYS`, as typed."""
-    return {key: text_of(value) for key, value in flatten(Config()).items() if key in KEYS}
+    return {key: as_typed(value) for key, value in flatten(Config()).items() if key in KEYS}

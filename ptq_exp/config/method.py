@@ -4,10 +4,7 @@ Examples: `notebook`, `notebook granularity=channel alpha_rule=mse`, `best recon
 the file is ignored, because a copy of a preset would keep the original's name.
 """
 
-import json
-from typing import Any
-
-from ptq_exp.base.options import flatten
+from ptq_exp.base.options import as_typed, flatten
 from ptq_exp.config.presets import option
 from ptq_exp.config.schema import Config
 from ptq_exp.quantization.options import QuantConfig
@@ -22,7 +19,7 @@ def words_of(config: Config) -> list[str]:
     given = flatten(config.quant)
     file = flatten(QuantConfig()) | flatten(option("quant", config.method, tuple(config.searchpath)))
     changed = [key for key, value in given.items() if key not in NOT_THE_METHOD and value != file.get(key)]
-    return [config.method, *(f"{key}={_text(given[key])}" for key in changed)]
+    return [config.method, *(f"{key}={as_typed(given[key])}" for key in changed)]
 
 
 def typed_or_changed(config: Config) -> list[str]:
@@ -45,9 +42,3 @@ def shortened(words: list[str], letters: int) -> str:
         kept -= 1
     more = f" and {len(words) - kept} more changes" if kept < len(words) else ""
     return " ".join(words[:kept]) + more
-
-
-def _text(value: Any) -> str:
-    """The value as typed on the command line."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return text.removesuffix(".0") if isinstance(value, float) else text

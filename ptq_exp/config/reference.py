@@ -4,12 +4,11 @@ With `--check` it writes nothing, and exits with 1 if the page is out of date.
 """
 
 import dataclasses
-import json
 import re
 import sys
 from typing import Any
 
-from ptq_exp.base.options import bounds_in_words, flatten
+from ptq_exp.base.options import as_typed, bounds_in_words, flatten
 from ptq_exp.base.paths import CONF, PROJECT_ROOT
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.config import presets
@@ -65,7 +64,7 @@ def _options(group: str) -> str:
         said = " ".join(line for line in comments if not line.startswith("@package"))
         sentence = re.split(r"(?<=[.:]) (?=[A-Z]|python)", said)[0].rstrip(":")
         content = flatten(presets.option(group, path.stem)) if typed and presets.GLOBAL not in text else {}
-        shown = ", ".join(f"`{key}={text_of(value)}`" for key, value in content.items() if key not in ("", "name"))
+        shown = ", ".join(f"`{key}={as_typed(value)}`" for key, value in content.items() if key not in ("", "name"))
         lines.append(f"* `{group}={path.stem}`: {sentence}" + (f" Sets {shown}." if shown else ""))
     return "\n".join(lines) + "\n"
 
@@ -81,18 +80,13 @@ def _rows(kind: Any, prefix: str, values: dict[str, Any]) -> list[list[str]]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            rows.append([key, text_of(values.get(field.name, default)), _type(field), field.metadata["says"]])
+            rows.append([key, as_typed(values.get(field.name, default)), _type(field), field.metadata["says"]])
     return rows
 
 
 def _table(rows: list[list[str]]) -> str:
     lines = [f"| `{key}` | `{default}` | {_escaped(kind)} | {_escaped(says)} |" for key, default, kind, says in rows]
     return "\n".join([*HEAD, *lines]) + "\n"
-
-
-def text_of(value: Any) -> str:
-    """A value as typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _type(field: "dataclasses.Field[Any]") -> str:

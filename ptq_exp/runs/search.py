@@ -1,7 +1,6 @@
 """A search: jobs one after the other, each chosen by the results of the ones before. Its report is that of a sweep."""
 
 import dataclasses
-import json
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError, without_password
-from ptq_exp.base.options import flatten
+from ptq_exp.base.options import as_typed, flatten
 from ptq_exp.base.outlook import outlook
 from ptq_exp.config import Config
 from ptq_exp.config.method import words_of
@@ -178,6 +177,7 @@ def changed_words(quant: QuantConfig, base: QuantConfig) -> list[str]:
     """The overrides that turn one method into another, apart from `quant.bits`."""
     before, after = flatten(base), flatten(quant)
     return [
-        f"quant.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-        for key, value in after.items() if key not in ("bits", "name") and value != before.get(key)
-    ]  # fmt: skip
+        f"quant.{key}={as_typed(value)}"
+        for key, value in after.items()
+        if key not in ("bits", "name") and value != before.get(key)
+    ]

@@ -10,10 +10,11 @@ from conftest import ROOT, mostly_slow
 from hydra import compose as compose_by_hydra
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.base.options import check_options, flatten, option
+from ptq_exp.base.options import as_typed, check_options, flatten, option
 from ptq_exp.config import Config, presets, validate
 from ptq_exp.config.compose import compose
 from ptq_exp.config.mistakes import OPEN_GROUPS, known_keys
@@ -145,6 +146,16 @@ def test_without_hydra_a_mistake_is_told_too(words: list[str], said: str) -> Non
     with pytest.raises(UserError) as error:
         compose(*words)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.0, "2"), (2.5, "2.5"), (1e-05, "1e-05"), (20, "20"), (None, "null"), (True, "true"), ("best", "best"),
+     ([1.6, 2, 8], "[1.6,2,8]"), (["weights"], '["weights"]'), ({}, "{}"), ("v2.0", "v2.0")],
+)  # fmt: skip
+def test_hydra_reads_a_value_that_is_written_as_typed(value: Any, text: str) -> None:
+    assert as_typed(value) == text
+    assert OverridesParser.create().parse_override(f"key={text}").value() == value
 
 
 def test_a_number_is_read_as_hydra_reads_it(tmp_path: Path) -> None:
