@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from ptq_exp.base.console import duration
 from ptq_exp.reporting.table import JOB, Cells
-from ptq_exp.reporting.tables.markdown import markdown_cells
-from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, SearchRecord, SweepRecord, TrialResult
-from ptq_exp.results.search import effort, kilobytes, most_cautious, named_sentence, sentence
+from ptq_exp.results.records import BRIEF, CALIBRATED, LEARNED, NEAREST, SearchRecord, TrialResult
+from ptq_exp.results.search import effort, kilobytes, most_cautious
 from ptq_exp.results.series import number, stored_width
 
 HOW = "made by"
@@ -76,16 +75,3 @@ def explanation(record: SearchRecord) -> str:
 def conclusions(record: SearchRecord) -> list[str]:
     """The sentences below the table of trials: what they took, and what stopped the search."""
     return [effort(record, f"{duration(record.seconds)} ({record.hardware})"), *record.obstacles]
-
-
-def search_note(record: SweepRecord) -> str:
-    """A search, or a sweep of searches, in Markdown. Empty for any other sweep."""
-    parts = []
-    if record.search is not None:
-        table = markdown_cells(trial_cells(record.search))
-        parts = [f"**{sentence(record.search)}**", record.search.title, table, explanation(record.search)]
-        parts += conclusions(record.search)
-    if record.searches:
-        parts += [markdown_cells(answer_cells(record.searches))]
-        parts += map(named_sentence, record.searches)
-    return "\n\n".join(parts)

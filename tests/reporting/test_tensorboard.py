@@ -110,6 +110,18 @@ def test_a_job_of_several_bit_widths_is_a_curve_and_a_line_for_each(cli: Cli, tm
         assert run.points("hparams/top1") == pytest.approx({0: row.top1})
 
 
+def test_the_answer_of_a_search_is_in_the_event_files(cli: Cli, tmp_path: Path) -> None:
+    few = ["search.max_drop=40", "search.bits=[8,4]", "search.mixed=false"]  # 48 images can confirm 40 points
+    outcome = cli(*TINY, "quant=mse", "search=fewest", *few, "tracking=tensorboard")
+    assert outcome.code == 0, outcome.err
+    (folder,) = (tmp_path / RUNS).iterdir()
+    text = all_runs(folder)["sweep"].text()
+    assert text.startswith("**4-bit weights: ")
+    assert "2 trials in" in text
+    (table,) = tmp_path.glob("outputs/*/*/sweep/table.md")
+    assert text == table.read_text()
+
+
 def test_resuming_adds_what_is_missing_and_nothing_twice(cli: Cli, tmp_path: Path) -> None:
     words = [*TINY, "quant.bits=3,6", f"cache_dir={tmp_path / 'cache'}", "hydra.sweep.dir=outputs/a/b", "-m"]
     assert cli(*words, "tracking=none").code == 0

@@ -15,8 +15,7 @@ from ptq_exp.reporting.mlflow.place import Place
 from ptq_exp.reporting.mlflow.reading import SUMMARY_FILE
 from ptq_exp.reporting.mlflow.registry import register
 from ptq_exp.reporting.mlflow.run import MAX_VALUE_LENGTH, Run, child, start_run
-from ptq_exp.reporting.search import search_note
-from ptq_exp.reporting.tables.markdown import job_note, sweep_note
+from ptq_exp.reporting.notes import job_note, sweep_note
 from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep, to_json
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
 from ptq_exp.results.series import Series, answers, as_series, width, with_labels
@@ -80,7 +79,7 @@ def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
         summary: dict[str, Any] = {"name": record.name, "command": record.command, "jobs": run_ids}
         summary |= {"failures": record.failures, "search": record.search, "searches": record.searches}
         write_text(record.figures / SUMMARY_FILE, json.dumps(to_json(summary), indent=1))
-    note = search_note(record) or sweep_note(record)
+    note = sweep_note(record)
     if record.jobs and record.jobs[0].dataset:
         parent.log_input(record.jobs[0].dataset)
         parent.log(params={"data.used": record.jobs[0].dataset.name})  # the column of the runs page

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from ptq_exp.base.text import write_text
 from ptq_exp.reporting import JobStart, Reporter
-from ptq_exp.reporting.search import search_note
+from ptq_exp.reporting.notes import job_note, sweep_note
 from ptq_exp.reporting.tables import TableContent
 from ptq_exp.reporting.tables.delimited import delimited
 from ptq_exp.reporting.tables.latex import latex
-from ptq_exp.reporting.tables.markdown import job_note, sweep_note
 from ptq_exp.results.records import JobRecord, SweepRecord
 
 NAME = "table"
@@ -30,7 +29,7 @@ class Tables(Reporter):
     def sweep(self, record: SweepRecord) -> None:
         """Write the tables of a sweep to the folder of its report."""
         record.figures.mkdir(exist_ok=True)
-        _write(record.figures, TableContent.of_sweep(record), search_note(record) or sweep_note(record))
+        _write(record.figures, TableContent.of_sweep(record), sweep_note(record))
 
 
 def _write(folder: Path, content: TableContent, note: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptq_exp.reporting.notes import job_note, sweep_note
 from ptq_exp.reporting.tables.delimited import settings
-from ptq_exp.reporting.tables.markdown import job_note, sweep_note
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
 from ptq_exp.results.series import Row, Rows, as_series, rows_of
 
