@@ -55,7 +55,8 @@ def page() -> str:
 
 
 def _options(group: str) -> str:
-    """One line per option of a group: the first sentence of its file and, for a group with a schema, its values."""
+    """One line per option of a group: the first sentence of its file and, for a group with a schema, what it inherits
+    and sets."""
     typed = any(field.name == group and dataclasses.is_dataclass(field.type) for field in dataclasses.fields(Config))
     lines = []
     for path in sorted((CONF / group).glob("*.yaml")):
@@ -63,9 +64,11 @@ def _options(group: str) -> str:
         comments = [line[1:].strip() for line in text.splitlines() if line.startswith("# ")]
         said = " ".join(line for line in comments if not line.startswith("@package"))
         sentence = re.split(r"(?<=[.:]) (?=[A-Z]|python)", said)[0].rstrip(":")
-        content = flatten(presets.option(group, path.stem)) if typed and presets.GLOBAL not in text else {}
-        shown = ", ".join(f"`{key}={as_typed(value)}`" for key, value in content.items() if key not in ("", "name"))
-        lines.append(f"* `{group}={path.stem}`: {sentence}" + (f" Sets {shown}." if shown else ""))
+        content = presets.parse(text) or {} if typed and presets.GLOBAL not in text else {}
+        bases = [f" Inherits from `{base}`." for base in content.pop("defaults", []) if base != "_self_"]
+        values = {key: value for key, value in flatten(content).items() if key not in ("", "name")}
+        shown = ", ".join(f"`{key}={as_typed(value)}`" for key, value in values.items())
+        lines.append(f"* `{group}={path.stem}`: {sentence}{''.join(bases)}" + (f" Sets {shown}." if shown else ""))
     return "\n".join(lines) + "\n"
 
 

@@ -162,6 +162,18 @@ def test_the_documented_step_runs() -> None:
         step.check(options)
 
 
+def test_the_documented_preset_inherits(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    (preset,) = (block for _, block in blocks("yaml") if "defaults: [best" in block)
+    (tmp_path / "own" / "quant").mkdir(parents=True)
+    (tmp_path / "own" / "quant" / "mine.yaml").write_text(preset)
+    shown = ["--cfg", "job", "--package", "quant"]
+    mine = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "quant=mine", *shown)
+    same = cli("quant=best", "quant.bits=[3,4]", "quant.reconstruction.distill_steps=500", *shown)
+    assert mine.code == 0, mine.err
+    assert mine.out == same.out
+    assert "distill_lr: 0.0025" in mine.out
+
+
 def test_the_configuration_reference_is_up_to_date() -> None:
     assert reference.PAGE.read_text() == reference.page(), "run: python -m ptq_exp.config.reference"
 

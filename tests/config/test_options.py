@@ -94,14 +94,16 @@ def test_every_key_says_what_it_means() -> None:
     assert [key for key in sorted(keys) if f"| `{key}` |" not in shown] == []
 
 
-def test_a_file_sets_no_key_to_its_default() -> None:
-    """The one source of a default is its dataclass."""
+def test_a_file_sets_no_key_to_the_value_that_it_has_without_it() -> None:
+    """The one source of a value is its dataclass, or the file that another one inherits from."""
     defaults = flatten(Config())
     for group in ("data", "trainer", "quant", "tracking"):
         for path in (CONF / group).glob("*.yaml"):
             if presets.GLOBAL not in path.read_text() and path.stem != presets.default_options()[group]:
-                content = flatten(yaml.safe_load(path.read_text()) or {}, f"{group}.")
-                same = [key for key, value in content.items() if defaults.get(key, "none") == value]
+                content = yaml.safe_load(path.read_text()) or {}
+                bases = [presets.option(group, base) for base in content.pop("defaults", []) if base != "_self_"]
+                before = defaults | {key: value for base in bases for key, value in flatten(base, f"{group}.").items()}
+                same = [key for key, value in flatten(content, f"{group}.").items() if before.get(key, "none") == value]
                 assert [key for key in same if key != "quant.bits"] == [], path  # a preset states its bits
 
 
