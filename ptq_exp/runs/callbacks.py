@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 
 from ptq_exp.base.errors import without_password
 from ptq_exp.config import SWEPT_VARIABLE, before_the_job
@@ -41,11 +40,11 @@ class SweepCallback(Callback):
         """Reject a single job that cannot succeed, before it writes anything."""
         refuse_hopeless(lambda: [config])
 
-    def on_multirun_start(self, config: Any, config_name: str | None = None, **_: Any) -> None:
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Create the store and the parent run before any job starts."""
         HydraConfig.instance().set_config(config)  # `config` refers to it by ${hydra:...}
         overrides = list(config.hydra.overrides.task)
-        refuse_hopeless(lambda: job_configs(config_name, overrides))
+        refuse_hopeless(lambda: job_configs(config))
         from ptq_exp.base.console import set_quiet
         from ptq_exp.base.outlook import outlook
         from ptq_exp.reporting import SweepStart
@@ -116,10 +115,11 @@ def job_count(overrides: list[str]) -> int:
     return math.prod(len(list(each.sweep_string_iterator())) for each in parsed if each.is_sweep_override())
 
 
-def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
+def job_configs(sweep: Any) -> list[Any]:
     """The configurations of a sweep's jobs. In a long sweep, only the keys in `DECIDES_FILES` vary."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
+    overrides = list(sweep.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=hydra.config_loader)  # it resolves model=glob(resnet*)
     every, files = [], []
     for text, override in zip(overrides, parser.parse_overrides(overrides), strict=True):
@@ -133,7 +133,7 @@ def job_configs(config_name: str | None, overrides: list[str]) -> list[Any]:
     jobs = list(itertools.product(*(every if short else files)))
     if len(jobs) > MOST_CHECKED:  # too many to check beforehand: each job checks itself when it starts
         return []
-    return [hydra.compose_config(config_name, list(job), RunMode.RUN, with_log_configuration=False) for job in jobs]
+    return [hydra.config_loader.load_sweep_config(sweep, list(job)) for job in jobs]  # as Hydra's launchers do
 
 
 def refuse_hopeless(configs: Callable[[], list[Any]]) -> None:

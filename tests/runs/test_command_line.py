@@ -272,6 +272,15 @@ def test_a_misspelt_key_in_ones_own_preset_is_told_with_file_and_line(cli: Cli, 
     assert "plus sign" not in outcome.err
 
 
+def test_ones_own_preset_is_found_in_a_sweep(cli: Cli, tmp_path: Path) -> None:
+    own = tmp_path / "own" / "quant" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [mse, _self_]\n\ngranularity: tensor\n")
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "quant=mine,mse", "quant.bits=4", *TINY, "-m")
+    assert outcome.code == 0, outcome.err
+    assert "│ quant=mine │" in outcome.out
+
+
 @pytest.mark.slow
 def test_the_traceback_flag_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "run.py"), "quant.bits=99", "--traceback", "tracking=none"]
