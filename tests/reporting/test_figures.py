@@ -153,18 +153,18 @@ def test_weight_panels_hold_every_weight_once(options: dict[str, Any], tmp_path:
         quantized, report = quantize(model, config, bits, torch.randn(8, 3, 32, 32))
         reference = target_layers(prepare(model, config), config.layers)
         shown = panels.weight_panels(reference, quantized, report)
-        assert [panel["layer"] for panel in shown] == list(quantized_layers(quantized))
+        assert [panel.layer for panel in shown] == list(quantized_layers(quantized))
         for panel in shown:
-            edges = np.array(panel["edges"])
-            inside = float((np.array(panel["density"]) * np.diff(edges)).sum())
+            edges = np.array(panel.edges)
+            inside = float((np.array(panel.density) * np.diff(edges)).sum())
             assert inside == pytest.approx(1.0, abs=0.02)  # but for what lies further out than is drawn
-            assert max(map(abs, panel["levels"])) <= 1.0001
-            assert len(panel["levels"]) <= panels.MOST_STEMS or "asymmetric" in str(options)
+            assert max(map(abs, panel.levels)) <= 1.0001
+            assert len(panel.levels) <= panels.MOST_STEMS or "asymmetric" in str(options)
         if bits == 2 and not options:
             first = quantized_layers(quantized)["conv1"].layer.weight / report.layers[0].alpha
-            assert shown[0]["levels"] == pytest.approx(sorted(set(np.round(first.flatten().tolist(), 4))), abs=1e-3)
+            assert shown[0].levels == pytest.approx(sorted(set(np.round(first.flatten().tolist(), 4))), abs=1e-3)
             # Seven levels a third of alpha apart: a density times a third is a share.
-            assert sum(shown[0]["level_density"]) / 3 == pytest.approx(1.0, abs=0.01)
+            assert sum(shown[0].level_density) / 3 == pytest.approx(1.0, abs=0.01)
         plots.weight_densities(shown, "weights", tmp_path / f"{bits}.png")
         pixels = drawn(tmp_path / f"{bits}.png")
         assert has(pixels, RED)
@@ -184,10 +184,10 @@ def test_activation_panels_come_from_the_calibration(tmp_path: Path) -> None:
     config = QuantConfig(act_bits=4, act_rule="mse", act_residual=True)
     _, report = quantize(network(), config, 4, torch.randn(16, 3, 32, 32))
     shown = panels.activation_panels(report)
-    assert {panel["layer"] for panel in shown} == {r.layer for r in report.layers if r.act_bits is not None}
+    assert {panel.layer for panel in shown} == {r.layer for r in report.layers if r.act_bits is not None}
     for panel in shown:
-        assert sum(panel["shares"]) == pytest.approx(1.0)
-        assert 0 < panel["alpha"] <= panel["limit"]
+        assert sum(panel.shares) == pytest.approx(1.0)
+        assert 0 < panel.alpha <= panel.limit
     plots.activation_histograms(shown, "activations", tmp_path / "a.png")
     assert has(drawn(tmp_path / "a.png"), RED)
 

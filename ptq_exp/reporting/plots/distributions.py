@@ -1,7 +1,8 @@
 """Distributions of weights and activations, with their clipping values."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,31 @@ from ptq_exp.reporting.plots.style import (
 
 COLUMNS, PANEL, HEADING, GAP = 4, 0.8, 0.46, 0.22  # of small multiples: columns per line, and sizes in inches
 MARGIN, NOTE = 0.15, 0.62
+
+
+@dataclass(frozen=True)
+class WeightPanel:
+    """The weights of a layer in units of the clipping value alpha, which may differ between channels."""
+
+    layer: str
+    edges: list[float]  # of the histogram of the float weights
+    density: list[float]  # one value fewer
+    levels: list[float]
+    level_density: list[float]  # the share of a level's weights divided by its distance to the next level
+    alphas: tuple[float, float]  # the smallest and the largest of the channels
+    clipped_percent: float
+    levels_used: int
+    levels_available: int
+
+
+@dataclass(frozen=True)
+class ActivationPanel:
+    """The magnitudes of a layer's input on the calibration images."""
+
+    layer: str
+    shares: list[float]  # in equal bins from 0 to `limit`
+    limit: float
+    alpha: float
 
 
 def weight_density(weights: Any, lows: list[float], highs: list[float], title: str, path: Path) -> None:
@@ -81,28 +107,25 @@ def density_estimate(values: Any, places: Any) -> Any:
     return np.array(heights) / (bandwidth * math.sqrt(2 * math.pi))
 
 
-def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> None:
+def weight_densities(layers: Sequence[WeightPanel], title: str, path: Path) -> None:
     """The float weights of every layer as a histogram, and their quantization levels as stems.
 
-    The unit is the clipping value alpha, which is drawn as a line. Both heights are densities: the density of a level
-    is its share of the weights divided by its distance to the next level. Every entry needs `layer`, `edges`, `density`
-    (one value fewer), `levels`, `level_density`, `alphas` (the smallest and the largest of the layer's channels),
-    `clipped_percent`, `levels_used`, `levels_available`.
+    The unit is the clipping value alpha, which is drawn as a line. Both heights are densities.
     """
-    limit = max(1.15, *(max(map(abs, layer["edges"])) for layer in layers))
+    limit = max(1.15, *(max(map(abs, layer.edges)) for layer in layers))
     figure, panels = _panels(len(layers), "weight / alpha")
     for layer, panel in zip(layers, panels, strict=True):
-        top = 1.05 * max([*layer["density"], *layer["level_density"], 1e-12])
-        x = [panel.x(edge / limit) for edge in layer["edges"]]
-        panel.steps(x, [value / top for value in layer["density"]], BLUE)
-        stems = [(panel.x(v / limit), d / top) for v, d in zip(layer["levels"], layer["level_density"], strict=True)]
+        top = 1.05 * max([*layer.density, *layer.level_density, 1e-12])
+        x = [panel.x(edge / limit) for edge in layer.edges]
+        panel.steps(x, [value / top for value in layer.density], BLUE)
+        stems = [(panel.x(v / limit), d / top) for v, d in zip(layer.levels, layer.level_density, strict=True)]
         panel.lines([panel.x(sign / limit) for sign in (-1, 1)], RED)
         panel.stems(stems, BLACK)  # above the line, where the outermost levels lie
-        used = f"uses {layer['levels_used']}/{layer['levels_available']}"
-        about = f"clips {layer['clipped_percent']:.2g} %" if layer["clipped_percent"] >= 0.05 else used
-        low, high = layer["alphas"]
+        used = f"uses {layer.levels_used}/{layer.levels_available}"
+        about = f"clips {layer.clipped_percent:.2g} %" if layer.clipped_percent >= 0.05 else used
+        low, high = layer.alphas
         ranges = f"α {high:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"α {low:.1g}…{high:.2g}"
-        panel.heading(layer["layer"], f"{ranges}, {about}")
+        panel.heading(layer.layer, f"{ranges}, {about}")
         panel.ticks({panel.x(value / limit): f"{value}" for value in (-1, 0, 1)})
     key = [(BLUE, "float weights"), (BLACK, "quantized levels"), (RED, "clipping value alpha (α)")]
     write_note(
@@ -111,20 +134,17 @@ def weight_densities(layers: list[dict[str, Any]], title: str, path: Path) -> No
     _finish(figure, panels, title, key, path)
 
 
-def activation_histograms(layers: list[dict[str, Any]], title: str, path: Path) -> None:
-    """The magnitudes of every layer's input on the calibration images, on a logarithmic scale, with the clipping value.
-
-    Every entry needs `layer`, `shares` (in equal bins from 0 to `limit`), `limit` and `alpha`.
-    """
+def activation_histograms(layers: Sequence[ActivationPanel], title: str, path: Path) -> None:
+    """The magnitudes of every layer's input on the calibration images, on a logarithmic scale, with alpha."""
     figure, panels = _panels(len(layers), "|activation| / maximum")
     floor = -6.0  # one activation in a million
     for layer, panel in zip(layers, panels, strict=True):
-        count = len(layer["shares"])
-        heights = [max(0.0, 1 - math.log10(share) / floor) if share > 0 else 0.0 for share in layer["shares"]]
+        count = len(layer.shares)
+        heights = [max(0.0, 1 - math.log10(share) / floor) if share > 0 else 0.0 for share in layer.shares]
         panel.steps([panel.x(2 * edge / count - 1) for edge in range(count + 1)], heights, BLUE)
-        place = min(layer["alpha"] / layer["limit"], 1.0)
+        place = min(layer.alpha / layer.limit, 1.0)
         panel.lines([panel.x(2 * place - 1)], RED)
-        panel.heading(layer["layer"], f"α {layer['alpha']:.3g}, maximum {layer['limit']:.3g}")
+        panel.heading(layer.layer, f"α {layer.alpha:.3g}, maximum {layer.limit:.3g}")
         panel.ticks({panel.x(-1): "0", panel.x(0): "0.5", panel.x(1): "1"})
     key = [(BLUE, "calibration images"), (RED, "clipping value alpha (α)")]
     write_note(figure, "Heights: shares of the values, on a logarithmic scale from 1e-6 to 1.", below=NOTE)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ptq_exp.quantization.activations import Observation
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.report import Report
+from ptq_exp.reporting.plots.distributions import ActivationPanel, WeightPanel
 
 BINS = 48  # of the histogram of a layer's weights
 ACTIVATION_BINS = 64  # of the histogram of its input; must divide the number of calibration bins
@@ -16,9 +17,8 @@ MOST_STEMS = 64  # levels that can be distinguished in the figure; more are merg
 FURTHEST = 2.0  # times alpha; weights beyond it are counted as clipped but not drawn
 
 
-def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Report) -> list[dict[str, Any]]:
-    """The entries of `plots.weight_densities`: the float weights of every layer (of `reference`) and their levels, in
-    units of alpha, which may differ between channels."""
+def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Report) -> list[WeightPanel]:
+    """The float weights of every layer (of `reference`) and their levels."""
     layers = quantized_layers(quantized)
     panels = []
     for about in report.layers:
@@ -29,12 +29,19 @@ def weight_panels(reference: dict[str, Any], quantized: nn.Module, report: Repor
         end = max(1.0, min(float(np.abs(weights).max()), FURTHEST))
         counts, edges = np.histogram(weights, BINS, (-end, end))
         places, density = _level_density(levels, layer)
-        panels.append({
-            "layer": about.layer, "edges": edges.tolist(), "levels": places, "level_density": density,
-            "density": (counts / len(weights) / (edges[1] - edges[0])).tolist(),
-            "alphas": (alpha.min().item(), alpha.max().item()), "clipped_percent": about.clipped_percent,
-            "levels_used": about.levels_used, "levels_available": about.most_levels,
-        })  # fmt: skip
+        panels.append(
+            WeightPanel(
+                layer=about.layer,
+                edges=edges.tolist(),
+                density=(counts / len(weights) / (edges[1] - edges[0])).tolist(),
+                levels=places,
+                level_density=density,
+                alphas=(alpha.min().item(), alpha.max().item()),
+                clipped_percent=about.clipped_percent,
+                levels_used=about.levels_used,
+                levels_available=about.most_levels,
+            )
+        )
     return panels
 
 
@@ -59,12 +66,13 @@ def _level_density(values: Any, layer: QuantizedLayer) -> tuple[list[float], lis
     return places.tolist(), (counts / len(values) / room[nearest]).tolist()
 
 
-def activation_panels(report: Report) -> list[dict[str, Any]]:
-    """The entries of `plots.activation_histograms`, from the histograms of the calibration."""
-    found = {layer.layer: layer for layer in report.layers}
+def activation_panels(report: Report) -> list[ActivationPanel]:
+    """The histograms of the calibration with the clipping values."""
+    alphas = {layer.layer: layer.act_alpha for layer in report.layers}
     return [
-        {"layer": name, "shares": _shares(seen), "limit": seen.limit, "alpha": found[name].act_alpha}
+        ActivationPanel(name, _shares(seen), seen.limit, alpha)
         for name, seen in report.activations.items()
+        if (alpha := alphas[name]) is not None
     ]
 
 
