@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq_exp.reporting.plots.accuracy import pareto_front
+from ptq_exp.reporting.plots.labels import Labelled, label_points
 from ptq_exp.reporting.plots.style import (
     BLACK,
     BLUE,
@@ -66,9 +67,7 @@ def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position:
         high = [max(0.0, result.top1_drop - result.top1_drop_ci_low) for result in results]
         look = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3, "label": name}
         axes.errorbar(list(map(position, here)), [result.top1 for result in results], yerr=[low, high], **look)
-    if position is _size:
-        _name_points(axes, shown)
-    else:
+    if position is not _size:
         axes.invert_xaxis()
         axes.set_xticks(sorted({position(found) for found in trials}))
     best = [found for found in shown if found is record.best]
@@ -83,22 +82,23 @@ def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position:
     axes.set(xlabel=label, ylabel="top-1 accuracy (%)")
     axes.margins(x=0.1, y=0.12)
     axes.grid(alpha=0.3)
+    if position is _size:
+        _name_points(axes, record, shown)
 
 
-def _name_points(axes: Any, shown: list[TrialResult]) -> None:
-    """Label the points against size, and draw the Pareto front."""
-    for found in shown:
-        if found.trial.axis == "activations":  # it has the size of another trial, which has a label
-            continue
-        mixed = found.trial.axis == "mixed"  # close to the width for all weights, whose label is on the other side
-        look = {"xytext": (-9, -4) if mixed else (6, -12), "ha": "right" if mixed else "left", "fontsize": SMALL}
-        axes.annotate(_name(found), (_size(found), found.result.top1), textcoords="offset points", **look)
-    if shown and min(shown, key=_size).trial.axis == "mixed":  # its label is left of it
-        low, high = axes.get_xlim()
-        axes.set_xlim(low - 0.1 * (high - low), high + 0.05 * (high - low))
+def _name_points(axes: Any, record: SearchRecord, shown: list[TrialResult]) -> None:
+    """Draw the Pareto front and label the points: first the network found, then one width for all, then mixed ones."""
     front = pareto_front([(_size(found), found.result.top1, found.result.bits_mean) for found in shown])
     if len(front) > 1:
         axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1, zorder=0, label="Pareto front")
+    by_rank = sorted(shown, key=lambda found: (found is not record.best, found.trial.axis == "mixed", _size(found)))
+    points = []
+    for found in by_rank:
+        level = found.result.top1 + found.result.top1_drop
+        low, high = level - found.result.top1_drop_ci_high, level - found.result.top1_drop_ci_low
+        points.append(Labelled(_name(found), _size(found), found.result.top1, low, high, found is record.best))
+    level = shown[0].result.top1_float if shown else 0.0
+    label_points(axes, points, [level, level - record.max_drop])
 
 
 def _legend(first: Any, last: Any) -> None:
