@@ -32,7 +32,7 @@ def command_line() -> int:
     """Run `main`. A user's mistake leads to a message and exit code 1, with a traceback only on request."""
     write_what_fits()
     if {"--help", "-h"} & set(sys.argv):
-        print(page())
+        print(page(sys.argv[1:]))
         return 0
     show_traceback = "--traceback" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]

@@ -4,6 +4,7 @@ Hydra would compose the configuration first, which takes a second.
 """
 
 import re
+from collections.abc import Iterable
 
 from ptq_exp.base.options import as_typed, flatten
 from ptq_exp.base.paths import CONF
@@ -37,20 +38,22 @@ KEYS = {
     "quiet": "true: only stages, warnings and tables",
 }
 EPILOGUE = """\
+Your own presets: hydra.searchpath=[file://FOLDER]; with --help they are listed.
 docs/configuration.md lists all keys. `--cfg job` prints the configuration of a
 command and runs nothing. --traceback shows where an error occurred. Hydra's own
 flags: --hydra-help
 """
 
 
-def page() -> str:
-    """The help text, at most `WIDTH` columns wide."""
+def page(arguments: Iterable[str] = ()) -> str:
+    """The help text, at most `WIDTH` columns wide. It lists presets in the folders that the command line names, too."""
+    searchpath = presets.search_path(arguments)
     lines = ["ptq_exp: how few bits can this network take, and why does it break?", ""]
     lines += [f"  {command:53} {says}".rstrip() for command, says in COMMANDS.items()]
     lines += ["", "-m runs one job for every combination of comma-separated values.", ""]
     lines += ["Groups and their options (choose with group=option; * is the default):"]
     for group, says in groups().items():
-        lines += [f"{group}: {says}", *_options(group)]
+        lines += [f"{group}: {says}", *_options(group, searchpath)]
     lines += ["", "The usual keys and their defaults (change with key=value):"]
     lines += [f"  {f'{key}={default}':32} {KEYS[key]}" for key, default in _defaults().items()]
     return "\n".join([*lines, "", EPILOGUE])
@@ -63,12 +66,10 @@ def groups() -> dict[str, str]:
     return says | {"hydra/launcher": "where the jobs of a sweep run (default: one after the other)"}
 
 
-def _options(group: str) -> list[str]:
+def _options(group: str, searchpath: tuple[str, ...]) -> list[str]:
     chosen = presets.default_options().get(group)
-    files = sorted((CONF / group).glob("*.yaml"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-    files.sort(key=lambda path: re.sub(r"\d+", "", path.stem))
     lines = []
-    for path in files:
+    for path in presets.files(group, searchpath):
         said = " ".join(line[2:] for line in read_text(path).splitlines() if re.match(r"# (?!@package)", line))
         lines.append(_line(f"{path.stem}{' *' if path.stem == chosen else ''}", said))
     return lines
@@ -76,7 +77,7 @@ def _options(group: str) -> list[str]:
 
 def _line(name: str, says: str) -> str:
     start = f"  {name:15} "
-    return start + half(says, WIDTH - len(start))
+    return (start + half(says, WIDTH - len(start))).rstrip()
 
 
 def half(text: str, letters: int) -> str:

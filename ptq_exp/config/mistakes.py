@@ -13,6 +13,7 @@ import yaml
 from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.options import flatten
 from ptq_exp.base.text import complain, read_text, write_what_fits
+from ptq_exp.config import presets
 from ptq_exp.config.schema import Config
 
 OPEN_GROUPS = ("model", "optimizer", "scheduler")  # they accept any key; the known keys are those of their files
@@ -128,13 +129,13 @@ def _explain_missing_option(text: str, conf: Path) -> str:
     folder = conf / group
     if not (group and folder.is_dir()):
         return text.split("\nConfig search path")[0]
-    options = sorted(path.stem for path in folder.glob("*.yaml"))
+    options = [path.stem for path in presets.files(group, presets.search_path(sys.argv))]
     return f"{group}={option} is not known.{did_you_mean(option, options)} Allowed: {', '.join(options)}."
 
 
 def _place_in_yaml(key: str, conf: Path) -> str:
     """The file and line that set a dotted key: `conf/quant/mine.yaml, line 3`."""
-    folders = [conf, *(Path(found) for found in re.findall(r"file://([^\],]+)", " ".join(sys.argv)))]
+    folders = [conf, *map(presets.folder, presets.search_path(sys.argv))]
     for path in [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]:
         try:
             text = read_text(path)

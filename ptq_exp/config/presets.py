@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,33 @@ def _option(group: str, name: str, searchpath: tuple[str, ...]) -> dict[str, Any
 
 def find(group: str, name: str, searchpath: tuple[str, ...] = ()) -> Path | None:
     """The file of an option, or None. conf/ precedes the folders of Hydra's search path."""
-    paths = [_folder(place) / group / f"{name}.yaml" for place in (str(CONF), *searchpath)]
+    paths = [folder(place) / group / f"{name}.yaml" for place in (str(CONF), *searchpath)]
     return next((path for path in paths if path.is_file()), None)
+
+
+def search_path(arguments: Iterable[str] = ()) -> tuple[str, ...]:
+    """Hydra's search path as given on a command line, else in conf/config.yaml, without conf/ itself."""
+    places: list[str] = (parse(read_text(CONF / "config.yaml")).get("hydra") or {}).get("searchpath") or []
+    further: list[str] = []
+    words = list(arguments)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        key, equals, value = word.partition("=")
+        if key.lstrip("+") == "hydra.searchpath":
+            places = [place.strip("'\" ") for place in value.strip("'\"[] ").split(",")]
+        elif key in {"--config-dir", "-cd"}:
+            further.append(value if equals else following)
+    return tuple(filter(None, [*further, *places]))
+
+
+def files(group: str, searchpath: tuple[str, ...] = ()) -> list[Path]:
+    """The files of a group's options, by name, one for each name. conf/ precedes the folders of Hydra's search path."""
+    folders = [folder(place) / group for place in (*reversed(searchpath), str(CONF))]
+    found = {path.stem: path for parent in folders for path in parent.glob("*.yaml")}
+    return sorted(found.values(), key=lambda path: (re.sub(r"\d+", "", path.stem), _numbers(path.stem)))
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
 def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -75,9 +101,12 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _folder(place: str) -> Path:
+def folder(place: str) -> Path:
     """The folder of an entry of Hydra's search path: `file://...`, `pkg://...` or a plain path."""
     if place.startswith("pkg://"):
-        package = importlib.util.find_spec(place.removeprefix("pkg://").replace("/", "."))
-        return Path(next(iter(package.submodule_search_locations or ["."])) if package else ".")
+        try:
+            package = importlib.util.find_spec(place.removeprefix("pkg://").replace("/", "."))
+        except ModuleNotFoundError:  # of the parent package
+            package = None
+        return Path(next(iter(package.submodule_search_locations or [place])) if package else place)
     return Path(place.removeprefix("file://"))

@@ -24,7 +24,8 @@ Written by `python -m ptq_exp.config.reference` from the schema: the dataclasses
 To change a key on the command line, use its dotted name: `quant.bits=4`. To choose a group's option, use the group's
 name: `quant=best`. `a,b` with `-m` runs one job for each value; `'[a,b]'` is one list. `python run.py --cfg job`
 followed by the same words prints the resulting configuration. To define your own experiment, add a YAML file to
-`conf/experiment/` and choose it with `experiment=<its name>`.
+`conf/experiment/` and choose it with `experiment=<its name>`. Files of your own can also lie in another folder, which
+`'hydra.searchpath=[file://FOLDER]'` names ([presets](how-to/new-method.md)).
 
 ## Shell completion
 

@@ -41,6 +41,19 @@ def test_help_says_something_about_every_group_and_option_on_two_screens(cli: Cl
     assert any(line.startswith("  notebook *") for line in lines)  # the default
 
 
+@pytest.mark.parametrize("quoted", ["hydra.searchpath=[file://{}]", "hydra.searchpath=['{}']", "--config-dir={}"])
+def test_help_lists_the_presets_in_a_folder_of_ones_own(cli: Cli, tmp_path: Path, quoted: str) -> None:
+    own = tmp_path / "own"
+    for name, text in {"quant/mine.yaml": "# Mine, with four bits.\nbits: [4]\n", "quant/best.yaml": "# Mine, too.\n",
+                       "experiment/first.yaml": "# @package _global_\nseed: 1\n"}.items():  # fmt: skip
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text(text)
+    before, after = (cli(*arguments).out.splitlines() for arguments in (["--help"], [quoted.format(own), "--help"]))
+    assert [line for line in after if line not in before] == ["  mine            Mine, with four bits", "  first"]
+    assert len(after) == len(before) + 2  # Hydra, too, prefers the best.yaml of conf/
+    assert after.index("  mine            Mine, with four bits") < after.index("  first")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_and_cfg_import_neither_torch_nor_mlflow(arguments: list[str]) -> None:
     code = (
@@ -270,6 +283,8 @@ def test_a_misspelt_key_in_ones_own_preset_is_told_with_file_and_line(cli: Cli, 
     assert outcome.code == 1
     assert f"{own}, line 3: There is no key 'quant.granularty'. Did you mean 'quant.granularity'?" in outcome.err
     assert "plus sign" not in outcome.err
+    outcome = cli(f"hydra.searchpath=[file://{tmp_path}/own]", "quant=mines", *TINY)
+    assert "quant=mines is not known. Did you mean 'mine'?" in outcome.err
 
 
 def test_ones_own_preset_is_found_in_a_sweep(cli: Cli, tmp_path: Path) -> None:
