@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ptq_exp.base.paths import as_typed
 from ptq_exp.base.text import write_text
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.html import REPORT_FILE
@@ -35,4 +36,4 @@ class HtmlReport(Reporter):
 
     def where(self) -> list[str]:
         """The path of the report."""
-        return [f"Report: {self.file}"] if self.file else []
+        return [f"Report: {as_typed(self.file)}"] if self.file else []
