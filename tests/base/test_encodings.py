@@ -49,12 +49,12 @@ def test_names_in_other_scripts_are_kept_in_files_and_escaped_on_the_screen(tmp_
     folder = tmp_path / "Bücher 猫"
     for split in ("train", "test"):
         for label, colour in (("Käfer", 40), ("猫", 200)):
-            (folder / "images" / split / label).mkdir(parents=True)
+            (folder / "Bücher 猫" / split / label).mkdir(parents=True)
             for number in range(4):
                 image = Image.new("RGB", (32, 32), (colour, 10 * number, 0))
-                image.save(folder / "images" / split / label / f"{number}.png")
+                image.save(folder / "Bücher 猫" / split / label / f"{number}.png")
     few = [*[word for word in FEW if "data" not in word], "model.depth=8", "data=image_folder", "quant.bits=4"]
-    where = ["data.root=images", f"tracking.uri={store}", f"cache_dir={tmp_path / 'cache'}"]
+    where = ["data.root='Bücher 猫'", f"tracking.uri={store}", f"cache_dir={tmp_path / 'cache'}"]
     out, _ = run(folder, *few, *where, LC_ALL="C", PYTHONIOENCODING="ascii")
     (report,) = folder.glob("outputs/*/*/artifacts/report.html")
     assert "Report: " in out
