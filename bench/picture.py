@@ -17,7 +17,7 @@ PICTURE = PROJECT_ROOT / "docs" / "figures" / "accuracy.png"
 IMAGES = 10_000
 SIGN = 1  # in why.json the sign is stored in addition to the bits
 METHODS = {
-    "notebook: 3 std of the first convolution": ("the course notebook: one range for all layers", ORANGE),
+    "notebook: 3 std of conv1": ("the course notebook: one range for all layers", ORANGE),
     "one range per channel (mse)": ("one range per output channel", GREEN),
 }
 OURS = ["W2 (4 levels)", "W3", "W4", "W8"]
@@ -59,6 +59,7 @@ def draw(series: dict[str, tuple[Points, str]], level: float) -> None:
     write_title(figure, "ResNet-20 on CIFAR-10 (JPEG test images): how few bits?")
     legend(axes)
     save(figure, PICTURE)
+    PICTURE.with_suffix(".svg").unlink()  # the README shows the PNG
 
 
 if __name__ == "__main__":

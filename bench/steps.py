@@ -122,6 +122,7 @@ def draw(lines: list[dict[str, Any]]) -> None:
         axes.set_xlim(left=axes.get_xlim()[0] / 1.6)
     write_title(figure, "ResNet-20: steps per block + steps on the network")
     save(figure, FIGURE)
+    FIGURE.with_suffix(".svg").unlink()  # the page shows the PNG
 
 
 def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -17,6 +17,7 @@ from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.reporting import plots
+from ptq_exp.reporting.plots.figures import bits_of
 from ptq_exp.results.records import BitWidthResult
 from ptq_exp.results.series import Series
 from ptq_exp.runs.device import hardware, pick_device
@@ -25,7 +26,7 @@ from ptq_exp.runs.measure import make_result
 from ptq_exp.runs.shared import Shared
 
 METHODS = {
-    "notebook: 3 std of the first convolution": {},
+    "notebook: 3 std of conv1": {},
     "one range per model (mse)": {"alpha_rule": "mse"},
     "one range per tensor (mse)": {"alpha_rule": "mse", "granularity": "tensor"},
     "one range per channel (mse)": {"alpha_rule": "mse", "granularity": "channel"},
@@ -67,13 +68,19 @@ def main() -> None:
             for method, results in series.items()
         }
         every[test] = series
-        plots.accuracy_against_bits(series, figures / f"granularity_{test}.png")
+        images_of = {"jpeg": "JPEG"}.get(test, test)
+        title = f"ResNet-20 on CIFAR-10 ({images_of} test images)"
+        plots.accuracy_against_bits(series, figures / f"granularity_{test}.png", title)
         print(f"\n{test}, float {baseline.top1:.2f} %\n| | " + " | ".join(map(str, BITS)) + " |")
         for method, results in series.items():
             print(f"| {method} | " + " | ".join(f"{result.top1:.2f}" for result in results) + " |")
     for method, name in zip(METHODS, ("notebook", "model", "tensor", "channel"), strict=True):
-        layers = every["lossless"][method][BITS.index(4)].layers
-        plots.levels_used(layers, f"4 bits, {method}", figures / f"levels_{name}.png")
+        result = every["lossless"][method][BITS.index(4)]
+        plots.levels_used(
+            result.layers, f"Levels of ResNet-20, {bits_of(result)}, {method}", figures / f"levels_{name}.png"
+        )
+    for path in figures.glob("*.svg"):  # the pages show the PNG files
+        path.unlink()
     path = PROJECT_ROOT / "bench" / "results" / "why.json"
     path.write_text(json.dumps(found, indent=1))
 
