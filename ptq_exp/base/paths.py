@@ -7,6 +7,6 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = PROJECT_ROOT / "conf"
 
 
-def as_typed(path: Path) -> str:
-    """The path as one would type it here: relative if it is below the working directory."""
+def from_here(path: Path) -> str:
+    """The path as text, relative if it is below the working directory."""
     return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)

@@ -14,7 +14,7 @@ from ptq_exp.base.background import later
 from ptq_exp.base.console import console, is_quiet, log, set_quiet
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.outlook import outlook
-from ptq_exp.base.paths import as_typed
+from ptq_exp.base.paths import from_here
 from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.quantization.learning import learns
@@ -66,7 +66,7 @@ def finish_job(config: Config, device: torch.device) -> JobRecord:
 
 def run_job(config: Config, device: torch.device, start: JobStart, reports: Reports) -> JobRecord:
     """Load or train the float network, quantize it at every bit width, evaluate and report."""
-    log.info("%s: writing results to %s.", start.name, as_typed(start.folder))
+    log.info("%s: writing results to %s.", start.name, from_here(start.folder))
     with reports.following(start):
         Ledger.of(config, start.key).write(start.folder)
         shared = prepare(config, device, reports.training)
@@ -82,7 +82,7 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
                   if export.failed]:  # fmt: skip
         raise UserError(f"The results are kept, but not every export does what was simulated. {'; '.join(failed)}.")
     if start.alone and not is_quiet():
-        console.print(*(reports.where() or [f"Results: {as_typed(start.folder)}"]), sep="\n")
+        console.print(*(reports.where() or [f"Results: {from_here(start.folder)}"]), sep="\n")
     return record
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ptq_exp.base import background
 from ptq_exp.base.console import console, is_quiet
 from ptq_exp.base.errors import without_password
-from ptq_exp.base.paths import as_typed
+from ptq_exp.base.paths import from_here
 from ptq_exp.reporting import Reports, SweepStart
 from ptq_exp.reporting.mlflow.options import TrackingOptions
 from ptq_exp.reporting.mlflow.reporter import how_to_log_later
@@ -58,7 +58,7 @@ class Sweep:
         record = replace(read_sweep(folder, finished_here()), problems=tuple(problems))
         problems += self.reports.sweep(record)
         if not is_quiet() and not self.outer:
-            console.print(*(self.reports.where() or [f"Results: {as_typed(folder)}"]), sep="\n")
+            console.print(*(self.reports.where() or [f"Results: {from_here(folder)}"]), sep="\n")
         if problems:
             print(f"Error: not everything could be logged: {problems[0]}", file=sys.stderr)
             print(how_to_log_later(folder), file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ptq_exp.base.paths import as_typed
+from ptq_exp.base.paths import from_here
 from ptq_exp.base.text import write_text
 from ptq_exp.reporting import JobStart, Reporter
 from ptq_exp.reporting.html import REPORT_FILE
@@ -36,4 +36,4 @@ class HtmlReport(Reporter):
 
     def where(self) -> list[str]:
         """The path of the report."""
-        return [f"Report: {as_typed(self.file)}"] if self.file else []
+        return [f"Report: {from_here(self.file)}"] if self.file else []
