@@ -1,4 +1,7 @@
-"""Startup: `python -m bench.startup`. Measures the time to --help, --cfg job and the first line of a job."""
+"""Startup: `python -m bench.startup`. Measures the time to --help, --cfg job, the first line of a job, and a report.
+
+The report is that of a sweep of two jobs, from its MLflow store and from its folder.
+"""
 
 import argparse
 import os
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from bench.harness import rows_of, save
 from ptq_exp.base.paths import PROJECT_ROOT
@@ -16,9 +20,15 @@ from ptq_exp.runs.device import pick_device
 CASES = {
     "import torch": ["-c", "import torch"],
     "import hydra": ["-c", "import hydra"],
+    "import mlflow with its SQL store": ["-c", "import mlflow.store.tracking.sqlalchemy_store"],
     "--help": ["run.py", "--help"],
     "--cfg job": ["run.py", "--cfg", "job"],
-}
+    "report from MLflow": ["-m", "ptq_exp.report", "--uri", "{store}", "--output", "{folder}/report.html"],
+    "report from the folder": ["-m", "ptq_exp.report", "{sweep}", "--output", "{folder}/report.html"],
+    "comparison of two folders": [
+        "-m", "ptq_exp.report", "--compare", "{sweep}/0", "{sweep}/1", "--output", "{folder}/report.html",
+    ],
+}  # fmt: skip
 JOB = ["run.py", "experiment=debug", "tracking=none", f"hydra.run.dir={tempfile.gettempdir()}/ptq_exp_bench_startup"]
 
 
@@ -27,11 +37,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    wall: dict[str, list[float]] = {name: [] for name in [*CASES, "the first line of a job"]}
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments.rounds, prepared(Path(folder)))
+
+
+def prepared(folder: Path) -> dict[str, list[str]]:
+    """Run the sweep that is reported. Returns the commands with its store and folder."""
+    names = {"store": f"sqlite:///{folder}/mlflow.db", "sweep": f"{folder}/sweep", "folder": str(folder)}
+    words = [
+        "experiment=debug",
+        "quant.bits=4,8",
+        f"tracking.uri={names['store']}",
+        f"hydra.sweep.dir={names['sweep']}",
+    ]
+    whole(["run.py", "-m", *words])
+    return {case: [word.format(**names) for word in command] for case, command in CASES.items()}
+
+
+def measure(rounds: int, commands: dict[str, list[str]]) -> None:
+    """Time the commands and write the page."""
+    wall: dict[str, list[float]] = {name: [] for name in [*commands, "the first line of a job"]}
     cpu: dict[str, list[float]] = {name: [] for name in wall}
-    for number in range(arguments.rounds + 1):
+    for number in range(rounds + 1):
         for name in wall:
-            seconds, work = first_line(JOB) if name not in CASES else whole(CASES[name])
+            seconds, work = first_line(JOB) if name not in commands else whole(commands[name])
             if number:  # the first round fills the file caches
                 wall[name].append(seconds)
                 cpu[name].append(work)

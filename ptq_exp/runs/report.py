@@ -1,4 +1,5 @@
-"""`python -m ptq_exp.report [RUN] --format latex`: the report or the table of a finished run, from MLflow alone."""
+"""`python -m ptq_exp.report [RUN] --format latex`: the report or the table of a finished run, from MLflow alone or from
+its folder below outputs/, which takes a tenth of the time."""
 
 import argparse
 import sys
@@ -12,8 +13,10 @@ from ptq_exp.base.text import write_text
 from ptq_exp.config.mistakes import exit_code
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.mlflow.store import default_uri
+from ptq_exp.results.files import read_job, read_sweep
 from ptq_exp.results.records import JobRecord, SweepRecord
 
+RUN_HELP = "id of a sweep's or a job's run in the store (default: the newest), or its folder below outputs/"
 FORMATS = ("html", "text", "latex", "csv", "markdown")
 
 # The functions below import torch and MLflow, which --help does not need.
@@ -23,9 +26,9 @@ def main() -> int:
     """Write the report or the table of one sweep or job, or compare two."""
     parser = argparse.ArgumentParser(prog="python -m ptq_exp.report", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("run", nargs="?", metavar="RUN", help="id of a sweep's or a job's run (default: the newest)")
+    what.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
     what.add_argument("--parent", dest="parent", metavar="RUN", help="the same as RUN")
-    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two runs to compare side by side")
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs or folders to compare side by side")
     parser.add_argument(
         "--format", choices=FORMATS, default="html",
         help="html: the report, with figures; text: the table as in the terminal; latex, csv, markdown: the table",
@@ -41,10 +44,8 @@ def main() -> int:
 
 def _write(arguments: argparse.Namespace) -> str:
     """Write the output and return the text to print."""
-    from ptq_exp.reporting.mlflow.reading import newest_run
-
     html = arguments.format == "html"
-    ids = arguments.compare or [arguments.run or arguments.parent or newest_run(arguments.uri)]
+    ids = arguments.compare or [arguments.run or arguments.parent or newest(arguments.uri)]
     with tempfile.TemporaryDirectory() as scratch:
         records = [
             fetch(arguments.uri, run_id, Path(scratch) / name, html) for run_id, name in zip(ids, "ab", strict=False)
@@ -63,8 +64,17 @@ def _write(arguments: argparse.Namespace) -> str:
     return f"{said}Written: {output}"
 
 
+def newest(uri: str) -> str:
+    """The id of the run in the store that began last."""
+    from ptq_exp.reporting.mlflow.reading import newest_run  # MLflow is imported only where it is needed
+
+    return newest_run(uri)
+
+
 def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | SweepRecord:
     """The record of a job or a sweep, with its figures if `drawn`. Raises `UserError` if there is nothing to report."""
+    if Path(run_id).is_dir():
+        return kept(Path(run_id))
     from ptq_exp.reporting.mlflow.reading import existing_run, fetch_job, fetch_sweep
 
     run, title = existing_run(uri, run_id)
@@ -77,14 +87,26 @@ def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | Sweep
     return sweep
 
 
+def kept(folder: Path) -> JobRecord | SweepRecord:
+    """The record in the folder of a job or a sweep, whose figures lie there."""
+    if job := read_job(folder):
+        return job
+    sweep = read_sweep(folder)
+    if not sweep.jobs:
+        raise UserError(
+            f"{folder} has no finished job, so there is nothing to report. Folders of runs are in outputs/."
+        )
+    return sweep
+
+
 def html_page(records: list[JobRecord | SweepRecord], unfold: bool, uri: str, run_id: str) -> str:
     """The report of one record, or the page that compares two. Figures over all jobs that the store lacks are drawn."""
     from ptq_exp.reporting.html.comparison import comparison
     from ptq_exp.reporting.html.content import Results, report, sweep_results
     from ptq_exp.reporting.html.pictures import images
-    from ptq_exp.reporting.mlflow.place import page_of
+    from ptq_exp.reporting.mlflow.place import address, page_of
 
-    tracked = page_of(uri, run_id)
+    tracked = address(Path(run_id)) if Path(run_id).is_dir() else page_of(uri, run_id)
     results = [
         sweep_results(record, tracked) if isinstance(record, SweepRecord) else Results.of_job(record, tracked)
         for record in records

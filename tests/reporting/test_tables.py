@@ -171,13 +171,19 @@ def test_a_sweep_leaves_all_tables_and_mlflow_alone_gives_them_again(
     for name in ("table.csv", "table.md", "table.tex"):
         assert (logged / name).read_text() == (folder / name).read_text()
     kept = {name: (folder / f"table.{name}").read_text() for name in ("csv", "tex", "md")}
-    shutil.rmtree(tmp_path / "outputs")
 
     def report(*arguments: str) -> str:
         code, out = printed(monkeypatch, capsys, store, *arguments)
         assert code == 0
         return out
 
+    with monkeypatch.context() as patched:  # its folder is enough: MLflow, which takes seconds to import, is not used
+        patched.setitem(sys.modules, "mlflow", None)
+        assert report(str(folder.parent), "--format", "csv") == kept["csv"]
+        differences = report("--compare", *[str(folder.parent / job) for job in "02"], "--format", "csv")
+        assert "A: quant=notebook,B: quant=signed" in differences
+        assert printed(monkeypatch, capsys, store, str(tmp_path))[0] == 1  # no run's folder
+    shutil.rmtree(tmp_path / "outputs")
     assert report(parent.info.run_id, "--format", "csv") == kept["csv"]
     assert report("--format", "latex") == kept["tex"]  # the newest run, when none is named
     assert report("--format", "markdown").strip() in kept["md"]
