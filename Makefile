@@ -24,7 +24,7 @@ test: $(VENV)/.development
 $(VENV)/.runtime: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(0 if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12 ..." % v)'
-	@echo "Installing into $(VENV) (about two minutes and 6 GB the first time) ..."
+	@echo "Installing into $(VENV) (some minutes and 6 GB the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
 	@touch $@

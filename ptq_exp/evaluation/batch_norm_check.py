@@ -34,7 +34,7 @@ def choose_constants(model: nn.Module, dataset: Dataset) -> Constants | None:
     best, *others = check.ranking(candidates(dataset))
     whole = check.whole(best)
     log.info(
-        "Normalization: %s fits the network's batch norms best. The divergence is %.4f nats per channel in the first "
+        "Normalization: the network's batch norms fit %s best. The divergence is %.4f nats per channel in the first "
         "and %.4f on average; next best is %s, with %.4f in the first.",
         best.constants, whole.first, whole.mean, others[0].constants.name, others[0].first,
     )  # fmt: skip

@@ -77,19 +77,14 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
         results = [measure_bit_width(bits, config, shared, device, artifacts) for bits in config.quant.bit_widths()]
         record = make_record(dataclasses.replace(start, name=name), config, shared, device, tuple(results))
         outlook.job_ends()
-        later(keep_and_report, record, reports)
+        write_job(record)  # before its figures are drawn, which an interruption may prevent
+        later(reports.job, record)
     if failed := [f"{export.file or export.format}: {export.note}" for result in results for export in result.exports
                   if export.failed]:  # fmt: skip
         raise UserError(f"The results are kept, but not every export does what was simulated. {'; '.join(failed)}.")
     if start.alone and not is_quiet():
         console.print(*(reports.where() or [f"Results: {from_here(start.folder)}"]), sep="\n")
     return record
-
-
-def keep_and_report(record: JobRecord, reports: Reports) -> None:
-    """Write the record to the job's folder, then report it."""
-    write_job(record)
-    reports.job(record)
 
 
 def start_of(config: Config, device: torch.device, folder: Path) -> JobStart:

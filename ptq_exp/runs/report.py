@@ -75,6 +75,8 @@ def fetch(uri: str, run_id: str, folder: Path, drawn: bool) -> JobRecord | Sweep
     """The record of a job or a sweep, with its figures if `drawn`. Raises `UserError` if there is nothing to report."""
     if Path(run_id).is_dir():
         return kept(Path(run_id))
+    if "/" in run_id:  # no id has one
+        raise UserError(f"There is no folder {run_id}.")
     from ptq_exp.reporting.mlflow.reading import existing_run, fetch_job, fetch_sweep
 
     run, title = existing_run(uri, run_id)

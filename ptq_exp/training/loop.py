@@ -218,7 +218,7 @@ def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalize
             return
     log.warning(
         "Training will take about %s on this CPU (%d epochs of %d images). Faster alternatives: "
-        "checkpoint=<path or URL of a trained network>, data=digits, fewer epochs (trainer.epochs=%d), or a GPU. "
+        "checkpoint=<path or URL of a trained network>, fewer epochs (trainer.epochs=%d), or a GPU. "
         "The training can be interrupted and continued with the same command.",
         duration(seconds), epochs, len(loader.labels),
         max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),

@@ -16,6 +16,8 @@ import pytest
 from conftest import FEW, ROOT, TINY, Outcome, mostly_slow
 from stores import ALONE, all_runs, free_port, server
 
+from ptq_exp.base import background
+
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
 Process = Callable[..., "subprocess.Popen[str]"]
@@ -83,6 +85,25 @@ def test_ctrl_c_ends_the_job_and_marks_the_runs(process: Process, store: str, tm
     assert "Traceback" not in rest
     assert {run.info.status for run in all_runs(store)} == {"KILLED"}
     assert len(all_runs(store)) == 2
+
+
+def test_results_are_kept_before_figures_are_drawn(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn in the background, and an interruption may end that at any time."""
+    kept: list[bool] = []
+
+    drawn = background._drawn
+
+    def drawing(*arguments: Any) -> None:
+        deadline = time.monotonic() + 30
+        while not (found := list(tmp_path.glob("outputs/*/*/0/results.json"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        kept.append(bool(found))
+        drawn(*arguments)
+
+    monkeypatch.setattr(background, "_drawn", drawing)
+    assert cli(*TINY, "quant.bits=3", "quant.calibration_seed=0,1", "tracking=none", "-m").code == 0
+    assert kept
+    assert all(kept)
 
 
 def test_ctrl_c_is_not_lost_where_python_drops_exceptions() -> None:

@@ -5,6 +5,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptq_exp.base.files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -107,14 +109,16 @@ def save(figure: "Figure", path: Path, vector: bool = True) -> None:
     if not vector:
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=DPI, pil_kwargs={"compress_level": 0})
-        path.write_bytes(few_colours(drawn.getvalue()))
+        write_atomically(path, lambda part: part.write_bytes(few_colours(drawn.getvalue())))
         return
     if path.suffix != ".svg":  # the best compression would take as long as drawing
-        figure.savefig(path, dpi=DPI, pil_kwargs={"compress_level": 1})
+        fast = {"compress_level": 1}
+        write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=DPI, pil_kwargs=fast))
     import matplotlib
 
     with matplotlib.rc_context(SVG):
-        figure.savefig(path.with_suffix(".svg"), metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        write_atomically(path.with_suffix(".svg"), lambda part: figure.savefig(part, format="svg", metadata=about))
 
 
 def few_colours(png: bytes) -> bytes:
