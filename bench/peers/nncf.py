@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 # `nncf.quantize` always quantizes activations too. `nncf.compress_weights`, which does not, has modes of 8 and 4 bits
 # and leaves convolutions at 8 ("Convolution ops are always kept in backup mode"), seen with INT4_SYM.
-CANNOT: dict[str, str] = {"W4": "convolutions stay at 8 bits", "W3": "no 3-bit weights"}
+CANNOT: dict[str, str] = {
+    "W4": "convolutions stay at 8 bits", "W3": "no 3-bit weights", "W2": "no 2-bit weights",
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {"preset": "MIXED", "fast_bias_correction": False, "batch_size": 64}
 
 
