@@ -245,13 +245,14 @@ def _answer(rows: list[BitWidthResult]) -> tuple[BitWidthResult | None, str]:
     by_width = {row.bits: row for row in rows}
     lossy = {row.bits for row in rows if verdict(row) == LOWER}
     good = [bits for bits in by_width if bits not in lossy]
-    tried = f"of those tried ({', '.join(map(stored_width, by_width.values()))}"
+    tried = f"tried ({', '.join(map(stored_width, by_width.values()))}"
     tried += f"; quant.bits={','.join(map(str, by_width))})" if any(map(nominal_width, rows)) else ")"
     if not good:
-        return None, f"Every bit width {tried} loses accuracy significantly."
+        every = f"Every bit width {tried} loses" if len(by_width) > 1 else f"The only bit width {tried} loses"
+        return None, f"{every} accuracy significantly."
     most = max(row.top1_drop_ci_high for row in rows if row.bits == good[0])
     fewest = by_width[good[0]]
     return fewest, (
-        f"Fewest bits per weight without a significant loss, {tried}: {stored_width(fewest)} (the 95 % CI of the drop "
-        f"reaches {max(most, 0):.2f} points)."
+        f"Fewest bits per weight without a significant loss, of those {tried}: {stored_width(fewest)} (the 95 % CI of "
+        f"the drop reaches {max(most, 0):.2f} points)."
     )

@@ -135,7 +135,7 @@ def test_documented_code_runs(
         pytest.skip("needs files: tests/export runs it")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "code.py").write_text(code)
-    runpy.run_path("code.py")
+    runpy.run_path("code.py", run_name="__main__")
     assert capsys.readouterr().out
 
 

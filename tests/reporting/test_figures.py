@@ -107,7 +107,7 @@ def test_the_verdict_is_what_the_interval_says() -> None:
         "Fewest bits per weight without a significant loss, of those tried (2, 4, 8): 4 "
         "(the 95 % CI of the drop reaches 2.50 points)."
     ]
-    assert answers({"": [row(2, 50.0)]}) == ["Every bit width of those tried (2) loses accuracy significantly."]
+    assert answers({"": [row(2, 50.0)]}) == ["The only bit width tried (2) loses accuracy significantly."]
     better = row(8, 91.0, (-2.0, -0.1))
     assert (
         "of those tried (4, 8): 8 (the 95 % CI of the drop reaches 0.00 points)"

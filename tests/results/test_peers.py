@@ -22,7 +22,9 @@ def test_a_row_per_tool_and_a_reason_where_there_is_no_number() -> None:
     assert header == "| network | tool | float | W8 | W2 | W8A8 | W4 | W3 | W4A8 | W4A4 |"
     assert own == "| densenet | ptq_exp | 88.00 | - | - | - | 86.50 ± 0.71 | - | - | - |"
     assert aimet == "| densenet | AIMET | 88.00 | - | - | - | 86.25 | - | - | - |"
-    assert nncf.startswith("| densenet | NNCF | 88.00 | - | - | 87.50 | convolutions stay at 8 bits | no 3-bit weights")
+    assert nncf.startswith(
+        "| densenet | NNCF | 88.00 | - | no 2-bit weights | 87.50 | convolutions stay at 8 bits | no 3-bit weights"
+    )
     assert nncf.endswith("| - | failed (1) |")
     assert notes == ["", "(1) `ValueError: no such type`"]
 

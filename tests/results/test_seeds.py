@@ -66,7 +66,7 @@ def test_the_verdict_is_on_the_mean_over_seeds() -> None:
         return sentence
 
     assert "4 (the 95 % CI of the drop reaches 2.00 points)" in at((-1, 1), (-1, 2), (0.5, 3))
-    assert "Every bit width of those tried (4) loses" in at((-0.5, 1), (1, 3), (0.5, 3))
+    assert "The only bit width tried (4) loses" in at((-0.5, 1), (1, 3), (0.5, 3))
 
 
 def test_calibration_seeds_are_seeds_and_the_same_job_twice_is_not() -> None:

@@ -86,10 +86,10 @@ def describe(found: Shapes) -> str:
     main = [shape for key, shape in weights.items() if not IN_SHORTCUT.search(key)]
     convolutions, matrices = (sum(len(shape) == rank for shape in main) for rank in (4, 2))
     (first, first_shape), (last, last_shape) = next(iter(weights.items())), list(weights.items())[-1]
+    beside = f" and {len(weights) - len(main)} in shortcuts" if len(weights) > len(main) else ""
     return (
-        f"{len(main)} layers ({convolutions} convolutions, {matrices} linear) and {len(weights) - len(main)} in "
-        f"shortcuts; the first is {shortened([first])} {first_shape}, the last {shortened([last])} {last_shape}, "
-        f"for {last_shape[0]} classes. "
+        f"{len(main)} layers ({convolutions} convolutions, {matrices} linear){beside}; the first is "
+        f"{shortened([first])} {first_shape}, the last {shortened([last])} {last_shape}, for {last_shape[0]} classes. "
         f"Its keys: {shortened(list(found))}"
     )
 
