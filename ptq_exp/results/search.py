@@ -1,5 +1,6 @@
 """A search in words."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -74,12 +75,16 @@ def distinguished(records: Sequence[SearchRecord]) -> tuple[SearchRecord, ...]:
 
 
 def most_cautious(records: Sequence[SearchRecord]) -> dict[str, SearchRecord]:
-    """For each group of searches that differ only in the seed, the one with the largest network (or none at all)."""
+    """For each group of searches that differ only in the seed, the one with the largest network (or none at all). Of
+    equally large ones, it is that with most bits of the activations, then the one that may lose most."""
     groups: dict[str, list[SearchRecord]] = {}
     for record in records:
         groups.setdefault(without_seed(record.label), []).append(record)
 
-    def size(record: SearchRecord) -> float:
-        return float("inf") if record.best is None else record.best.result.size_bytes
+    def caution(record: SearchRecord) -> tuple[float, ...]:
+        if record.best is None:
+            return (math.inf,)
+        result = record.best.result
+        return result.size_bytes, result.act_bits or math.inf, record.best.limit
 
-    return {label: max(found, key=size) for label, found in groups.items() if len(found) > 1}
+    return {label: max(found, key=caution) for label, found in groups.items() if len(found) > 1}
