@@ -11,6 +11,7 @@ import dataclasses
 import math
 import multiprocessing
 import resource
+import statistics
 import time
 
 import torch
@@ -60,10 +61,7 @@ def main() -> None:
 
 def exponent(sizes: list[int], values: list[float]) -> float:
     """The slope of the least-squares line through the logarithms."""
-    x, y = ([math.log(value) for value in values] for values in (sizes, values))
-    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
-    covariance = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
-    return covariance / sum((a - middle_x) ** 2 for a in x)
+    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, values))).slope
 
 
 def apart(axis: str, size: int, share: float) -> tuple[float, float]:

@@ -27,8 +27,15 @@ def quantize(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) 
             for batch in batches(images, SETTINGS["batch_size"]):
                 network(batch)
 
+    network = mtq.quantize(copy.deepcopy(model).eval(), integers(bits, act_bits), calibrate)
+    first_layer(network).input_quantizer.disable()
+    return network.eval()
+
+
+def integers(bits: int, act_bits: int | None) -> dict[str, Any]:
+    """`INT8_DEFAULT_CFG` with other widths."""
     inputs = {"cfg": {"num_bits": act_bits, "axis": None}} if act_bits else {"enable": False}
-    config = {
+    return {
         "quant_cfg": [
             {"quantizer_name": "*", "enable": False},
             {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": 0}},
@@ -36,6 +43,3 @@ def quantize(model: nn.Module, images: Tensor, bits: int, act_bits: int | None) 
         ],
         "algorithm": SETTINGS["algorithm"],
     }
-    network = mtq.quantize(copy.deepcopy(model).eval(), config, calibrate)
-    first_layer(network).input_quantizer.disable()
-    return network.eval()

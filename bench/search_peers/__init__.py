@@ -16,7 +16,7 @@ from bench.peers import Tool
 TOOLS = {
     "nncf": peers.TOOLS["nncf"],
     "aimet": peers.TOOLS["aimet"],
-    "modelopt": Tool("ModelOpt", ("nvidia-modelopt",), ("modelopt",)),
+    "modelopt": peers.TOOLS["modelopt"],
     "neural_compressor": Tool(
         "Neural Compressor", ("neural-compressor-pt", "torchao"), ("neural_compressor", "torchao")
     ),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.peers.modelopt import integers
 from bench.search_peers.material import Material, widths
 
 QUESTION = "Which format should each layer have so that the weights have the given mean bits?"
@@ -65,23 +66,11 @@ def searched(material: Material, bits: float, narrow: tuple[int, ...], scores: P
     loader = list(zip(material.calibration.split(BATCH), material.calibration_labels.split(BATCH), strict=True))
     network, state = mtq.auto_quantize(
         copy.deepcopy(material.model), constraints={"effective_bits": bits},
-        quantization_formats=[mtq.INT8_DEFAULT_CFG, *(custom(width) for width in narrow)], data_loader=loader,
+        quantization_formats=[mtq.INT8_DEFAULT_CFG, *(integers(width, 8) for width in narrow)], data_loader=loader,
         forward_step=lambda network, batch: network(batch[0]), loss_func=loss, num_calib_steps=len(loader),
         num_score_steps=len(loader), checkpoint=str(scores),
     )  # fmt: skip
     return network.eval(), float(state["best"]["constraints"]["effective_bits"])
-
-
-def custom(bits: int) -> dict[str, Any]:
-    """`INT8_DEFAULT_CFG` with narrower weights."""
-    return {
-        "quant_cfg": [
-            {"quantizer_name": "*", "enable": False},
-            {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": bits, "axis": 0}},
-            {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": None}},
-        ],
-        "algorithm": "max",
-    }
 
 
 def widths_of(network: nn.Module) -> dict[str, Any]:
