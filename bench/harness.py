@@ -53,7 +53,7 @@ STEPS = [
     "2 %; wrn16_2 lost 7 % and gained 2 %. These are single runs (NVIDIA H200, 2026-11-26, seed 0). Two runs of `best` "
     "itself differed by up to 3 %. The preset is unchanged, since the tables of [results](results.md) belong to it.",
     "",
-    "![Divergence against seconds at W2, W3, W4A4 and W2A2](figures/steps.png)",
+    "![Divergence against seconds at W2, W3, W4A4 and W2A2](figures/steps_resnet20.png)",
 ]
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 

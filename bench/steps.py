@@ -1,24 +1,30 @@
 """Time against accuracy over the steps of learning: `python -m bench.steps`.
 
-The published ResNet-20 is quantized with `quant=best` and other numbers of steps, with 4,096 of the lossless training
-images for calibration. The divergence from the float network is measured on 10,000 JPEG training images, so no test
-image takes part in the choice of a preset. Lines are appended to bench/results/steps.jsonl; existing results are not
-measured again. Then the figure of docs/performance.md is drawn. Needs neither Hydra nor MLflow.
+Networks are quantized with `quant=best` and other numbers of steps: the published ResNet-20, with 4,096 of the lossless
+training images for calibration, and a ResNet-56 (trained here with `trainer=fast`) and the mobilenet_v2 of
+`bench.foreign`, with 4,096 JPEG training images. The divergence from the float network is measured on 10,000 other JPEG
+training images, so no test image takes part in the choice of a preset. Lines are appended to bench/results/steps.jsonl;
+existing results are not measured again. Then the figures of docs/performance.md are drawn. Needs neither Hydra nor
+MLflow.
 """
 
 import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench import foreign
 from bench.harness import on_images, preset
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.config import Config
+from ptq_exp.config.compose import compose
 from ptq_exp.data import load_dataset
 from ptq_exp.quantization.allocation import divergence, log_probabilities
 from ptq_exp.quantization.context import Calibration
@@ -29,56 +35,91 @@ from ptq_exp.runs.fitting import FloatModel
 from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "steps.jsonl"
-FIGURE = PROJECT_ROOT / "docs" / "figures" / "steps.png"
+FIGURES = PROJECT_ROOT / "docs" / "figures"
 PRESET = (2000, 2500)  # steps of quant=best per block, and on the whole network
 # steps per block (0: rounded to nearest), and on the whole network
-STEPS = [
+ALL_STEPS = [
     (0, 100), (0, 250), (0, 1000), (0, 2500), (50, 250), (100, 250), (100, 1000), (250, 0), (250, 500), (250, 2500),
     (500, 1000), (1000, 2500), (2000, 1000), PRESET,
 ]  # fmt: skip
+FEW_STEPS = [(100, 250), (250, 0), (250, 500), (500, 1000), PRESET]
+NETWORKS = {"ResNet-20": ALL_STEPS, "ResNet-56": FEW_STEPS, "mobilenet_v2": FEW_STEPS}
 WIDTHS: dict[str, tuple[int, int | None]] = {"W2": (2, None), "W3": (3, None), "W4A4": (4, 4), "W2A2": (2, 2)}
 CALIBRATION_IMAGES, JUDGED = 4096, 10_000
+AT_ONCE = 2000  # judged images
 PANEL, ACROSS, LEFT, GAP, TOP = 2.3, 2.6, 0.85, 0.85, 0.75  # inches
+
+Measure = Callable[[tuple[int, int], str], dict[str, Any]]  # steps, widths -> seconds and divergence
 
 
 def main() -> None:
-    """Measure the missing results, then draw the figure."""
+    """Measure the missing results, then draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     shared = PROJECT_ROOT.parent / "shared"
     parser.add_argument("--checkpoint", default=str(shared / "checkpoints" / "resnet20-12fca82f.th"))
+    parser.add_argument("--networks", type=Path, default=shared / "checkpoints" / "foreign")
     parser.add_argument("--lossless", default=str(shared / "data" / "cifar10-lossless-6k.zip"))
     parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
     parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", nargs="*", default=[], help="networks or widths to measure, such as ResNet-56 W2")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
-    done = {(*line["steps"], line["widths"]) for line in read_lines(arguments.results)}
-    tasks = [(*steps, widths) for steps in STEPS for widths in WIDTHS if (*steps, widths) not in done]
-    if tasks:
-        config = on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
-        dataset = load_dataset(config.data, config.cache, device)
-        network = load_or_train(config, dataset, device)
+    done = {(line["network"], tuple(line["steps"]), line["widths"]) for line in read_lines(arguments.results)}
+    only = set(arguments.only) or {*NETWORKS, *WIDTHS}
+    for network in [name for name in NETWORKS if name in only or not only & NETWORKS.keys()]:
+        widths = [name for name in WIDTHS if name in only or not only & WIDTHS.keys()]
+        tasks = [(steps, name) for name in widths for steps in NETWORKS[network] if (network, steps, name) not in done]
+        if not tasks:
+            continue
+        measure = ready(network, arguments, device)
+        for steps, name in tasks:
+            line = {"network": network} | measure(steps, name)
+            line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+    lines = read_lines(arguments.results)
+    for network in NETWORKS:
+        own = [line for line in lines if line["network"] == network]
+        if own:
+            draw(network, own)
+
+
+def config_of(network: str, arguments: argparse.Namespace) -> Config:
+    """The configuration that loads or trains a network, and reads the images for its calibration."""
+    if network == "ResNet-20":
+        return on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
+    if network == "ResNet-56":
+        recipe = ("model=resnet56", "trainer=fast", "optimizer=nesterov", "scheduler=onecycle")
+        config = compose("data=image_folder", f"data.root={arguments.jpeg}", *recipe)
+        config.cache_dir = arguments.cache
+        return config
+    return foreign.config_of(network, arguments)
+
+
+def ready(network: str, arguments: argparse.Namespace, device: torch.device) -> Measure:
+    """The function that measures one number of steps at some widths."""
+    config = config_of(network, arguments)
+    dataset = load_dataset(config.data, config.cache, device)
+    found = load_or_train(config, dataset, device)
+    order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0)).to(device)
+    calibration = Calibration(found.normalize(dataset.train_images[order[:CALIBRATION_IMAGES]]))
+    if network == "ResNet-20":
         jpeg = load_dataset(on_images(arguments.jpeg, arguments.cache).data, config.cache, torch.device("cpu"))
         chosen = torch.randperm(len(jpeg.train_images), generator=torch.Generator().manual_seed(7))[:JUDGED]
-        judged = network.normalize(jpeg.train_images[chosen].to(device))
-        order = torch.randperm(len(dataset.train_images), generator=torch.Generator().manual_seed(0))
-        images = dataset.train_images[order[:CALIBRATION_IMAGES].to(device)]
-        calibration = Calibration(network.normalize(images))
-    for per_block, whole, widths in tasks:
-        line = measure(per_block, whole, widths, network, calibration, judged)
-        line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
-        with arguments.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(line, flush=True)
-    draw(read_lines(arguments.results))
+        judged = found.normalize(jpeg.train_images[chosen].to(device))
+    else:
+        judged = found.normalize(dataset.train_images[order[-JUDGED:]])
+    return lambda steps, widths: measured(steps, widths, found, calibration, judged)
 
 
-def measure(
-    per_block: int, whole: int, widths: str, network: FloatModel, calibration: Calibration, judged: Tensor
+def measured(
+    steps: tuple[int, int], widths: str, network: FloatModel, calibration: Calibration, judged: Tensor
 ) -> dict[str, Any]:
     """Quantize once: the seconds, and the divergence in nats on `judged`."""
-    bits, act_bits = WIDTHS[widths]
+    (per_block, whole), (bits, act_bits) = steps, WIDTHS[widths]
     options = preset("best", act_bits=act_bits, **({} if per_block else {"rounding": "nearest"}))
     how = dataclasses.replace(options.reconstruction, steps=max(per_block, 1), distill_steps=whole)
     started = time.perf_counter()
@@ -87,11 +128,12 @@ def measure(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        lost = divergence(found, judged, log_probabilities(network.model, judged))
+        parts = judged.split(AT_ONCE)
+        lost = sum(divergence(found, part, log_probabilities(network.model, part)) for part in parts) / len(parts)
     return {"steps": [per_block, whole], "widths": widths, "seconds": seconds, "divergence": lost}
 
 
-def draw(lines: list[dict[str, Any]]) -> None:
+def draw(network: str, lines: list[dict[str, Any]]) -> None:
     """One panel per widths: divergence against seconds, with the settings that no other one dominates joined."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -120,9 +162,10 @@ def draw(lines: list[dict[str, Any]]) -> None:
                 labelled = place[1]
         axes.margins(0.12)
         axes.set_xlim(left=axes.get_xlim()[0] / 1.6)
-    write_title(figure, "ResNet-20: steps per block + steps on the network")
-    save(figure, FIGURE)
-    FIGURE.with_suffix(".svg").unlink()  # the page shows the PNG
+    write_title(figure, f"{network}: steps per block + steps on the network")
+    path = FIGURES / f"steps_{network.lower().replace('-', '')}.png"
+    save(figure, path)
+    path.with_suffix(".svg").unlink()  # the page shows the PNG
 
 
 def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
