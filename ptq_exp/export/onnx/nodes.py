@@ -12,7 +12,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer
 
 FOUR_BITS, TWO_BITS = 21, 25  # the opsets that introduced these types
 # Processors without VNNI add two products of unsigned activations and signed weights in 16 bits, which saturate:
-# 2 x 255 x 64 is the most that fits. Larger weights are stored as unsigned codes, for which runtimes use wider sums.
+# 2 x 255 x 64 is the most that fits in any case.
 SAFE = 64
 UNSIGNED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8, 16: TensorProto.INT16, 32: TensorProto.INT32}
@@ -60,7 +60,7 @@ def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, s
     width = nodes.width(2 * grid.high + 1 if signed else grid.levels)
     kind = (SIGNED if signed else UNSIGNED)[width]
     codes, scale, zero_point = layer.codes, layer.scale.flatten(), layer.zero_point.flatten()
-    if layer.activation is not None and kind == TensorProto.INT8 and codes.abs().max() > SAFE:
+    if kind == TensorProto.INT8 and _may_saturate(layer):  # runtimes use wider, slower sums for unsigned weights
         kind, codes, zero_point = TensorProto.UINT8, codes + 128, zero_point + 128
     stored = nodes.constant("codes", codes, kind)
     if layer.activation is not None and width < 8:  # decoded once to the type that runtimes compute with
@@ -78,6 +78,16 @@ def weight_nodes(name: str, layer: QuantizedLayer, opset: int) -> tuple[Nodes, s
     # The operator takes no zero-point between two levels, and integer convolutions none that differs among channels.
     offset = nodes.constant("offset", -(layer.zero_point * layer.scale))
     return nodes, nodes.node("Add", [weights, offset], "shifted_weight")
+
+
+def _may_saturate(layer: QuantizedLayer) -> bool:
+    """Whether sums of 16 bits are often too narrow for a layer with 8-bit weights.
+
+    Where the input has negative values, zero is a code in the middle, so all codes are large. Behind a ReLU most codes
+    are small, and two large ones hardly ever meet two large weights.
+    """
+    activation = layer.activation
+    return activation is not None and activation.grid.low < 0 and bool(layer.codes.abs().max() > SAFE)
 
 
 def _levels(nodes: Nodes, layer: QuantizedLayer, grid: LevelGrid) -> str:
