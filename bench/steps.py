@@ -112,6 +112,7 @@ def ready(network: str, arguments: argparse.Namespace, device: torch.device) -> 
         judged = found.normalize(jpeg.train_images[chosen].to(device))
     else:
         judged = found.normalize(dataset.train_images[order[-JUDGED:]])
+    measured((1, 1), "W4A4", found, calibration, judged)  # libraries and kernels are loaded
     return lambda steps, widths: measured(steps, widths, found, calibration, judged)
 
 
@@ -144,6 +145,9 @@ def draw(network: str, lines: list[dict[str, Any]]) -> None:
     others = [add_axes(figure, LEFT + x * (ACROSS + LEFT), GAP + y * (PANEL + GAP), ACROSS, PANEL) for x, y in places]
     for axes, widths in zip([first, *others], WIDTHS, strict=True):
         own = [line for line in lines if line["widths"] == widths]
+        axes.set_visible(bool(own))
+        if not own:
+            continue
         points = {tuple(line["steps"]): (line["seconds"], line["divergence"]) for line in own}
         front = [place for place in points.values() if not any(dominates(other, place) for other in points.values())]
         axes.plot(*zip(*points.values(), strict=True), "o", color=GREY, markersize=4)

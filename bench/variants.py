@@ -70,7 +70,8 @@ def main() -> None:
     rows += [row(f"{name} on one stream", in_turn, in_turn), row(f"{name} on streams of their own", own, in_turn)]
     notes = [
         f"Streams of their own are up to {saved:.1f} times as fast as one. The convolutions of {STACKED} stacked "
-        f"variants alone take {stacked['ratio']:.2f} times as long as whole steps one after the other.",
+        f"variants alone take {stacked['ratio']:.2f} times as long as whole steps one after the other; the rest of the "
+        "step comes on top.",
         f"{name[0].upper()}{name[1:]} on streams of their own take {own / single:.1f} times as long as one.",
     ]
     content = {"unit": "seconds per step of all variants", "ratio_of": "to one stream", "notes": notes}

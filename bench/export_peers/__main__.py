@@ -80,8 +80,9 @@ def run_all(arguments: argparse.Namespace, lines: list[Line]) -> list[Line]:
         for file in line["files"]:
             file["size_bytes"] = size_of(folder_of(arguments.folder, *line["task"]), file["paths"])
     apart(write_references, arguments)
+    needed = {key for line in lines for file in line["files"] for key in file["runtimes"]}
     runs: list[Line] = []
-    for key in RUNTIMES:
+    for key in [key for key in RUNTIMES if key in needed]:
         results = arguments.folder / f"runs-{key}.json"
         apart(run_in, key, arguments, lines, results)
         runs += json.loads(results.read_text())

@@ -19,8 +19,9 @@ from ptq_exp.evaluation.paired import paired_interval
 from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 
-# Images per batch. The activations of 16 images fit in the caches of one core.
-CPU_BATCH, CUDA_BATCH = 16, 2000
+CPU_BATCH = 16  # images, whose activations fit in the caches of one core
+# Pixels per batch: 5,000 images of 32 x 32, whose activations in ResNet-20 take 0.7 GiB. 2,000 take 15 % longer.
+CUDA_PIXELS = 5000 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def evaluate(
         layout = torch.contiguous_format if images.is_cuda else torch.channels_last
         network.to(memory_format=layout)  # type: ignore[call-overload]
     if images.is_cuda:
-        parts = [_count(network, images, labels, normalize, CUDA_BATCH, advance, stop)]
+        batch = max(1, CUDA_PIXELS // (images.shape[-2] * images.shape[-1]))
+        parts = [_count(network, images, labels, normalize, batch, advance, stop)]
     else:
         cores = torch.get_num_threads()
         try:
