@@ -16,6 +16,7 @@ NEGLIGIBLE = 20.0  # dB: noise with one hundredth of the weights' energy
 CLIPPED = 1.0  # percent of a layer's weights beyond its range above which clipping is reported
 MARGIN = 3.0  # dB: if an output is noisier than all weights by more than this, weights are not the cause
 RANGE_OF_ACTIVATIONS = "quant.act_rule=mse"
+SMALLEST_ERROR = ("mse", "lp")  # rules of alpha that clip only where this lowers the error
 SHARED = 1e-4  # relative: closer alphas count as equal
 
 ONE_RANGE, CLIPPING, WIDE_RANGE, ACTIVATIONS, FEW_LEVELS = (
@@ -79,12 +80,7 @@ def find(report: Report, config: QuantConfig) -> Finding:
         short = f"one alpha for all layers leaves {worst.layer} {_levels(worst)}"
         return Finding(ONE_RANGE, short, _one_range(worst, starved, rows, config), _better_range(config))
     if worst.clipped_percent > CLIPPED:
-        text = (
-            f"clipping in {worst.layer}, where {worst.clipped_percent:.1f} % of the weights lie beyond alpha "
-            f"({worst.alpha:.3g}; largest weight {worst.weight_max:.3g}); {_signal(worst)}"
-        )
-        short = f"{worst.clipped_percent:.1f} % of the weights of {worst.layer} are clipped"
-        return Finding(CLIPPING, short, text, _better_range(config) or _learning(report, config))
+        return _clipping(worst, config, _better_range(config) or _learning(report, config))
     if worst in starved:
         text = (
             f"a range wider than the weights of {worst.layer}, which use {worst.levels_used} of "
@@ -108,6 +104,18 @@ def has_one_range(report: Report) -> bool:
 
 def _worst(report: Report) -> LayerReport:
     return min(report.layers, key=lambda row: row.sqnr_db)
+
+
+def _clipping(worst: LayerReport, config: QuantConfig, advice: tuple[str, ...]) -> Finding:
+    """A range narrower than the weights. If its rule looks for the smallest error, the levels are too few for both."""
+    beyond = f"{worst.clipped_percent:.1f} % of the weights"
+    range_of = f"alpha {worst.alpha:.3g}, largest weight {worst.weight_max:.3g}"
+    if config.alpha_rule in SMALLEST_ERROR:
+        levels = f"{worst.levels_available} levels are few for {worst.layer}"
+        short = f"{levels}: the range with the smallest error clips {beyond}"
+        return Finding(CLIPPING, short, f"{short} ({range_of}); {_signal(worst)}", advice)
+    text = f"clipping in {worst.layer}, where {beyond} lie beyond the range ({range_of}); {_signal(worst)}"
+    return Finding(CLIPPING, f"{beyond} of {worst.layer} are clipped", text, advice)
 
 
 def _levels(row: LayerReport) -> str:

@@ -82,6 +82,18 @@ def test_a_cause_is_what_the_layers_show(change: dict[str, Any], config: QuantCo
     assert find(rows, config).cause == cause
 
 
+@pytest.mark.parametrize("rule", ["mse", "lp"])
+def test_a_range_with_the_smallest_error_is_not_to_blame_for_clipping(rule: str) -> None:
+    """A wider one would cost more: the levels are too few."""
+    rows = report({"clipped_percent": 4.0, "sqnr_db": 9.0, "levels_available": 7})
+    found = find(rows, QuantConfig(granularity="channel", alpha_rule=rule))
+    assert found.short == ("7 levels are few for layer1: the range with the smallest error clips 4.0 % of the weights")
+    assert found.text.startswith(found.short)
+    for other in ("std", "percentile"):
+        found = find(rows, QuantConfig(granularity="channel", alpha_rule=other))
+        assert found.short == "4.0 % of the weights of layer1 are clipped"
+
+
 def test_nothing_is_explained_where_nothing_was_lost() -> None:
     config = QuantConfig(granularity="channel", alpha_rule="max")
     assert diagnose(report({"sqnr_db": 24.0}), config, significant=False) == (
