@@ -58,8 +58,7 @@ def draw(series: dict[str, tuple[Points, str]], level: float) -> None:
     axes.grid(axis="y", color=GREY, alpha=0.3)
     write_title(figure, "ResNet-20 on CIFAR-10 (JPEG test images): how few bits?")
     legend(axes)
-    save(figure, PICTURE)
-    PICTURE.with_suffix(".svg").unlink()  # the README shows the PNG
+    save(figure, PICTURE, vector=False)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,7 @@ def draw(network: str, lines: list[dict[str, Any]]) -> None:
         axes.set_xlim(left=axes.get_xlim()[0] / 1.6)
     write_title(figure, f"{network}: steps per block + steps on the network")
     path = FIGURES / f"steps_{network.lower().replace('-', '')}.png"
-    save(figure, path)
-    path.with_suffix(".svg").unlink()  # the page shows the PNG
+    save(figure, path, vector=False)
 
 
 def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
