@@ -60,6 +60,7 @@ SETTINGS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "integer W8A8, shifts": ("integer", 8, SHIFTS),
 }
 STEPS, IMAGES = 400, 2048
+ALL_IMAGES = 10_000  # test images
 LARGE = {"vgg16": ("W2", "W4", "W4A4", "integer W7A8")}  # the rows of a network whose files are large
 
 Task = tuple[str, str]  # network, row
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--keep", type=Path, help="folder for the packed files")
     parser.add_argument("--packed", type=Path, help="read the packed files that --keep left, instead of quantizing")
+    parser.add_argument("--limit", type=int, default=ALL_IMAGES, help="number of test images")
     parser.add_argument("--workers", type=int, default=1, help="number of parallel processes; speeds need one")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -138,7 +140,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         distill_steps = 0 if changes is SHIFTS else 2 * STEPS
         learning = dataclasses.replace(options.reconstruction, steps=STEPS, distill_steps=distill_steps)
         options = dataclasses.replace(options, **changes, calibration_images=IMAGES, reconstruction=learning)
-        data = found.dataset
+        data = found.dataset.limited(None, arguments.limit)
         normalize = found.normalize.to("cpu")
         if arguments.packed:
             (file,) = (arguments.packed / folder_of(name, row)).glob("*.safetensors")
@@ -160,6 +162,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
             "task": list(task), "top1": simulated.top1, "size_bytes": about.get("size_bytes"),
             "exports": [dataclasses.asdict(export) for export in exports],
             "integers": dataclasses.asdict(integers) if integers else None, "workers": arguments.workers,
+            "images": len(tests.images),
         }  # fmt: skip
 
     return measure
@@ -192,12 +195,14 @@ def table_of(lines: list[dict[str, Any]]) -> str:
         measured = {export["metric"]: export | {"alone": line["workers"] == 1} for export in line["exports"]}
         entry["by"] |= {key: export for key, export in measured.items() if export["agreement"] is not None}
         entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
+        entry["images"] = line.get("images", ALL_IMAGES)
     for (name, row), entry in sorted(merged.items(), key=lambda item: _order(*item[0])):
         by, integers = entry["by"], entry.get("integers")
         sizes = [_size(by.get(metric)) for metric in ("packed", "program", "onnx")]
         runs = [cell for metric in ("onnx", "openvino") for cell in _run(by.get(metric))]
         exact = [f"{integers[key]:.2f}" if integers else "" for key in ("agreement", "agreement_exact_biases")]
-        rows.append(f"| {name} | {row} | {entry['size_bytes']} | {' | '.join([*sizes, *runs, *exact])} |")
+        label = row if entry["images"] == ALL_IMAGES else f"{row} ({entry['images']:,} images)"
+        rows.append(f"| {name} | {label} | {entry['size_bytes']} | {' | '.join([*sizes, *runs, *exact])} |")
     return "\n".join(rows)
 
 
