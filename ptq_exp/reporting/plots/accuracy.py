@@ -96,6 +96,8 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
     Every result needs `size_bytes` in addition to what `accuracy_against_bits` needs. Several seeds are drawn as one
     point, their mean. Results that lose so much that the others would be indistinguishable are not shown.
     """
+    from matplotlib.patheffects import withStroke
+
     figure, axes = canvas(top=0.75)
     points: list[tuple[float, float, float]] = []
     level, zoomed = _near_float(series)
@@ -118,7 +120,9 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
         )
     best = {number(stored): (size, top1) for size, top1, stored in sorted(points, key=lambda point: point[1])}
     for stored, place in best.items():  # the best point of each width, so that labels do not overlap
-        axes.annotate(f"{stored} bits", place, xytext=(6, 6), textcoords="offset points", fontsize=SMALL)
+        halo = [withStroke(linewidth=3, foreground="white")]  # the front may pass behind the text
+        look = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": SMALL, "path_effects": halo}
+        axes.annotate(f"{stored} bits", place, **look)
     if hidden:
         write_note(figure, f"Not shown: {hidden} with more than {CLOSE:g} points below the float network.")
     _float_lines(axes, series, with_size=True)
