@@ -99,18 +99,30 @@ def _levels(nodes: Nodes, layer: QuantizedLayer, grid: LevelGrid) -> str:
     return nodes.node("Mul", [values, nodes.constant("scale", layer.scale)], "weight")
 
 
-def quantizer_nodes(name: str, quantizer: ActivationQuantizer, source: str, opset: int) -> tuple[Nodes, str]:
+def quantizer_nodes(
+    name: str, quantizer: ActivationQuantizer, source: str, opset: int, again: bool = False
+) -> tuple[Nodes, str]:
     """The tensor called `source` rounded to the quantizer's levels, and the name of the result.
 
-    The codes are unsigned: the zero-point is minus the lowest code.
+    The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still
+    have the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a
+    whole one. Neither happens behind a comparison.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
     width, step = max(8, nodes.width(grid.levels)), quantizer.scale
-    if grid.levels < 2**width:  # the type saturates at more levels
+    if again or grid.levels < 2**width:  # the type saturates at more levels
         ends = [nodes.constant(end, code * step) for end, code in (("lowest", grid.low), ("highest", grid.high))]
-        source = nodes.node("Clip", [source, *ends], "clipped")
+        source = _compared(nodes, source, *ends) if again else nodes.node("Clip", [source, *ends], "clipped")
     zero_point = nodes.constant("zero_point", torch.tensor(-grid.low), UNSIGNED[width])
     scale = nodes.constant("scale", step)
     codes = nodes.node("QuantizeLinear", [source, scale, zero_point], "codes")
     return nodes, nodes.node("DequantizeLinear", [codes, scale, zero_point], "quantized")
+
+
+def _compared(nodes: Nodes, source: str, lowest: str, highest: str) -> str:
+    """The same as `Clip`."""
+    for kind, end in (("Less", lowest), ("Greater", highest)):
+        beyond = nodes.node(kind, [source, end], f"{kind.lower()}")
+        source = nodes.node("Where", [beyond, end, source], f"{kind.lower()}_clipped")
+    return source

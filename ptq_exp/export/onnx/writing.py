@@ -20,6 +20,9 @@ from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 
 IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
+# Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
+ON_CODES = {"AveragePool", "Concat", "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+            "Unsqueeze"}  # fmt: skip
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
 
 
@@ -86,10 +89,13 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
     body: list[NodeProto] = []
     seen: dict[str, int] = {}
     quantized: dict[tuple[str, int, int, float], str] = {}  # two layers that quantize a tensor alike share the nodes
+    decoded: set[str] = set()  # tensors behind a quantizer and operators on codes
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         if node.domain != DOMAIN:
             body.append(node)
+            if node.op_type in ON_CODES and decoded & set(node.input):
+                decoded |= set(node.output)
             continue
         name = node.attribute[0].s.decode()
         module = modules[name]
@@ -104,7 +110,8 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
         if alike not in quantized:
             seen[name] = seen.get(name, 0) + 1
             unique = name if seen[name] == 1 else f"{name}.{seen[name]}"
-            found, quantized[alike] = quantizer_nodes(unique, module, node.input[0], opset)
+            found, quantized[alike] = quantizer_nodes(unique, module, node.input[0], opset, node.input[0] in decoded)
+            decoded.add(quantized[alike])
             graph.initializer.extend(found.constants)
             body += found.nodes
         renamed[node.output[0]] = quantized[alike]
