@@ -21,11 +21,10 @@ from torch import nn
 from bench import foreign
 from bench.accuracy import write_between
 from bench.foreign import NETWORKS
-from bench.harness import on_images, preset
+from bench.harness import FAST, on_images, preset, selected
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
-from ptq_exp.config.compose import compose
 from ptq_exp.data import load_dataset
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.evaluation.integers import check_integers, fully_quantized
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="../shared/checkpoints/resnet20-12fca82f.th")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--cache", default=None, help="folder of decoded images and trained networks")
-    parser.add_argument("--only", nargs="*", default=None, help="networks or rows to measure")
+    parser.add_argument("--only", nargs="*", default=[], help="networks or rows to measure")
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--keep", type=Path, help="folder for the packed files")
     parser.add_argument("--packed", type=Path, help="read the packed files that --keep left, instead of quantizing")
@@ -88,12 +87,11 @@ def main() -> None:
         load_dataset(config.data, config.cache, torch.device("cpu"))
     machine = hardware(pick_device("auto"))
     done = {tuple(line["task"]) for line in read_lines(arguments.results) if line["device"] == machine}
-    only = arguments.only or [*names, *SETTINGS]
+    rows = selected(SETTINGS, arguments.only)
     there = arguments.packed
     tasks = [
-        (name, row) for name in names for row in LARGE.get(name, SETTINGS)
-        if (name, row) not in done and (name in only or not set(only) & set(names))
-        and (row in only or not set(only) & SETTINGS.keys())
+        (name, row) for name in selected(names, arguments.only) for row in LARGE.get(name, SETTINGS)
+        if row in rows and (name, row) not in done
         and (there is None or (there / folder_of(name, row)).is_dir())
     ]  # fmt: skip
     if tasks:
@@ -107,10 +105,7 @@ def main() -> None:
 def config_of(name: str, arguments: argparse.Namespace) -> Config:
     """The configuration that loads a network, or trains it."""
     if name == "vgg16":
-        recipe = ("model=vgg16", "trainer=fast", "optimizer=nesterov", "scheduler=onecycle")
-        config = compose("data=image_folder", f"data.root={arguments.jpeg}", *recipe)
-        config.cache_dir = arguments.cache
-        return config
+        return on_images(arguments.jpeg, arguments.cache, "auto", "model=vgg16", *FAST)
     if name == "resnet20":
         return on_images(arguments.jpeg, arguments.cache, arguments.checkpoint)
     return foreign.config_of(name, arguments)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.accuracy import RESULTS_PAGE, is_current, mean_and_std, write_between
-from bench.harness import on_images, preset
+from bench.harness import on_images, preset, selected
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--preset", default="best", choices=TABLES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=None, help="networks or widths to measure, such as densenet W4")
+    parser.add_argument("--only", nargs="*", default=[], help="networks or widths to measure, such as densenet W4")
     parser.add_argument("--set", nargs="*", default=[], help="keys of quant to change, such as act_zero_point=true")
     parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
@@ -77,14 +77,9 @@ def main() -> None:
         config = images(arguments, size)
         load_dataset(config.data, config.cache, torch.device("cpu"))
     done = {tuple(line["task"]) for line in read(arguments.results, arguments.preset)}
-    tasks = [(name, width, seed) for seed in range(arguments.seeds) for name in NETWORKS for width in WIDTHS]
-    only = arguments.only or [*NETWORKS, *WIDTHS]
-    chosen = [
-        task for task in tasks
-        if task not in done and (task[0] in only or not set(only) & NETWORKS.keys())
-        and (task[1] in only or not set(only) & WIDTHS.keys())
-    ]  # fmt: skip
-    if chosen:
+    names, widths = (selected(group, arguments.only) for group in (NETWORKS, WIDTHS))
+    tasks = [(name, width, seed) for seed in range(arguments.seeds) for name in names for width in widths]
+    if chosen := [task for task in tasks if task not in done]:
         share_out(chosen, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
     table = table_of(read(arguments.results, arguments.preset))
     print(table)

@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from datetime import date
 from typing import Any
 
@@ -47,6 +47,7 @@ REMARKS = {
         "medians of both times; they differ by more if the speed of the machine changes between jobs.",
     ],
 }
+FAST = ("trainer=fast", "optimizer=nesterov", "scheduler=onecycle")  # overrides for networks that are trained here
 STEPS = [
     "",
     "## Steps of learning",
@@ -89,11 +90,17 @@ def preset(name: str, **changes: Any) -> QuantConfig:
     return config
 
 
-def on_images(root: str, cache: str | None, checkpoint: str = "auto") -> Config:
-    """A configuration that reads the images of an archive or a folder."""
-    config = compose("data=image_folder")
+def on_images(root: str, cache: str | None, checkpoint: str = "auto", *words: str) -> Config:
+    """A configuration that reads the images of an archive or a folder. `words` are further overrides."""
+    config = compose("data=image_folder", *words)
     config.data.root, config.cache_dir, config.checkpoint = root, cache, checkpoint
     return config
+
+
+def selected(names: Iterable[str], only: Collection[str]) -> list[str]:
+    """Those of `names` that `only` has, or all if it has none of them."""
+    names = list(names)
+    return [name for name in names if name in only] or names
 
 
 def take_turns(cases: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:

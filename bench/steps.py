@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from bench import foreign
-from bench.harness import on_images, preset
+from bench.harness import FAST, on_images, preset, selected
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
-from ptq_exp.config.compose import compose
 from ptq_exp.data import load_dataset
 from ptq_exp.quantization.allocation import divergence, log_probabilities
 from ptq_exp.quantization.context import Calibration
@@ -67,9 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     done = {(line["network"], tuple(line["steps"]), line["widths"]) for line in read_lines(arguments.results)}
-    only = set(arguments.only) or {*NETWORKS, *WIDTHS}
-    for network in [name for name in NETWORKS if name in only or not only & NETWORKS.keys()]:
-        widths = [name for name in WIDTHS if name in only or not only & WIDTHS.keys()]
+    widths = selected(WIDTHS, arguments.only)
+    for network in selected(NETWORKS, arguments.only):
         tasks = [(steps, name) for name in widths for steps in NETWORKS[network] if (network, steps, name) not in done]
         if not tasks:
             continue
@@ -92,10 +90,7 @@ def config_of(network: str, arguments: argparse.Namespace) -> Config:
     if network == "ResNet-20":
         return on_images(arguments.lossless, arguments.cache, arguments.checkpoint)
     if network == "ResNet-56":
-        recipe = ("model=resnet56", "trainer=fast", "optimizer=nesterov", "scheduler=onecycle")
-        config = compose("data=image_folder", f"data.root={arguments.jpeg}", *recipe)
-        config.cache_dir = arguments.cache
-        return config
+        return on_images(arguments.jpeg, arguments.cache, "auto", "model=resnet56", *FAST)
     return foreign.config_of(network, arguments)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench import foreign
 from bench.accuracy import RESULTS_PAGE, write_between
+from bench.harness import selected
 from bench.peers import TOOLS, adapter
 from bench.peers.measuring import Task, ready
 from bench.peers.networks import NETWORKS, WIDTHS
@@ -54,11 +55,9 @@ def missing(tool: str, arguments: argparse.Namespace) -> list[Task]:
     """The tasks of `tool` without a result, those of one network together."""
     lines = current(read_lines(arguments.results))
     done = {tuple(line["task"]) for line in lines if not (arguments.again and "error" in line)}
-    chosen = set(arguments.only)
     return [
         (tool, name, width)
-        for name in NETWORKS if name in chosen or not chosen & set(NETWORKS)
-        for width in WIDTHS if width in chosen or not chosen & WIDTHS.keys()
+        for name in selected(NETWORKS, arguments.only) for width in selected(WIDTHS, arguments.only)
         if width not in adapter(tool).CANNOT and (tool, name, width) not in done
     ]  # fmt: skip
 

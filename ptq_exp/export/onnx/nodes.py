@@ -104,9 +104,9 @@ def quantizer_nodes(
 ) -> tuple[Nodes, str]:
     """The tensor called `source` rounded to the quantizer's levels, and the name of the result.
 
-    The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still
-    have the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a
-    whole one. Neither happens behind a comparison.
+    The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still have
+    the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a whole
+    one. Neither happens behind a comparison.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
@@ -123,6 +123,6 @@ def quantizer_nodes(
 def _compared(nodes: Nodes, source: str, lowest: str, highest: str) -> str:
     """The same as `Clip`."""
     for kind, end in (("Less", lowest), ("Greater", highest)):
-        beyond = nodes.node(kind, [source, end], f"{kind.lower()}")
+        beyond = nodes.node(kind, [source, end], kind.lower())
         source = nodes.node("Where", [beyond, end, source], f"{kind.lower()}_clipped")
     return source
