@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import foreign
 from bench.harness import FAST, on_images, preset, selected
@@ -27,6 +27,7 @@ from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
 from ptq_exp.quantization.allocation import divergence, log_probabilities
 from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.reporting.plots.style import BLUE, GREY, SMALL, TEXT, WIDTH, add_axes, canvas, save, write_title
 from ptq_exp.runs.device import hardware, pick_device
@@ -48,19 +49,10 @@ CALIBRATION_IMAGES, JUDGED = 4096, 10_000
 AT_ONCE = 2000  # judged images
 PANEL, ACROSS, LEFT, GAP, TOP = 2.3, 2.6, 0.85, 0.85, 0.75  # inches
 
-Measure = Callable[[tuple[int, int], str], dict[str, Any]]  # steps, widths -> seconds and divergence
-
 
 def main() -> None:
     """Measure the missing results, then draw the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    shared = PROJECT_ROOT.parent / "shared"
-    parser.add_argument("--checkpoint", default=str(shared / "checkpoints" / "resnet20-12fca82f.th"))
-    parser.add_argument("--networks", type=Path, default=shared / "checkpoints" / "foreign")
-    parser.add_argument("--lossless", default=str(shared / "data" / "cifar10-lossless-6k.zip"))
-    parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
-    parser.add_argument("--cache", default=None, help="folder of decoded images")
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="networks or widths to measure, such as ResNet-56 W2")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -71,18 +63,27 @@ def main() -> None:
         tasks = [(steps, name) for name in widths for steps in NETWORKS[network] if (network, steps, name) not in done]
         if not tasks:
             continue
-        measure = ready(network, arguments, device)
+        case = case_of(network, arguments, device)
         for steps, name in tasks:
-            line = {"network": network} | measure(steps, name)
-            line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
-            with arguments.results.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+            add_line({"network": network} | measured(case, steps, name), device, arguments.results)
     lines = read_lines(arguments.results)
     for network in NETWORKS:
         own = [line for line in lines if line["network"] == network]
         if own:
             draw(network, own)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser for the places of the networks and the images."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else "")
+    shared = PROJECT_ROOT.parent / "shared"
+    parser.add_argument("--checkpoint", default=str(shared / "checkpoints" / "resnet20-12fca82f.th"))
+    parser.add_argument("--networks", type=Path, default=shared / "checkpoints" / "foreign")
+    parser.add_argument("--lossless", default=str(shared / "data" / "cifar10-lossless-6k.zip"))
+    parser.add_argument("--jpeg", default=str(shared / "data" / "cifar10-jpeg.tar.gz"))
+    parser.add_argument("--cache", default=None, help="folder of decoded images")
+    parser.add_argument("--device", default="auto")
+    return parser
 
 
 def config_of(network: str, arguments: argparse.Namespace) -> Config:
@@ -94,8 +95,24 @@ def config_of(network: str, arguments: argparse.Namespace) -> Config:
     return foreign.config_of(network, arguments)
 
 
-def ready(network: str, arguments: argparse.Namespace, device: torch.device) -> Measure:
-    """The function that measures one number of steps at some widths."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A float network, the images that it is calibrated with, and the images that judge its quantization."""
+
+    network: FloatModel
+    calibration: Calibration
+    judged: Tensor
+
+    def divergence(self, quantized: nn.Module) -> float:
+        """The divergence of a quantized network from the float network, in nats."""
+        with torch.no_grad():
+            parts = self.judged.split(AT_ONCE)
+            wanted = [log_probabilities(self.network.model, part) for part in parts]
+            return sum(map(divergence, [quantized] * len(parts), parts, wanted)) / len(parts)
+
+
+def case_of(network: str, arguments: argparse.Namespace, device: torch.device) -> Case:
+    """Load or train a network, and read its images."""
     config = config_of(network, arguments)
     dataset = load_dataset(config.data, config.cache, device)
     found = load_or_train(config, dataset, device)
@@ -107,26 +124,43 @@ def ready(network: str, arguments: argparse.Namespace, device: torch.device) -> 
         judged = found.normalize(jpeg.train_images[chosen].to(device))
     else:
         judged = found.normalize(dataset.train_images[order[-JUDGED:]])
-    measured((1, 1), "W4A4", found, calibration, judged)  # libraries and kernels are loaded
-    return lambda steps, widths: measured(steps, widths, found, calibration, judged)
+    case = Case(found, calibration, judged)
+    measured(case, (1, 1), "W4A4")  # libraries and kernels are loaded
+    return case
 
 
-def measured(
-    steps: tuple[int, int], widths: str, network: FloatModel, calibration: Calibration, judged: Tensor
-) -> dict[str, Any]:
-    """Quantize once: the seconds, and the divergence in nats on `judged`."""
+def options_of(steps: tuple[int, int], widths: str, share: float = 1.0) -> tuple[QuantConfig, int]:
+    """`quant=best` at some widths with other numbers of steps, and the bits of the weights. The learning rate of the
+    rounding variables is divided by `share`."""
     (per_block, whole), (bits, act_bits) = steps, WIDTHS[widths]
     options = preset("best", act_bits=act_bits, **({} if per_block else {"rounding": "nearest"}))
-    how = dataclasses.replace(options.reconstruction, steps=max(per_block, 1), distill_steps=whole)
+    how = options.reconstruction
+    how = dataclasses.replace(how, steps=max(per_block, 1), distill_steps=whole, lr=how.lr / share)
+    return dataclasses.replace(options, reconstruction=how), bits
+
+
+def measured(case: Case, steps: tuple[int, int], widths: str, share: float = 1.0) -> dict[str, Any]:
+    """Quantize once: the seconds, and the divergence."""
+    options, bits = options_of(steps, widths, share)
+    found, seconds = timed(lambda: quantize(case.network.model, options, bits, case.calibration).network)
+    return {"steps": list(steps), "widths": widths, "seconds": seconds, "divergence": case.divergence(found)}
+
+
+def timed(work: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+    """The network that `work` makes, and the seconds."""
     started = time.perf_counter()
-    found = quantize(network.model, dataclasses.replace(options, reconstruction=how), bits, calibration).network
-    if judged.is_cuda:
+    network = work()
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    with torch.no_grad():
-        parts = judged.split(AT_ONCE)
-        lost = sum(divergence(found, part, log_probabilities(network.model, part)) for part in parts) / len(parts)
-    return {"steps": [per_block, whole], "widths": widths, "seconds": seconds, "divergence": lost}
+    return network, time.perf_counter() - started
+
+
+def add_line(line: dict[str, Any], device: torch.device, results: Path) -> None:
+    """Append a measurement to `results`, and print it."""
+    line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line, flush=True)
 
 
 def draw(network: str, lines: list[dict[str, Any]]) -> None:
