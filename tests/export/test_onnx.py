@@ -171,6 +171,37 @@ def test_a_shared_layer_is_stored_once(tmp_path: Path) -> None:
     assert sorted(names) == ["conv.codes", "fc.codes", "first.codes"]
 
 
+def test_batch_norms_that_no_layer_takes_in_are_a_product_and_a_sum(tmp_path: Path) -> None:
+    class Norms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+            self.norm, self.flat = nn.BatchNorm2d(8, eps=1e-2), nn.BatchNorm1d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.first(x).relu())
+            x = self.norm(self.conv(x.relu()).relu())  # twice
+            return self.fc(self.flat(x.mean((2, 3))))
+
+    torch.manual_seed(0)
+    model = Norms()
+    for norm in (model.norm, model.flat):
+        for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert isinstance(value, torch.Tensor)
+            value.data.uniform_(0.5, 2)
+    subject = subject_of(model.eval(), 4, size=8)
+    found = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    for export in found:
+        assert export.agreement == 100, export
+        assert export.largest_difference is not None
+        assert export.largest_difference < 1e-4
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    sizes = sorted(len(t.raw_data) for t in graph.initializer if t.data_type == 1 and t.dims[:1] == [8])
+    assert sizes.count(8 * 4) >= 4  # two constants of each norm, once
+    assert not [t.name for t in graph.initializer if "running" in t.name]
+
+
 def test_a_file_that_disagrees_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ptq_exp.export import verification
 

@@ -15,6 +15,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.export.formats import Subject, first_line
 from ptq_exp.export.onnx.names import BATCH, DOMAIN, IMAGES, LOGITS
 from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS, Nodes, quantizer_nodes, weight_nodes
+from ptq_exp.export.onnx.norms import simplify_norms
 from ptq_exp.export.onnx.placeholders import with_placeholders
 from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
@@ -23,6 +24,15 @@ IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
 # Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
 ON_CODES = {"AveragePool", "Concat", "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
             "Unsqueeze"}  # fmt: skip
+NUMBERED = (
+    ".scale",
+    ".offset",
+    ".zero_point",
+    ".lowest",
+    ".highest",
+    ".factor",
+    ".summand",
+)  # constants without names in the file
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
 
 
@@ -40,6 +50,7 @@ def to_onnx(subject: Subject, opsets: Iterable[int]) -> list[ModelProto]:
 def _finished(exported: ModelProto, subject: Subject, opset: int) -> ModelProto:
     model = copy.deepcopy(exported)
     _replace(model.graph, dict(subject.network.named_modules()), opset)
+    simplify_norms(model.graph)
     _strip(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
@@ -131,29 +142,33 @@ def _strip(model: ModelProto) -> None:
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:], model.functions[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
-        part.doc_string = ""
+        part.ClearField("doc_string")
     for node in graph.node:
-        node.name = ""
+        node.ClearField("name")
     _shorten(graph)
 
 
 def _shorten(graph: GraphProto) -> None:
-    """Number the values in between, whose names take more room than a layer's weights in small networks.
+    """Number the values in between and the constants of quantizers, whose names take more room than the weights of
+    small networks.
 
-    The constants of layers and quantizers keep their names, but equal zero-points and ends of ranges are stored once.
+    Codes and parameters that stay float keep their names. Equal constants of a quantizer are stored once.
     """
     results = {result.name for result in graph.output}
     names = {name: f"v{number}" for number, name in enumerate(
         name for node in graph.node for name in node.output if name not in results
     )}  # fmt: skip
     kept: dict[bytes, str] = {}
-    for tensor in list(graph.initializer):
-        if tensor.name.endswith((".zero_point", ".lowest", ".highest")) and not tensor.dims:
+    for number, tensor in enumerate(list(graph.initializer)):
+        if not tensor.name.endswith(NUMBERED):
+            continue
+        short = names[tensor.name] = f"c{number}"
+        if not tensor.dims:
             value = bytes([tensor.data_type]) + tensor.raw_data
             if value in kept:
                 graph.initializer.remove(tensor)
-            names[tensor.name] = kept.setdefault(value, f"c{len(kept)}")
-            tensor.name = names[tensor.name]
+            names[tensor.name] = kept.setdefault(value, short)
+        tensor.name = names[tensor.name]
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
