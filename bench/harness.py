@@ -80,8 +80,8 @@ STEPS = [
     "on the network it is 0.302 instead of 0.277, and with 200 and 250 it is 0.172 instead of 0.154.",
     "* **Early stopping.** Each block tried 12, 25, 50, 100 and 200 steps, and stopped at the first number whose error "
     "was not at least 5 % below that of the number before. All blocks stopped at 25, 50 or 100 steps, at 50 in the "
-    "mean. The divergence was 0.213, and 0.203 with 50 steps on every block, but 0.154 with 200: the error of a block does "
-    "not tell what its further steps are worth to the network.",
+    "mean. The divergence was 0.213, and 0.203 with 50 steps on every block, but 0.154 with 200: the error of a block "
+    "does not tell what its further steps are worth to the network.",
     "",
     *(
         f"![{name}: divergence against seconds at W2, W3, W4A4 and W2A2](figures/{file}.png)"
