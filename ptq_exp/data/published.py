@@ -95,10 +95,10 @@ class Published:
                             shutil.rmtree(target)
                         os.replace(Path(scratch) / name, target)
         except (*UNREADABLE, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__  # urllib wraps the reason
             raise DataUnavailable(
-                f"{self.name} is not in {root} and could not be downloaded from {self.url()} ({type(error).__name__}: "
-                f"{error}). Download it elsewhere and put {_listed(self.unpacked)} into {root}, set data.root to its "
-                "folder, or use data=digits, which needs no internet connection."
+                f"{self.name} could not be downloaded from {self.url()} ({reason}). Put {_listed(self.unpacked)} into "
+                f"{root}, set data.root to its folder, or use data=digits, which needs no internet connection."
             ) from error
 
 
