@@ -177,10 +177,11 @@ def test_batch_norms_that_no_layer_takes_in_are_a_product_and_a_sum(tmp_path: Pa
             super().__init__()
             self.first, self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
             self.norm, self.flat = nn.BatchNorm2d(8, eps=1e-2), nn.BatchNorm1d(8)
+            self.c0, self.v1 = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.rand(8, 1, 1))  # names of the file's
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.norm(self.first(x).relu())
-            x = self.norm(self.conv(x.relu()).relu())  # twice
+            x = self.norm(self.conv(x.relu() * self.c0).relu()) * self.v1  # twice
             return self.fc(self.flat(x.mean((2, 3))))
 
     torch.manual_seed(0)

@@ -1,9 +1,10 @@
 """Writing a network as ONNX."""
 
 import copy
+import itertools
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -24,15 +25,8 @@ IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
 # Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
 ON_CODES = {"AveragePool", "Concat", "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
             "Unsqueeze"}  # fmt: skip
-NUMBERED = (
-    ".scale",
-    ".offset",
-    ".zero_point",
-    ".lowest",
-    ".highest",
-    ".factor",
-    ".summand",
-)  # constants without names in the file
+# Ends of the names of constants that get numbers instead.
+NUMBERED = (".scale", ".offset", ".zero_point", ".lowest", ".highest", ".factor", ".summand")
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
 
 
@@ -152,23 +146,31 @@ def _shorten(graph: GraphProto) -> None:
     """Number the values in between and the constants of quantizers, whose names take more room than the weights of
     small networks.
 
-    Codes and parameters that stay float keep their names. Equal constants of a quantizer are stored once.
+    Codes, and weights and biases that stay float, keep their names. Equal constants of quantizers are stored once.
     """
+    taken = {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
     results = {result.name for result in graph.output}
-    names = {name: f"v{number}" for number, name in enumerate(
-        name for node in graph.node for name in node.output if name not in results
-    )}  # fmt: skip
+    values, constants = _fresh("v", taken), _fresh("c", taken)
+    names = {name: next(values) for node in graph.node for name in node.output if name not in results}
     kept: dict[bytes, str] = {}
-    for number, tensor in enumerate(list(graph.initializer)):
+    for tensor in list(graph.initializer):
         if not tensor.name.endswith(NUMBERED):
             continue
-        short = names[tensor.name] = f"c{number}"
-        if not tensor.dims:
-            value = bytes([tensor.data_type]) + tensor.raw_data
-            if value in kept:
-                graph.initializer.remove(tensor)
-            names[tensor.name] = kept.setdefault(value, short)
+        value = bytes([tensor.data_type]) + tensor.raw_data
+        single = not tensor.dims and len(value) > 1
+        if single and value in kept:
+            names[tensor.name] = kept[value]
+            graph.initializer.remove(tensor)
+            continue
+        names[tensor.name] = next(constants)
         tensor.name = names[tensor.name]
+        if single:
+            kept[value] = tensor.name
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
+
+
+def _fresh(letter: str, taken: set[str]) -> Iterator[str]:
+    """Numbered names that are not `taken`, as a parameter of the network may be."""
+    return (name for number in itertools.count() if (name := f"{letter}{number}") not in taken)
