@@ -20,7 +20,7 @@ import torch
 
 from bench.accuracy import write_between
 from bench.foreign import NETWORKS, config_of, images
-from bench.workers import read_lines
+from bench.workers import add_line, read_lines
 from ptq_exp.base.console import duration
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config.compose import compose
@@ -89,8 +89,7 @@ def measure(name: str, over: str, device: torch.device, arguments: argparse.Name
         "network": name, "over": over, "preset": arguments.preset, "device": device.type, "record": to_json(record),
         "seconds": time.perf_counter() - started, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    with arguments.results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    add_line(line, arguments.results)
     print(f"{name}, {over}: {sentence(record)} {effort(record, duration(record.seconds))}", flush=True)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from bench.harness import selected
-from bench.steps import NETWORKS, PRESET, WIDTHS, Case, add_line, case_of, measured, options_of, parser_of, timed
+from bench.steps import NETWORKS, PRESET, WIDTHS, Case, case_of, keep, measured, options_of, parser_of
 from bench.workers import read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.quantization.context import Calibration, Context
@@ -62,7 +62,7 @@ def main() -> None:
             for widths in missing:
                 lines = (warm_starts(case, widths, arguments.share), early_stopping(case, widths, arguments.share))
                 for line in itertools.chain(*lines):
-                    add_line({"network": network} | line, device, arguments.results)
+                    keep({"network": network} | line, device, arguments.results)
 
 
 def scaled(steps: Iterable[int], share: float) -> Any:
@@ -78,9 +78,8 @@ def warm_starts(case: Case, widths: str, share: float) -> Iterator[dict[str, Any
     neighbour = quantize(case.network.model, options, bits, case.calibration)
     for steps in (scaled(pair, share) for pair in WARM_STEPS):
         yield {"way": "from float"} | measured(case, steps, widths, share)
-        found, seconds = timed(partial(warmed, case, neighbour, options_of(steps, widths, share)))
-        line = {"steps": list(steps), "widths": widths, "seconds": seconds, "divergence": case.divergence(found)}
-        yield {"way": "warm start"} | line
+        found = case.measured(partial(warmed, case, neighbour, options_of(steps, widths, share)))
+        yield {"way": "warm start", "steps": list(steps), "widths": widths} | found
 
 
 def warmed(case: Case, neighbour: Quantized, method: tuple[QuantConfig, int]) -> nn.Module:
@@ -109,10 +108,10 @@ def early_stopping(case: Case, widths: str, share: float) -> Iterator[dict[str, 
     errors: list[list[float]] = []
     unit = stopping(reconstruct.reconstruct_unit, scaled(TRIES, share), taken, errors)
     with mock.patch.object(reconstruct, "reconstruct_unit", unit):
-        found, seconds = timed(lambda: quantize(case.network.model, options, bits, case.calibration).network)
+        found = case.measured(lambda: quantize(case.network.model, options, bits, case.calibration).network)
     mean = round(statistics.mean(taken))
-    line: dict[str, Any] = {"way": "early stopping", "steps": [mean, whole[1]], "widths": widths, "seconds": seconds}
-    yield line | {"divergence": case.divergence(found), "taken": taken, "errors": errors}
+    line = {"way": "early stopping", "steps": [mean, whole[1]], "widths": widths}
+    yield line | found | {"taken": taken, "errors": errors}
     yield {"way": LAST} | measured(case, (mean, whole[1]), widths, share)
 
 

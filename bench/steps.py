@@ -10,7 +10,6 @@ MLflow.
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from bench import foreign
 from bench.harness import FAST, on_images, preset, selected
-from bench.workers import read_lines
+from bench.workers import add_line, read_lines
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
@@ -65,7 +64,7 @@ def main() -> None:
             continue
         case = case_of(network, arguments, device)
         for steps, name in tasks:
-            add_line({"network": network} | measured(case, steps, name), device, arguments.results)
+            keep({"network": network} | measured(case, steps, name), device, arguments.results)
     lines = read_lines(arguments.results)
     for network in NETWORKS:
         own = [line for line in lines if line["network"] == network]
@@ -103,12 +102,18 @@ class Case:
     calibration: Calibration
     judged: Tensor
 
-    def divergence(self, quantized: nn.Module) -> float:
-        """The divergence of a quantized network from the float network, in nats."""
+    def measured(self, work: Callable[[], nn.Module]) -> dict[str, Any]:
+        """The seconds of `work`, and the divergence in nats of the network that it makes from the float network."""
+        started = time.perf_counter()
+        found = work()
+        if self.judged.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
         with torch.no_grad():
             parts = self.judged.split(AT_ONCE)
-            wanted = [log_probabilities(self.network.model, part) for part in parts]
-            return sum(map(divergence, [quantized] * len(parts), parts, wanted)) / len(parts)
+            wanted = (log_probabilities(self.network.model, part) for part in parts)
+            lost = sum(divergence(found, *pair) for pair in zip(parts, wanted, strict=True)) / len(parts)
+        return {"seconds": seconds, "divergence": lost}
 
 
 def case_of(network: str, arguments: argparse.Namespace, device: torch.device) -> Case:
@@ -142,24 +147,14 @@ def options_of(steps: tuple[int, int], widths: str, share: float = 1.0) -> tuple
 def measured(case: Case, steps: tuple[int, int], widths: str, share: float = 1.0) -> dict[str, Any]:
     """Quantize once: the seconds, and the divergence."""
     options, bits = options_of(steps, widths, share)
-    found, seconds = timed(lambda: quantize(case.network.model, options, bits, case.calibration).network)
-    return {"steps": list(steps), "widths": widths, "seconds": seconds, "divergence": case.divergence(found)}
+    found = case.measured(lambda: quantize(case.network.model, options, bits, case.calibration).network)
+    return {"steps": list(steps), "widths": widths} | found
 
 
-def timed(work: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-    """The network that `work` makes, and the seconds."""
-    started = time.perf_counter()
-    network = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return network, time.perf_counter() - started
-
-
-def add_line(line: dict[str, Any], device: torch.device, results: Path) -> None:
+def keep(line: dict[str, Any], device: torch.device, results: Path) -> None:
     """Append a measurement to `results`, and print it."""
     line |= {"hardware": hardware(device), "date": time.strftime("%Y-%m-%d")}
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    add_line(line, results)
     print(line, flush=True)
 
 

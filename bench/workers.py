@@ -51,8 +51,7 @@ def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: flo
             return
         line = measure(task)
         line |= {"device": hardware(device), "torch": torch.__version__, "date": date.today().isoformat()}
-        with results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_line(line, results)
         print(
             ", ".join(f"{key} {_short(value)}" for key, value in line.items() if not isinstance(value, dict)),
             flush=True,
@@ -61,6 +60,12 @@ def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: flo
 
 def _short(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def add_line(line: dict[str, Any], path: Path) -> None:
+    """Append a measurement to the file at `path`."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from bench.export_peers.running import RUNTIMES
 from bench.export_peers.writers import subject_of, write
 from bench.peers import networks
 from bench.peers.networks import calibration_images
+from bench.workers import add_line
 from ptq_exp.export.formats import Subject, first_line, runner
 from ptq_exp.export.onnx import Onnx
 from ptq_exp.export.program import Program
@@ -46,8 +47,7 @@ def write_files(tasks: list[Task], arguments: argparse.Namespace, notes: Path) -
             line = measure(task)
         except Exception as error:  # of a tool, whatever it is, is a result: the tool cannot do this
             line = {"task": list(task), "error": f"{type(error).__name__}: {first_line(error)}"}
-        with notes.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_line(line, notes)
         print(", ".join(f"{key} {line[key]}" for key in ("task", "seconds", "error") if key in line), flush=True)
 
 

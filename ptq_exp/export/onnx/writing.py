@@ -38,13 +38,13 @@ def to_onnx(subject: Subject, opsets: Iterable[int]) -> list[ModelProto]:
     model. Raises `UserError` with the operator or the line that cannot be exported.
     """
     exported = _export(with_placeholders(subject.network), subject.image)
+    simplify_norms(exported.graph)
     return [_finished(exported, subject, opset) for opset in opsets]
 
 
 def _finished(exported: ModelProto, subject: Subject, opset: int) -> ModelProto:
     model = copy.deepcopy(exported)
     _replace(model.graph, dict(subject.network.named_modules()), opset)
-    simplify_norms(model.graph)
     _strip(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))
