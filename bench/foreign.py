@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.accuracy import RESULTS_PAGE, is_current, mean_and_std, write_between
-from bench.harness import on_images, preset, selected
+from bench.harness import MIRRORED, on_images, preset, selected
 from bench.workers import read_lines, share_out
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.data import load_dataset
@@ -27,7 +27,10 @@ from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.float_model import load_or_train
 
 RESULTS = PROJECT_ROOT / "bench" / "results" / "foreign.jsonl"
-TABLES = {"best": "foreign", "patient": "foreign, patient"}  # preset: the name of its table in docs/results.md
+TABLES = {  # method: the name of its table in docs/results.md
+    "best": "foreign", "patient": "foreign, patient",
+    f"best {MIRRORED}": "foreign, mirrored", f"patient {MIRRORED}": "foreign, patient, mirrored",
+}  # fmt: skip
 INVERTED_RESIDUALS = [
     [1, 16, 1, 1],
     [6, 24, 2, 1],
@@ -53,7 +56,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int | None]] = {
 }
 # bits of the weights and of the activations
 WIDTHS: dict[str, tuple[int, int | None]] = {
-    "W8A8": (8, 8), "W4": (4, None), "W3": (3, None), "W4A8": (4, 8), "W4A4": (4, 4),
+    "W8": (8, None), "W4": (4, None), "W3": (3, None), "W2": (2, None), "W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4),
 }  # fmt: skip
 
 Task = tuple[str, str, int]  # network, widths, seed
@@ -65,10 +68,9 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, default=PROJECT_ROOT.parent / "shared" / "checkpoints" / "foreign")
     parser.add_argument("--jpeg", default="../shared/data/cifar10-jpeg.tar.gz")
     parser.add_argument("--cache", default=None, help="folder of decoded images")
-    parser.add_argument("--preset", default="best", choices=TABLES)
+    parser.add_argument("--preset", default="best", help="may change keys: 'best reconstruction.lr=0.05'")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[], help="networks or widths to measure, such as densenet W4")
-    parser.add_argument("--set", nargs="*", default=[], help="keys of quant to change, such as act_zero_point=true")
     parser.add_argument("--workers", type=int, default=1, help="number of parallel processes")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no new measurement after this many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -83,7 +85,7 @@ def main() -> None:
         share_out(chosen, arguments.workers, ready, arguments, arguments.results, arguments.minutes)
     table = table_of(read(arguments.results, arguments.preset))
     print(table)
-    if arguments.results == RESULTS:
+    if arguments.results == RESULTS and arguments.preset in TABLES:
         write_between(RESULTS_PAGE, TABLES[arguments.preset], table)
 
 
@@ -126,7 +128,7 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         name, width, seed = task
         bits, act_bits = WIDTHS[width]
         found = network(name)
-        options = preset(arguments.preset, act_bits=act_bits, **changes(arguments.set))
+        options = preset(arguments.preset, act_bits=act_bits)
         order = torch.randperm(len(found.dataset.train_images), generator=torch.Generator().manual_seed(seed))
         chosen = found.dataset.train_images[order[: options.calibration_images].to(device)]
         started = time.perf_counter()
@@ -140,13 +142,6 @@ def ready(arguments: argparse.Namespace) -> Callable[[Task], dict[str, Any]]:
         }  # fmt: skip
 
     return measure
-
-
-def changes(words: list[str]) -> dict[str, Any]:
-    """`act_zero_point=true` as a dictionary."""
-    values = {"true": True, "false": False}
-    pairs = [word.partition("=") for word in words]
-    return {key: values.get(value, value) for key, _, value in pairs}
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:

@@ -47,6 +47,7 @@ REMARKS = {
         "medians of both times; they differ by more if the speed of the machine changes between jobs.",
     ],
 }
+MIRRORED = "reconstruction.distill_mirrored=true"
 FAST = ("trainer=fast", "optimizer=nesterov", "scheduler=onecycle")  # overrides for networks that are trained here
 STEPS = [
     "",
@@ -63,25 +64,33 @@ STEPS = [
     "takes about half of the time. The divergence is then up to 1.5 times as high (ResNet-56 at W2), and the same for "
     "ResNet-56 at W4A4 and mobilenet_v2 at W2.",
     "",
-    "A learning rate of 0.05 for the rounding variables with 1,000 steps per block, instead of 0.01 with 2,000, gives "
-    "the same accuracy in less time. On ResNet-20, the divergence was 6 % (W2) and 2 % (W3, W4A4, W2A2) lower in one "
+    "A learning rate of 0.05 for the rounding variables with 1,000 steps per block, instead of 0.01 with 2,000, takes "
+    "0.6 to 0.9 of the time. On ResNet-20, the divergence was 6 % (W2) and 2 % (W3, W4A4, W2A2) lower in one "
     "run. In another, it was 9 % lower at W2, 1 % lower at W4A4 and 3 % higher at W2A2. On wrn16_2 at W4A4, it was 7 % "
-    "and 2 % lower. If the distillation also has temperature 2 and images with rectangles of others, mobilenet_v2 at "
-    "W4A4 gains 9 % (top-1 81.51), wrn16_2 at W4A4 16 % (87.98) and ResNet-20 at W3 11 %, while ResNet-20 at W2A2 "
-    "loses 22 %. These are single runs (NVIDIA H200, 2026-11-26, seed 0), and two runs of one setting differ by up to "
-    "3 %. The preset is unchanged, since the tables of [results](results.md) belong to it.",
+    "and 2 % lower. These are single runs (NVIDIA H200, 2026-11-26, seed 0), and two runs of one setting differ by up "
+    "to 3 %. With several seeds, top-1 is the same on ResNet-20 and 0.06 points lower on three other networks "
+    "([results](results.md#half-of-the-steps)), so the preset is unchanged.",
     "",
-    "Two other ways to take fewer steps are no gain (ResNet-20 at W2, a tenth of the steps of `quant=best`, learning "
-    "rate of the rounding variables 0.1; `python -m bench.starts --share 0.1 --only ResNet-20 W2`, 2026-11-26, 2 CPU "
-    "cores, torch 2.15, one run of each). The seconds are not shown, since other processes ran.",
+    "If the distillation also has temperature 2 and images with rectangles of others, mobilenet_v2 at W4A4 gains 9 % "
+    "(top-1 81.51), wrn16_2 at W4A4 16 % (87.98) and ResNet-20 at W3 11 %, while ResNet-20 at W2A2 loses 22 %. "
+    "`quant=patient` has both.",
     "",
-    "* **Warm starts.** Starting from the weights learned at 3 bits instead of the float weights helps only without "
-    "learned rounding: divergence 0.346 instead of 0.405 with 100 steps on the network. With 25 steps per block and 50 "
-    "on the network it is 0.302 instead of 0.277, and with 200 and 250 it is 0.172 instead of 0.154.",
-    "* **Early stopping.** Each block tried 12, 25, 50, 100 and 200 steps, and stopped at the first number whose error "
-    "was not at least 5 % below that of the number before. All blocks stopped at 25, 50 or 100 steps, at 50 in the "
-    "mean. The divergence was 0.213, and 0.203 with 50 steps on every block, but 0.154 with 200: the error of a block "
-    "does not tell what its further steps are worth to the network.",
+    "Two other ways to take fewer steps are no gain: ResNet-20 at W2, one run of each, NVIDIA H200, torch 2.11, "
+    "2026-11-26, `python -m bench.starts --only ResNet-20 W2`. Steps are per block + on the network.",
+    "",
+    "| steps | from the float weights | from the weights learned at 3 bits |",
+    "|---|---|---|",
+    "| 0 + 1,000 | 0.282 (4.5 s) | 0.250 (4.4 s) |",
+    "| 250 + 500 | 0.180 (4.6 s) | 0.199 (3.9 s) |",
+    "| 2,000 + 2,500 | 0.107 (15.3 s) | 0.125 (15.0 s) |",
+    "",
+    "* **Warm starts** (the last column, without the time for 3 bits) help only without learned rounding.",
+    "* **Early stopping.** Each block tried 125, 250, 500, 1,000 and 2,000 steps, and stopped at the first number "
+    "whose error was not at least 5 % below that of the number before. The blocks stopped at 250 to 2,000 steps, at "
+    "1,023 in the mean. The divergence was 0.127 (16.5 s), and 0.119 (12.5 s) with 1,023 steps on every block: the "
+    "error of a block does not tell what its further steps are worth to the network.",
+    "* With a tenth of all steps (`--share 0.1`, 2 CPU cores, torch 2.15), the divergence was 0.154, 0.172 with a warm "
+    "start and 0.213 with early stopping.",
     "",
     *(
         f"![{name}: divergence against seconds at W2, W3, W4A4 and W2A2](figures/{file}.png)"
@@ -95,9 +104,12 @@ STEPS = [
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
 
-def preset(name: str, **changes: Any) -> QuantConfig:
-    """The method of a file in conf/quant, with some keys changed."""
-    config = dataclasses.replace(compose(f"quant={name}").quant, **changes)
+def preset(method: str, **changes: Any) -> QuantConfig:
+    """The method of a file in conf/quant, with some keys changed. `method` may change keys itself, as in
+    "best reconstruction.steps=100"."""
+    name, *words = method.split()
+    config = compose(f"quant={name}", *(f"quant.{word}" for word in words)).quant
+    config = dataclasses.replace(config, **changes)
     check_method(config)
     return config
 

@@ -13,7 +13,7 @@ from ptq_exp.runs.fitting import FloatModel
 from ptq_exp.runs.float_model import load_or_train
 
 NETWORKS = (*foreign.NETWORKS, "resnet20")
-WIDTHS = {"W8": (8, None), "W2": (2, None), **foreign.WIDTHS}  # bits of the weights and of the activations
+WIDTHS = foreign.WIDTHS
 CALIBRATION_IMAGES = 1024
 TEST_BATCH = 100
 

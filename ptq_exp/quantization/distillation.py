@@ -28,8 +28,10 @@ def distill(
     """Train the quantized network to match the float one: weights, scales, biases and clipping values, in place.
 
     The loss is the Kullback-Leibler divergence of the logits, divided by the temperature (Hinton et al. 2015), on
-    augmented calibration images; labels are not used. The learning rate decays to zero along half a cosine. It is in
-    levels for weights, and relative for scales and clipping values, which are learned as logarithms.
+    augmented calibration images; labels are not used. With `distill_mirrored`, the target is the mean of the float
+    network's predictions for the image and its mirror image, as in Radosavovic et al. 2018, "Data Distillation". The
+    learning rate decays to zero along half a cosine. It is in levels for weights, and relative for scales and clipping
+    values, which are learned as logarithms.
     """
     steps, batch_size, lr = how.distill_steps, how.distill_batch_size, how.distill_lr
     temperature = how.distill_temperature
@@ -54,16 +56,20 @@ def distill(
         augmented = paste_pairs(random_crop_and_flip(images[chosen]), how.distill_cutmix)
         augmented = mix_pairs(augmented, how.distill_mixup)
         batches.copy_(augmented.permute(0, 2, 3, 1).view_as(batches))
-        answers = [(reference(part) / temperature).log_softmax(1) for part in augmented.split(BATCH)]
-        wanted.copy_(torch.cat(answers).view_as(wanted))
+        wanted.copy_(torch.cat([answer(part) for part in augmented.split(BATCH)]).view_as(wanted))
+
+    def answer(part: Tensor) -> Tensor:
+        views = [part, part.flip(3)] if how.distill_mirrored else [part]
+        answers = torch.stack([(reference(view) / temperature).log_softmax(1) for view in views])
+        return answers.logsumexp(0) - math.log(len(views))
 
     def loss() -> Tensor:
         for quantizer, log_alpha in zip(quantizers, logs, strict=False):
             quantizer.alpha = log_alpha.exp()
         learned()
         logits = model(batches.index_select(0, turn)[0].permute(0, 3, 1, 2)) / temperature
-        answer = wanted.index_select(0, turn)[0]
-        return temperature**2 * F.kl_div(logits.log_softmax(1), answer, log_target=True, reduction="batchmean")
+        target = wanted.index_select(0, turn)[0]
+        return temperature**2 * F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean")
 
     def schedule(number: int) -> None:
         if number % len(batches) == 0:

@@ -53,6 +53,11 @@ class ReconstructionConfig:
     distill_temperature: float = option(
         1.0, "both networks' logits are divided by it: above 1, unlikely classes count more", above=0
     )
+    distill_mirrored: bool = option(
+        False,
+        "true: distill the mean of the float network's predictions for each image and its mirror image; only for "
+        "images whose mirror image has the same class, unlike digits",
+    )
 
 
 @dataclass

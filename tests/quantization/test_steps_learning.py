@@ -140,6 +140,22 @@ def test_a_temperature_softens_the_predictions_that_distillation_compares() -> N
     assert error(soft, model, x) < 2 * error(plain, model, x)
 
 
+def test_mirrored_targets_are_the_mean_of_the_predictions_for_both_views() -> None:
+    model, x = network(), images(64)
+    how = replace(QUICK, distill_steps=150, distill_batch_size=32)
+    with torch.no_grad():
+        own = model(x).softmax(1)
+        mean = (own + model(x.flip(3)).softmax(1)) / 2
+
+    def distance(mirrored: bool, target: torch.Tensor) -> float:
+        config = QuantConfig(**LEARNED, reconstruction=replace(how, distill_mirrored=mirrored))
+        found = quantize(model, config, 4, x)[0](x)
+        return torch.nn.functional.kl_div(found.log_softmax(1), target, reduction="batchmean").item()
+
+    assert distance(mirrored=True, target=mean) < 0.7 * distance(mirrored=False, target=mean)
+    assert distance(mirrored=False, target=own) < 0.7 * distance(mirrored=True, target=own)
+
+
 def test_blends_of_images() -> None:
     """Each lies between two images of the batch; about the share asked for is blended; 0 leaves them as they are."""
     torch.manual_seed(0)
