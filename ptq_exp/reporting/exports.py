@@ -57,8 +57,7 @@ def _line(export: ExportResult) -> list[str]:
 
 
 def _note(export: ExportResult) -> str:
-    place = f"{export.file} in {export.runtime}" if export.file else f"export={export.format}"
-    return f"{'FAILED ' if export.failed else ''}{place}: {export.note}"
+    return f"{'FAILED ' if export.failed else ''}{export.place}: {export.note}"
 
 
 def _number(value: float | None, form: str) -> str:

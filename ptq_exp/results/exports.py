@@ -28,11 +28,16 @@ class ExportResult:
     note: str = ""  # why something is missing
     failed: bool = False  # the file does not do what was simulated, or could not be written
 
+    @property
+    def place(self) -> str:
+        """The file and its runtime, or the format if there is no file."""
+        return f"{self.file} in {self.runtime}" if self.file else f"export={self.format}"
+
     def __str__(self) -> str:
         if self.agreement is None:
-            return f"{self.format}, {self.runtime or 'no runtime'}: {self.note}"
+            return f"{self.place}: {self.note}"
         return (
-            f"{self.file} in {self.runtime}: {self.agreement:.2f} % of the predictions are those of the simulation, "
+            f"{self.place}: {self.agreement:.2f} % of the predictions are those of the simulation, "
             f"top-1 {self.top1:.2f} %{', ' + self.note if self.note else ''}"
         )
 

@@ -79,7 +79,7 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
         outlook.job_ends()
         write_job(record)  # before its figures are drawn, which an interruption may prevent
         later(reports.job, record)
-    if failed := [f"{export.file or export.format}: {export.note}" for result in results for export in result.exports
+    if failed := [f"{export.place}: {export.note}" for result in results for export in result.exports
                   if export.failed]:  # fmt: skip
         raise UserError(f"The results are kept, but not every export does what was simulated. {'; '.join(failed)}.")
     if start.alone and not is_quiet():

@@ -212,6 +212,7 @@ def test_a_file_that_disagrees_fails(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = export_all(["onnx"], subject, tmp_path / "q", wrong)
     assert all(export.failed and export.agreement == 0 for export in found)
     assert "agrees on 0.00 % of the test images" in found[0].note
+    assert [export.place for export in found] == ["q.onnx in ONNX Runtime", "q.onnx in OpenVINO"]
 
 
 def test_without_the_packages_the_row_says_how_to_install_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

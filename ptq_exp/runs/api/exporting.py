@@ -42,7 +42,7 @@ def export(
     subject = Subject.of(quantized.network, quantized.image, quantized.about, instance)
     simulated = evaluate(subject.network, images, truth, as_given)
     files = list(export_all(names, subject, stem, TestSet(images, truth, simulated.predictions, as_given)))
-    if failed := [f"{file.file or file.format}: {file.note}" for file in files if file.failed]:
+    if failed := [f"{file.place}: {file.note}" for file in files if file.failed]:
         raise UserError(f"Not every export does what was simulated. {'; '.join(failed)}.")
     for file in files:
         if file.agreement is None:
