@@ -36,7 +36,10 @@ class Config:
         None, "torch threads per job; null: all available cores, or the job's share of them", at_least=1
     )
     seed: int = option(
-        0, "seed of initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration"
+        0,
+        "seed of initial weights, batches, augmentation and, unless quant.calibration_seed is given, calibration",
+        at_least=0,
+        below=2**32,
     )
     export: Any = option(
         None,

@@ -1,7 +1,6 @@
 """Accuracy of a network on images on its device."""
 
 import contextlib
-import copy
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.data.loader import Normalize
 from ptq_exp.evaluation.paired import paired_interval
 from ptq_exp.networks.graph.calling import needs_contiguous_images
+from ptq_exp.quantization.modules import copy_network
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 
 CPU_BATCH = 16  # images, whose activations fit in the caches of one core
@@ -80,7 +80,7 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
 def for_inference(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode with the same function and fewer passes over memory: batch norm is folded into the
     preceding convolution."""
-    network = copy.deepcopy(model).eval()
+    network = copy_network(model).eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, QuantizedOperation
+from ptq_exp.networks.graph import alone
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, QuantizedOperation, inner_attribute
 from ptq_exp.quantization.modules import copy_network, replace_module
 
 Runner = Callable[[Tensor], Tensor]  # normalized images (N, C, H, W), float32 -> logits (N, classes), both on the CPU
@@ -66,6 +68,9 @@ class DecodedLayer(nn.Module):
         self.layer, self.activation, self.shape = copy.copy(layer.layer), layer.activation, layer.codes.shape
         self.layer._parameters = {"bias": layer.layer._parameters["bias"]}  # without the weight
 
+    def __getattr__(self, name: str) -> Any:
+        return inner_attribute(self, name)
+
     @property
     def weight(self) -> Tensor:
         """The weights, also for networks that read them without calling the layer."""
@@ -78,6 +83,8 @@ class DecodedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         x = input if self.activation is None else self.activation(input)
+        if not alone(self.layer, nn.Linear) and not alone(self.layer, nn.Conv2d):
+            return functional_call(self.layer, {"weight": self.weight}, (x,))
         if isinstance(self.layer, nn.Linear):
             return nn.functional.linear(x, self.weight, self.bias)
         return self.layer._conv_forward(x, self.weight, self.bias)

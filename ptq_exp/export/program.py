@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ptq_exp.export.formats import DecodedLayer, Format, Runner, Subject, Written, exported, runner
 from ptq_exp.export.packing import PER_BYTE, pack
-from ptq_exp.networks.graph.calling import needs_contiguous_images
+from ptq_exp.networks.graph.calling import needs_contiguous_images, standard_strides
 from ptq_exp.quantization.grids import LevelGrid, code_width
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import copy_network, replace_module
@@ -37,7 +37,7 @@ class Program(Format):
 def _load(path: Path, contiguous: bool) -> Runner:
     """A network that calls `view` on images was exported for PyTorch's default memory format."""
     module = torch.export.load(path).module()
-    return runner(lambda images: module(images.contiguous() if contiguous else images))
+    return runner(lambda images: module(standard_strides(images) if contiguous else images))
 
 
 class PackedLayer(DecodedLayer):

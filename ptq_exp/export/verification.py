@@ -81,7 +81,10 @@ def _verified(key: str, file: Written, reference: Written, subject: Subject, tes
         return dataclasses.replace(result, note=str(error))
     except Exception as error:  # every runtime has its own
         return dataclasses.replace(result, note=f"does not load: {first_line(error)}", failed=True)
-    predictions = torch.cat([run(tests.normalize(batch)).argmax(1) for batch in tests.batches()])
+    try:
+        predictions = torch.cat([run(tests.normalize(batch)).argmax(1) for batch in tests.batches()])
+    except Exception as error:  # every runtime has its own
+        return dataclasses.replace(result, note=f"does not run: {first_line(error)}", failed=True)
     agreement = 100 * (predictions == tests.predictions).float().mean().item()
     top1 = 100 * (predictions == tests.labels).float().mean().item()
     first = tests.normalize(tests.images[:COMPARED])

@@ -8,17 +8,19 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.files import file_digest
 from ptq_exp.networks.graph.calling import only_logits
 from ptq_exp.networks.libraries import allowed_arguments
+from ptq_exp.networks.own_code import digests, file_of
 
 CLASSES = ("num_classes", "classes", "n_classes", "nclass", "num_class")  # names of the argument in common use
 FORMS = "Give a dotted name (torchvision.models.mobilenet_v2) or a file and a name (path/to/nets.py:WideResNet)."
@@ -49,6 +51,11 @@ def build(classes: int, target: str | None = None, args: dict[str, Any] | None =
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model.target={target} returns a {type(network).__name__}, but a torch.nn.Module is needed.")
+    if lazy := [name for name, tensor in network.named_parameters() if is_lazy(tensor)]:
+        raise UserError(
+            f"model.target={target} returns layers without a size: {', '.join(lazy[:3])}. Lazy layers get theirs at "
+            f"the first call, so call the network once in the function that model.target names."
+        )
     only_logits(network)
     return network
 
@@ -77,22 +84,37 @@ def source_file(target: str) -> Path | None:
 
 
 def identity(options: dict[str, Any]) -> dict[str, Any]:
-    """What determines the network of `options`: for a file of the user, its name and content instead of its path."""
-    return _with_content(options, lambda file: file.name)
+    """What determines the network of `options`: for a file of the user, its name instead of its path, and the contents
+    of the file and of what it imports from its folder."""
+    target = str(options.get("target") or "")
+    file = source_file(target)
+    if file is not None:
+        root, target = file.parent, f"{file.name}:{target.rpartition(':')[2]}"
+    else:
+        place = target.replace(":", ".").rpartition(".")[0]
+        with _importable(Path.cwd()):
+            file = file_of(place) if place else None
+        if file is None:
+            return options
+        root = file.parents[place.count(".") + (file.name == "__init__.py")]
+    if not file.is_file() or _installed(file.resolve()):
+        return options
+    return options | {"target": target, "code": digests(file, root)}
+
+
+def _installed(file: Path) -> bool:
+    """Whether a file belongs to an installed package."""
+    folders = Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()
+    return any(file.is_relative_to(folder) for folder in folders) or "site-packages" in file.parts
 
 
 def as_stored(options: dict[str, Any]) -> dict[str, Any]:
     """The options with what `trusted` needs: an absolute path and the digest of the file."""
-    return _with_content(options, lambda file: str(file.absolute()))
-
-
-def _with_content(options: dict[str, Any], place: Callable[[Path], str]) -> dict[str, Any]:
-    """The options with the file of `target` at `place` and its digest. They stay as they are without such a file."""
     file = source_file(str(options.get("target")))
     if file is None or not file.is_file():
         return options
     name = options["target"].rpartition(":")[2]
-    return options | {"target": f"{place(file)}:{name}", "source": file_digest(file).hex()}
+    return options | {"target": f"{file.absolute()}:{name}", "source": file_digest(file).hex()}
 
 
 def trusted(options: dict[str, Any]) -> dict[str, Any] | None:
@@ -106,9 +128,7 @@ def trusted(options: dict[str, Any]) -> dict[str, Any] | None:
     if file is None:
         args = allowed_arguments(target, dict(args or {}))
         return None if args is None else {"target": target, "args": args}
-    packages = Path(sys.prefix), Path(sys.base_prefix)
-    own = not any(file.absolute().is_relative_to(folder) for folder in packages)
-    known = own and file.is_file() and file_digest(file).hex() == options.get("source")
+    known = not _installed(file.absolute()) and file.is_file() and file_digest(file).hex() == options.get("source")
     return {"target": target, "args": args} if known else None
 
 

@@ -14,6 +14,7 @@ from ptq_exp.quantization.grids import UniformGrid
 from ptq_exp.quantization.hooks import BATCH, Inputs, watching
 
 BINS = 4096
+COUNTED = 2**24  # values at a time
 
 
 @dataclass
@@ -133,13 +134,12 @@ def observe(
             limit = max(float(ends[key][1]), -float(ends[key][0]), 1e-12)
             if not math.isfinite(limit):  # the masked scores of attention
                 continue
-            # On the CPU: CUDA has no deterministic histogram.
-            counts = torch.histc(x.abs().flatten().float().cpu(), BINS, 0, limit)
-            histograms[key] = histograms.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
+            counts = _histogram(x.abs(), 0, limit)
+            histograms[key] = histograms.get(key, 0) + counts
             if both and ends[key][0] < 0:
                 low, high = float(ends[key][0]), max(float(ends[key][1]), 0.0)
-                counts = torch.histc(x.flatten().float().cpu(), BINS, low, high)
-                signed[key] = signed.get(key, torch.zeros(BINS, dtype=torch.float64)) + counts
+                counts = _histogram(x, low, high)
+                signed[key] = signed.get(key, 0) + counts
 
     for visit in (find_ends, count):
         with watching(model, names, inputs=visit) as forward:
@@ -153,6 +153,13 @@ def observe(
         name, position = key
         found[name][position] = Observation(float(low), float(high), histogram, limit, signed.get(key))
     return found
+
+
+def _histogram(x: Tensor, low: float, high: float) -> Tensor:
+    """The counts of `BINS` bins from `low` to `high`, in float64."""
+    # On the CPU: CUDA has no deterministic histogram. In parts, because torch counts in float32, which ends at 2^24.
+    parts = x.flatten().float().cpu().split(COUNTED)
+    return sum((torch.histc(part, BINS, low, high).double() for part in parts), torch.zeros(BINS, dtype=torch.float64))
 
 
 def _numbered(name: str, inputs: Inputs) -> list[tuple[tuple[str, int], Tensor]]:

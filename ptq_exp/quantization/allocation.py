@@ -13,7 +13,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, Sensitivities, shown
 from ptq_exp.quantization.coverage import quantized_operands
 from ptq_exp.quantization.distillation import distill
-from ptq_exp.quantization.grids import stored_bits
+from ptq_exp.quantization.grids import TWO_SIDED, stored_bits
 from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import quantized_layers
 from ptq_exp.quantization.modules import replace_module
@@ -159,8 +159,10 @@ def _bits_besides_codes(reference: Traced, options: QuantConfig) -> int:
     weights = sum(layer.weight.numel() for layer in layers.values())
     rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
-    # Quantization adds activation ranges, and biases to layers without one.
+    per_scale = 2 if options.grid in TWO_SIDED else 1  # with a zero-point
+    # Quantization adds activation ranges, and biases to layers without one. The image has no range of its own.
     operands = sum(quantized_operands(reference, options).values())
-    ranges = len(layers) + operands if options.act_bits is not None else 0
+    inputs = len(layers) - (not options.act_input_image and options.act_coverage != "all")
+    ranges = inputs + operands if options.act_bits is not None else 0
     biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
-    return 32 * (rest + 2 * scales + ranges + biases * options.bias_correction)
+    return 32 * (rest + per_scale * scales + ranges + biases * options.bias_correction)

@@ -57,5 +57,7 @@ def _tensors(given: Inputs, named: dict[str, Tensor]) -> Inputs:
 def prepared(model: nn.Module, images: Tensor) -> Tensor:
     """The images as the pre-hooks of `model` change them, for calls of its parts."""
     for hook in model._forward_pre_hooks.values():
-        (images,) = hook(model, (images,))
+        changed = hook(model, (images,))
+        if changed is not None:  # it returns nothing, the images, or a tuple of them
+            (images,) = changed if isinstance(changed, tuple) else (changed,)
     return images

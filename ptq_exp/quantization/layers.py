@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ptq_exp.base.machine import triton_works
-from ptq_exp.networks.graph import Wrapper, standard
+from ptq_exp.networks.graph import Wrapper, alone
 from ptq_exp.quantization.grids import Grid, UniformGrid
 
 
@@ -44,12 +44,13 @@ class _RoundWithin(torch.autograd.Function):
 
 
 def random_mask(x: Tensor, share: float) -> Tensor:
-    """A tensor like `x` that is 1 for `share` of the elements and else 0."""
+    """A tensor like `x` that is 1 for `share` of the elements and else 0, on the CPU to the nearest of 254 shares."""
     if x.device.type != "cpu":
         return (torch.rand_like(x) < share).to(x.dtype)
     # Eight elements per random number, because the CPU draws them on one thread.
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    return (words.view(torch.uint8).as_strided(x.shape, torch.empty_like(x).stride()) < round(256 * share)).to(x.dtype)
+    below = min(max(round(256 * share), 1), 255)  # 256 is no value of a byte
+    return (words.view(torch.uint8).as_strided(x.shape, torch.empty_like(x).stride()) < below).to(x.dtype)
 
 
 class ActivationQuantizer(nn.Module):
@@ -166,6 +167,10 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("zeros", zeros, persistent=False)
         self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the network asks of its layer, such as `in_features`."""
+        return inner_attribute(self, name)
+
     @property
     def weight(self) -> Tensor:
         """The weights in use, for networks that read them without calling the layer."""
@@ -191,11 +196,21 @@ class QuantizedLayer(nn.Module):
         x = input if self.activation is None else self.activation(input)
         if self.soft is None:
             return self.layer(x)
-        if not standard(self.layer, nn.Linear) and not standard(self.layer, nn.Conv2d):
+        if not alone(self.layer, nn.Linear) and not alone(self.layer, nn.Conv2d):
             return functional_call(self.layer, {"weight": self.soft}, (x,))
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, self.soft, self.layer.bias)
         return self.layer._conv_forward(x, self.soft, self.layer.bias)
+
+
+def inner_attribute(module: nn.Module, name: str) -> Any:
+    """An attribute of `module`, or of the module called `layer` inside it."""
+    try:
+        return nn.Module.__getattr__(module, name)
+    except AttributeError:
+        if name == "layer":
+            raise
+        return getattr(module.layer, name)
 
 
 def _per_group(values: Tensor, weight: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class QuantConfig:
         at_least=1,
     )
     calibration_seed: int | None = option(
-        None, "seed of the draw of calibration images and of learned rounding; null: seed"
+        None, "seed of the draw of calibration images and of learned rounding; null: seed", at_least=0, below=2**32
     )
     fold_batch_norm: bool = option(False, "true: fold batch norms into the convolutions before quantization")
     equalize: bool = option(False, "true: cross-layer equalization of weight ranges (needs fold_batch_norm)")

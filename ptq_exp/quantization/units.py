@@ -74,6 +74,10 @@ def _in_order(traced: Traced) -> list[str]:
     return sorted(layers, key=first_call)
 
 
+class NotByImage(Exception):
+    """The first dimension of a unit's values is not that of the images, as in transformers with the sequence first."""
+
+
 class Collector:
     """Returns a unit's inputs and outputs on images, one pair per call, or only the inputs.
 
@@ -92,7 +96,10 @@ class Collector:
         """The values on all `images`, in new tensors or in those of `into`."""
         whole: Calls = into or []
         for start in range(0, len(images), BATCH):
-            part = [tuple(map(pixels_first, call)) for call in self.few(images[start : start + BATCH])]
+            batch = images[start : start + BATCH]
+            part = [tuple(map(pixels_first, call)) for call in self.few(batch)]
+            if any(len(x) != len(batch) for call in part for x in call):
+                raise NotByImage
             # In place, since a concatenation at the end would take twice the memory.
             whole = whole or [tuple(x.new_empty(len(images), *x.shape[1:]) for x in call) for call in part]
             for call, own in zip(whole, part, strict=True):

@@ -19,6 +19,10 @@ def check_widths(options: QuantConfig) -> None:
     widths, two_sided = options.bit_widths(), options.grid in TWO_SIDED
     if not widths:
         raise UserError("quant.bits is empty. Give a bit width or a list of them, for example quant.bits='[4,8]'.")
+    if options.mixed and not options.mixed_candidates:
+        raise UserError(
+            "quant.mixed_candidates is empty. Give bit widths, for example quant.mixed_candidates='[2,4,8]'."
+        )
     for key, bits in (
         [("quant.bits", b) for b in widths]
         + [(f"quant.layer_bits.{name}", b) for name, b in options.layer_bits.items()]

@@ -10,7 +10,8 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
-from ptq_exp.networks.graph.calling import contiguous_images
+from ptq_exp.networks.graph import check_trace
+from ptq_exp.networks.graph.calling import channels_last, contiguous_images
 
 
 @dataclass
@@ -34,7 +35,7 @@ def fit_images(model: nn.Module, config: Config, dataset: Dataset, device: torch
     Raises `UserError`, with the cause, if the network does not accept the images or has another number of outputs than
     the data has classes.
     """
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    channels_last(model.to(device))
     channels = input_channels(model)
     if channels in (1, 3):
         dataset = dataset.with_channels(channels)
@@ -71,6 +72,9 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
             f"(1, {len(dataset.classes)}) is needed. Give it the number of classes, for example "
             f"+model.args.num_classes={len(dataset.classes)}."
         )
+    training = model.training
+    check_trace(model.eval(), image)
+    model.train(training)
 
 
 def output_of(model: nn.Module, image: Tensor) -> object:

@@ -42,11 +42,13 @@ def job_key(config: Config, device_type: str) -> str:
     file = file_digest(checkpoint).hex() if checkpoint.is_file() else ""
     root = config.data.folder
     images = source_digest(root) if config.data.name == "image_folder" and root.exists() else ""
+    table = Path(config.data.labels or "").expanduser()  # it may lie outside the root
+    labels = file_digest(table).hex() if table.is_file() else ""
     there = config.data.name == "auto" and root.exists()  # decides the meaning of auto
     where = [config.tracking.enabled, config.tracking.uri, config.tracking.experiment]
     where += [config.tracking.register] if config.tracking.register else []
     versions = [VERSION, RECONSTRUCTION_VERSION]
-    return digest(relevant, file, images, there, where, device_type, versions)
+    return digest(relevant, file, images, labels, there, where, device_type, versions)
 
 
 @dataclasses.dataclass(frozen=True)

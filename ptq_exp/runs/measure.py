@@ -19,6 +19,7 @@ from ptq_exp.base.text import write_text
 from ptq_exp.config import Config
 from ptq_exp.evaluation.accuracy import Evaluation, drop_interval, evaluate
 from ptq_exp.evaluation.paired import Correct
+from ptq_exp.networks import custom
 from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.diagnosis import diagnose, diagnose_in_short
@@ -135,8 +136,15 @@ def reconstruction_store(config: Config, shared: Shared, bits: int, device: torc
     if not config.quant.act_learned:  # units do not depend on activations, unless operations became modules
         unrelated |= {"act_bits": "any" if covers_operations(config.quant) else None, "act_learned": True}
     method = dataclasses.asdict(config.quant) | unrelated | {"bits": bits}
+    function = custom.identity(shared.float_model.options)
     key = digest(
-        RECONSTRUCTION_VERSION, shared.network_digest, shared.fingerprint, method, config.calibration_seed, device.type
+        RECONSTRUCTION_VERSION,
+        function,
+        shared.network_digest,
+        shared.fingerprint,
+        method,
+        config.calibration_seed,
+        device.type,
     )
     return config.cache / "reconstruction" / key[:16]
 

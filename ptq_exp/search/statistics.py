@@ -31,7 +31,7 @@ def drop_limit(low: float, high: float, level: float) -> float:
 
 def images_required(margin: float, level: float) -> int:
     """The number of test images with which a network without any change of a prediction passes: fewer are hopeless."""
-    return math.ceil(NormalDist().inv_cdf(level) * math.sqrt(2) / (margin / 100) - 2) + 1
+    return math.floor(NormalDist().inv_cdf(level) * math.sqrt(2) / (margin / 100) - 2) + 1
 
 
 def images_advisable(margin: float, level: float, change: float = TYPICAL_CHANGE) -> int:

@@ -72,6 +72,7 @@ def test_an_edited_file_is_another_network(nets: Path) -> None:
     assert custom.identity(options) != before
     (nets.parent / "elsewhere").mkdir()
     here = custom.identity(options)
+    (nets.parent / "helper.py").rename(nets.parent / "elsewhere" / "helper.py")  # which the file imports
     moved = nets.rename(nets.parent / "elsewhere" / "nets.py")
     assert custom.identity(options | {"target": f"{moved}:Net"}) == here
 

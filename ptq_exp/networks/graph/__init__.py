@@ -7,15 +7,17 @@ from ptq_exp.networks.graph.blocks import Block, blocks
 from ptq_exp.networks.graph.exposing import expose, exposed, operands
 from ptq_exp.networks.graph.operations import Wrapper
 from ptq_exp.networks.graph.pairs import batch_norm_pairs, layer_pairs
-from ptq_exp.networks.graph.tracing import Classes, Graph, standard
+from ptq_exp.networks.graph.tracing import Classes, Graph, alone, check_trace, standard
 
 __all__ = [
     "Block",
     "Classes",
     "Graph",
     "Wrapper",
+    "alone",
     "batch_norm_pairs",
     "blocks",
+    "check_trace",
     "expose",
     "exposed",
     "layer_pairs",

@@ -31,6 +31,13 @@ def contiguous_images(model: nn.Module) -> None:
     model.register_forward_pre_hook(_contiguous_hook)
 
 
+def channels_last(model: nn.Module) -> None:
+    """Store the parameters and buffers of four dimensions in channels-last order, in place."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 def returns_only_logits(model: nn.Module) -> bool:
     """Whether `only_logits` was applied to `model`."""
     return _logits_hook in model._forward_hooks.values()

@@ -46,7 +46,8 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
     functional = [node for node in operations(graph, additions_only) if node.op != "call_module"]
     if not functional:
         return model
-    names = _names(functional, set(graph.modules))
+    tensors = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    names = _names(functional, {*graph.modules, *tensors})
     network = fx.GraphModule(model, graph.graph)
     _keep_layers(network, graph)
     for node in functional:

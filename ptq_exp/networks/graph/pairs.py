@@ -6,7 +6,7 @@ Every function takes `opaque`, classes of modules that are not traced into.
 from torch import fx, nn
 
 from ptq_exp.networks.graph.operations import HOMOGENEOUS, POOLINGS, kind
-from ptq_exp.networks.graph.tracing import Classes, Graph, standard
+from ptq_exp.networks.graph.tracing import Classes, Graph, alone
 
 
 def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]:
@@ -20,7 +20,7 @@ def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, 
     pairs = []
     for node in graph.nodes:
         norm = graph.module(node)
-        if not isinstance(norm, nn.BatchNorm2d) or not standard(norm, nn.BatchNorm2d) or not graph.once(norm):
+        if not isinstance(norm, nn.BatchNorm2d) or not alone(norm, nn.BatchNorm2d) or not graph.once(norm):
             continue
         if norm.running_mean is None or norm.running_var is None or len(node.all_input_nodes) != 1:
             continue

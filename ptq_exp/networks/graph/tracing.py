@@ -3,6 +3,7 @@
 Every function takes `opaque`, classes of modules that are not traced into. Layers and norms are never traced into.
 """
 
+import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
+from ptq_exp.networks.graph.calling import logits_of, standard_strides
 from ptq_exp.networks.graph.operations import Operation, mark_fixed, only_adds
 
 Classes = tuple[type[nn.Module], ...]
@@ -90,16 +92,42 @@ class Graph:
     def own(self, layer: nn.Module) -> bool:
         """Whether the parameters may change: a standard torch layer, called once, that alone uses its parameters."""
         base = next((base for base in (nn.Conv2d, nn.Linear) if isinstance(layer, base)), None)
-        if base is None or not standard(layer, base) or not self.once(layer):
+        if base is None or not alone(layer, base) or not self.once(layer):
             return False
         held = [p for p in layer._parameters.values() if p is not None]
         return "weight" in layer._parameters and all(self.owners[p.data_ptr()] == 1 for p in held)
+
+
+@torch.no_grad()
+def check_trace(model: nn.Module, images: Tensor) -> None:
+    """Mark `model` as one that cannot be traced if its trace computes something else, in place.
+
+    A trace takes the branch of `if isinstance(x, Tensor)` that symbolic inputs take, for example. `model` must be in
+    evaluation mode and accept the normalized `images`.
+    """
+    with contextlib.suppress(UserError):
+        graph, _ = _trace(model, ())
+        wanted = logits_of(model(images))
+        if not torch.equal(wanted, logits_of(model(images))):  # it draws random numbers
+            return
+        try:
+            found = logits_of(fx.GraphModule(model, graph)(standard_strides(images)))
+            same = found.shape == wanted.shape and torch.allclose(found, wanted, 1e-3, 1e-3 * wanted.abs().max().item())
+        except Exception:  # whatever the code of the network raises
+            same = False
+        if not same:
+            model._misleading = True  # type: ignore[assignment]
 
 
 def standard(module: nn.Module, base: type[nn.Module]) -> bool:
     """Whether `module` has the forward function of `base`, since a derived class may change it."""
     kept = (getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
     return isinstance(module, base) and all(kept)
+
+
+def alone(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether `module` is `standard` and no hook of the user changes its input or output."""
+    return standard(module, base) and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def owner(node: fx.Node) -> str:
@@ -111,6 +139,11 @@ def owner(node: fx.Node) -> str:
 
 
 def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]:
+    if getattr(model, "_misleading", False):
+        raise UserError(
+            "The network cannot be traced: its trace computes something else, as if its forward function asked for the "
+            "type of its input."
+        )
     leaves: dict[str, str] = {}
     while True:
         tracer = _Tracer(opaque, leaves)

@@ -4,6 +4,7 @@ A unit (a layer or a block, see `units`) is optimized to reproduce the float net
 each weight is rounded up or down, and the clipping value of each activation.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,9 +30,10 @@ from ptq_exp.quantization.modules import load_unique_state, unique_state
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
 from ptq_exp.quantization.traced import Traced
-from ptq_exp.quantization.units import Calls, Samples, Unit, layers_of, take, units
+from ptq_exp.quantization.units import Calls, NotByImage, Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
+log = logging.getLogger("ptq_exp")
 BETA_START, BETA_END = 20.0, 2.0
 
 
@@ -74,10 +76,18 @@ class _Learner:
         context, how = self.context, self.context.options.reconstruction
         with shown(context.progress, title, how.steps, span) as advance:
             if any(name in weights for name in layers_of(context.network, module)):
-                memory = how.memory_gib * 2**30
-                self.samples = Samples(unit, self.network, context.traced, context.images, memory, self.samples)
-                if self.samples.calls:
+                self.samples = self._samples(unit, how.memory_gib * 2**30)
+                if self.samples and self.samples.calls:
                     reconstruct_unit(context, unit, self.samples, module, weights, advance)
+
+    def _samples(self, unit: Unit, memory: float) -> Samples | None:
+        try:
+            return Samples(unit, self.network, self.context.traced, self.context.images, memory, self.samples)
+        except NotByImage:
+            log.warning(
+                "%s keeps its rounding to nearest: the first dimension of its input is not the image.", unit.name
+            )
+            return None
 
 
 def reconstruct_unit(

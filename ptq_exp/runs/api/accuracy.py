@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
@@ -83,7 +84,8 @@ def measured(network: Network, images: Tensor, labels: Tensor) -> accuracy.Evalu
     module = module_of(network)
     device = device_of(module)
     ready, there = ready_copy(module, images), images.to(device)
-    classes = ready(as_given(there[:1])).shape[1]
+    with torch.no_grad():
+        classes = ready(as_given(there[:1])).shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"The labels must be from 0 to {classes - 1}, since the network has {classes} outputs.")
     with exact():

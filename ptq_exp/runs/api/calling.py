@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph.calling import needs_contiguous_images, only_logits
+from ptq_exp.networks.graph import check_trace
+from ptq_exp.networks.graph.calling import channels_last, needs_contiguous_images, only_logits
 from ptq_exp.quantization.modules import copy_network
 from ptq_exp.runs.fitting import output_of
 
@@ -34,7 +35,7 @@ def ready_copy(network: nn.Module, images: Tensor) -> nn.Module:
     """
     copy = copy_network(network).eval().float()
     if not needs_contiguous_images(copy):
-        copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(copy)
     image = as_given(images[:1].to(device_of(copy)))
     try:
         logits = output_of(copy, image)
@@ -47,6 +48,7 @@ def ready_copy(network: nn.Module, images: Tensor) -> nn.Module:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"The network returns {shape} for one image, but logits (1, classes) are needed.")
+    check_trace(copy, image)
     return copy
 
 

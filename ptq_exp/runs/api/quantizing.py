@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.console import progress
@@ -107,7 +108,7 @@ def quantize(
     seed = options.calibration_seed or 0
     chosen = as_given(drawn(images, options.calibration_images, seed).to(device_of(network)))
     warn_unless_normalized(network, chosen)
-    with exact():
+    with exact(), torch.enable_grad():
         result = quantization.quantize(network, options, options.bit_widths()[0], Calibration(chosen, seed), progress)
     about = {"quant": dataclasses.asdict(options), "contiguous": needs_contiguous_images(network)}
     about |= model.about if isinstance(model, FloatNetwork) else described(given, network, chosen)
