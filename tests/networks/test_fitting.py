@@ -186,6 +186,19 @@ def test_a_network_that_normalizes_its_images_keeps_its_constants_and_says_so(tm
     assert not fitted(resnet(8), Normalizing().state_dict(), tmp_path / "model.pt").normalizes
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod."])
+def test_weights_in_parts_and_constants_fit_behind_a_prefix(prefix: str, tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        model = Normalizing()
+        model.body = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Linear(4, 2))
+        return model
+
+    model = network()
+    found = fitted(network(), prefixed(model.state_dict(), prefix), tmp_path / "model.pt")
+    assert_weights(found, model)
+    assert found.normalizes
+
+
 def test_integer_buffers_of_a_network_are_no_obstacle(tmp_path: Path) -> None:
     class Indexed(nn.Linear):
         def __init__(self) -> None:

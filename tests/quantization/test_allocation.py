@@ -91,3 +91,15 @@ def test_sensitivities_count_what_distillation_makes_up_for(monkeypatch: pytest.
     at_once, later = (sensitivities(Traced(reference), config, x) for config in (nearest, learned))
     assert sum(row[1] for row in later.values()) < 0.7 * sum(row[1] for row in at_once.values())
     assert all(later[name][8] == at_once[name][8] for name in later)
+
+
+@pytest.mark.parametrize("act_bits", [None, 8])
+@pytest.mark.parametrize("grid", ["symmetric", "float_zero_point"])
+def test_the_size_of_a_uniform_network_is_a_budget_that_it_fits(grid: str, act_bits: int | None) -> None:
+    model, x = network(), images(8, size=32)
+    config = QuantConfig(**LEARNED | {"grid": grid}, act_bits=act_bits)
+    _, uniform = quantize(model, config, 4, x)
+    only = replace(config, mixed=True, mixed_candidates=[4, 5], size_budget=uniform.size_bytes)
+    _, report = quantize(model, only, 4, x)
+    assert {row.stored_bits for row in report.layers} == {4.0}
+    assert report.size_bytes <= uniform.size_bytes

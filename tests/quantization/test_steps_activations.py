@@ -7,6 +7,7 @@ import torch
 from conftest import mostly_slow, network, quantize
 from samples import LEARNED, error, images
 
+from ptq_exp.quantization.activations import _histogram
 from ptq_exp.quantization.layers import (
     ActivationQuantizer,
     QuantizedOperation,
@@ -70,6 +71,7 @@ def test_qdrop_drops_the_configured_share() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_random_mask_has_its_share_and_the_layout_of_the_values(layout: torch.memory_format) -> None:
     x = torch.empty(8, 16, 9, 9).contiguous(memory_format=layout)
+    assert random_mask(x, 0.999).mean() > 0.99
     mask = random_mask(x, 0.25)
     assert mask.stride() == x.stride()
     assert mask.unique().tolist() == [0, 1]
@@ -102,3 +104,10 @@ def test_weights_at_the_ends_of_the_grid_are_learned() -> None:
     codes.sum().backward()
     assert positions.grad is not None
     assert positions.grad.tolist() == [0, 1, 1, 0]
+
+
+def test_a_histogram_counts_more_values_than_float32_can() -> None:
+    values = torch.zeros(2**24 + 1000)
+    values[:1000] = 1.0
+    counts = _histogram(values, 0.0, 1.0)
+    assert (counts[0].item(), counts[-1].item()) == (2**24, 1000)

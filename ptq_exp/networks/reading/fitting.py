@@ -21,7 +21,7 @@ from ptq_exp.networks.reading.renaming import (
     shapes_of,
     shortened,
 )  # fmt: skip
-from ptq_exp.networks.reading.unwrapping import normalizer, parts, together
+from ptq_exp.networks.reading.unwrapping import normalizer, parts, together, without_prefixes
 from ptq_exp.networks.reading.weights_file import WeightsFile
 
 HOW_TO_NAME_THE_CLASS = "Name the class that the weights belong to: model=custom model.target=path/to/nets.py:ClassName"
@@ -56,11 +56,12 @@ def fit(model: nn.Module, file: WeightsFile) -> Fit:
     """
     state = model.state_dict()
     expected, shapes, path = shapes_of(state), shapes_of(file.weights), file.path
-    if found := by_name(expected, shapes_of(file.original)):
-        weights, normalizes = file.original, normalizer(file.original) is not None
-    else:
-        weights, normalizes = file.weights, False
-        found = match(expected, shapes, path)
+    weights, found = next(
+        ((named, found) for named in without_prefixes(file.original) if (found := by_name(expected, shapes_of(named)))),
+        (file.weights, None),
+    )
+    normalizes = found is not None and normalizer(weights) is not None
+    found = found or match(expected, shapes, path)
     if not found and (other := _part(expected, file)):
         weights, found = other
     if not found and (other := _merged(expected, file)):

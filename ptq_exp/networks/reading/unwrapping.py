@@ -31,7 +31,7 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
     weights = {key: value for key, value in weights.items() if not PROFILER.search(key)}
     constants: dict[str, Any] | None = None
     while True:
-        if prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), ""):
+        if prefix := _prefix(weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
         elif constants is None and (found := normalizer(weights)):
             constants = _constants(weights, *found)
@@ -41,6 +41,19 @@ def unwrap(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any
                 weights = {key.partition(".")[2]: value for key, value in weights.items()}
         else:
             return _computed(weights), constants or {}
+
+
+def without_prefixes(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights as they are, and without one prefix after the other."""
+    yield weights
+    while weights and (prefix := _prefix(weights)):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        yield weights
+
+
+def _prefix(weights: dict[str, Tensor]) -> str:
+    """A usual prefix of all names, or an empty string."""
+    return next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), "")
 
 
 def parts(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
