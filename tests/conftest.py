@@ -1,5 +1,6 @@
 """Fixtures: the command line in this process and in a fresh one, stores, small trained networks, the real data."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -24,6 +25,12 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     if hasattr(os, "sched_setaffinity"):  # a core for each worker: with one core a sweep needs no process for figures
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
+
+# OpenVINO imports absl, whose log handler closes its stream when Hydra sets up logging. It would be pytest's own.
+with contextlib.suppress(ImportError):
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Nothing of a test's stays in the working tree, and how quick a machine is decides nothing.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"ptq_exp-hypothesis-{os.getuid()}")
