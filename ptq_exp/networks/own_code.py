@@ -28,7 +28,7 @@ def file_of(module: str) -> Path | None:
     """The file of an importable module, which is not run; its packages are. None for other modules."""
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # whatever the code of its packages raises
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 

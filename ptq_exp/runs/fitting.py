@@ -30,18 +30,25 @@ class FloatModel:
 
 
 def fit_images(model: nn.Module, config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, Dataset]:
-    """Move `model` to its device, in place, and return the images with as many channels as its first layer takes.
+    """Move `model` to its device, in place, and return the images with as many channels as it takes: those of its first
+    convolution, or those that work.
 
     Raises `UserError`, with the cause, if the network does not accept the images or has another number of outputs than
     the data has classes.
     """
     channels_last(model.to(device))
-    channels = input_channels(model)
-    if channels in (1, 3):
-        dataset = dataset.with_channels(channels)
-        config = replace(config, data=config.data.for_channels(channels))
-    check_images_fit(model, dataset, device)
-    return config, dataset
+    failures: list[UserError] = []
+    for channels in dict.fromkeys((input_channels(model), 3, 1)):
+        try:
+            own, images = config, dataset
+            if channels in (1, 3):
+                images = dataset.with_channels(channels)
+                own = replace(config, data=config.data.for_channels(channels))
+            check_images_fit(model, images, device)
+            return own, images
+        except UserError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def input_channels(model: nn.Module) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FEW as FEW_IMAGES
 from torch import Tensor, nn
 
 import ptq_exp
@@ -154,3 +155,16 @@ def test_an_edited_module_that_the_file_imports_is_another_network(
         assert custom.identity(options) != before
     library = {"target": "torchvision.models.resnet18", "args": {}}
     assert custom.identity(library) == library
+
+
+def test_the_channels_that_a_network_takes_are_tried(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.blur, self.stem, self.fc = nn.Conv2d(1, 1, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = self.blur(x.flatten(0, 1)[:, None])[:, 0].unflatten(0, (-1, 3))\n"
+        "        return self.fc(self.stem(x).relu().mean((2, 3)))\n"
+    )
+    outcome = cli("model=custom", f"model.target={tmp_path / 'nets.py'}:Net", *FEW_IMAGES, "quant=mse", "quant.bits=8")
+    assert outcome.code == 0, outcome.err
