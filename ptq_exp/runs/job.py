@@ -19,7 +19,7 @@ from ptq_exp.config import Config, from_hydra
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.quantization.learning import learns
 from ptq_exp.reporting import JobStart, Reports
-from ptq_exp.results.files import write_job
+from ptq_exp.results.files import read_job, write_job
 from ptq_exp.results.records import JobRecord
 from ptq_exp.runs.device import pick_device
 from ptq_exp.runs.ledger import SWEEP_VARIABLE, Ledger, failure_kept, job_key
@@ -68,7 +68,9 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
     """Load or train the float network, quantize it at every bit width, evaluate and report."""
     log.info("%s: writing results to %s.", start.name, from_here(start.folder))
     with reports.following(start):
-        Ledger.of(config, start.key).write(start.folder)
+        ledger = Ledger.of(config, start.key)
+        if not (there := ledger.read()) or read_job(there) is None:  # a repetition may not end
+            ledger.write(start.folder)
         shared = prepare(config, device, reports.training)
         config = dataclasses.replace(config, model=shared.float_model.config.model)  # a file may have another depth
         name = run_name(config, shared.dataset.name)
@@ -78,6 +80,7 @@ def run_job(config: Config, device: torch.device, start: JobStart, reports: Repo
         record = make_record(dataclasses.replace(start, name=name), config, shared, device, tuple(results))
         outlook.job_ends()
         write_job(record)  # before its figures are drawn, which an interruption may prevent
+        ledger.write(start.folder)
         later(reports.job, record)
     if failed := [f"{export.place}: {export.note}" for result in results for export in result.exports
                   if export.failed]:  # fmt: skip

@@ -53,7 +53,7 @@ def job_key(config: Config, device_type: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """The pointer from a job's key to the folder of the last job with that key."""
+    """The pointer from a job's key to the folder of the last job with that key that finished, or else began."""
 
     path: Path
 
@@ -70,7 +70,7 @@ class Ledger:
             return None
 
     def write(self, folder: Path) -> None:
-        """Point to the folder of a job that starts."""
+        """Point to the folder of a job."""
         write_json(self.path, {"folder": str(folder.absolute())})
 
 

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 from conftest import ROOT, TINY, Outcome, mostly_slow
 from stores import ALONE, all_runs, last_table, points
+
+from ptq_exp.base.errors import UserError
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -103,6 +106,14 @@ def test_another_configuration_is_not_skipped(cli: Cli, change: str) -> None:
     outcome = cli(*few, change, "quant.bits=5", "resume=true")
     assert outcome.code == 0, outcome.err
     assert "not run again" not in outcome.out
+
+
+def test_a_repetition_that_ends_early_does_not_hide_the_finished_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*TINY, "quant.bits=5", "output_dir=first").code == 0
+    with monkeypatch.context() as broken:
+        broken.setattr("ptq_exp.runs.job.measure_bit_width", Mock(side_effect=UserError("The disk is full.")))
+        assert cli(*TINY, "quant.bits=5", "output_dir=second").code == 1
+    assert "not run again" in cli(*TINY, "quant.bits=5", "output_dir=third", "resume=true").out
 
 
 KILLED = ["data=digits", "data.train_limit=192", "data.test_limit=48", "trainer.epochs=3", "trainer.batch_size=32"]
