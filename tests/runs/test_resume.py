@@ -27,7 +27,6 @@ def test_resume_skips_what_finished_and_goes_on_below_the_same_parent(
     cli: Cli, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the first sweep the jobs with 4 bits fail; the second does only those."""
-    from ptq_exp.base.errors import UserError
     from ptq_exp.runs import job
 
     def without_four_bits(bits: int, *arguments: Any) -> Any:
