@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.networks.graph import alone
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, QuantizedOperation, inner_attribute
+from ptq_exp.quantization.layers import ActivationQuantizer, AroundLayer, QuantizedLayer, QuantizedOperation
 from ptq_exp.quantization.modules import copy_network, replace_module
 
 Runner = Callable[[Tensor], Tensor]  # normalized images (N, C, H, W), float32 -> logits (N, classes), both on the CPU
@@ -60,16 +58,13 @@ class Written:
     timed: bool = True  # whether the speed of what was loaded is that of the file
 
 
-class DecodedLayer(nn.Module):
+class DecodedLayer(AroundLayer):
     """Stands for a `QuantizedLayer`: the same convolution or product with weights that a derived class decodes."""
 
     def __init__(self, layer: QuantizedLayer):
         super().__init__()
         self.layer, self.activation, self.shape = copy.copy(layer.layer), layer.activation, layer.codes.shape
         self.layer._parameters = {"bias": layer.layer._parameters["bias"]}  # without the weight
-
-    def __getattr__(self, name: str) -> Any:
-        return inner_attribute(self, name)
 
     @property
     def weight(self) -> Tensor:
@@ -83,11 +78,7 @@ class DecodedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         x = input if self.activation is None else self.activation(input)
-        if not alone(self.layer, nn.Linear) and not alone(self.layer, nn.Conv2d):
-            return functional_call(self.layer, {"weight": self.weight}, (x,))
-        if isinstance(self.layer, nn.Linear):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return self.layer._conv_forward(x, self.weight, self.bias)
+        return self.with_weight(x, self.weight)
 
 
 class NotInstalled(Exception):

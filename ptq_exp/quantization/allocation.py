@@ -162,7 +162,7 @@ def _bits_besides_codes(reference: Traced, options: QuantConfig) -> int:
     per_scale = 2 if options.grid in TWO_SIDED else 1  # with a zero-point
     # Quantization adds activation ranges, and biases to layers without one. The image has no range of its own.
     operands = sum(quantized_operands(reference, options).values())
-    inputs = len(layers) - (not options.act_input_image and options.act_coverage != "all")
+    inputs = len(layers) - (not options.quantizes_image)
     ranges = inputs + operands if options.act_bits is not None else 0
     biases = sum(layer.weight.shape[0] for layer in layers.values() if layer.bias is None)
     return 32 * (rest + per_scale * scales + ranges + biases * options.bias_correction)

@@ -136,7 +136,31 @@ def _try_kernel(device: torch.device) -> None:
     _fake_quantize(torch.ones(1, device=device), torch.ones((), device=device), 0, 1)
 
 
-class QuantizedLayer(nn.Module):
+class AroundLayer(nn.Module):
+    """Stands for the convolution or linear layer called `layer`, and has its attributes, such as `in_features`."""
+
+    layer: nn.Conv2d | nn.Linear
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
+    def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What `layer` computes of `x` with another weight."""
+        if not alone(self.layer, nn.Linear) and not alone(self.layer, nn.Conv2d):
+            result: Tensor = functional_call(self.layer, {"weight": weight}, (x,))
+            return result
+        bias = self.layer._parameters["bias"]
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        return self.layer._conv_forward(x, weight, bias)
+
+
+class QuantizedLayer(AroundLayer):
     """A convolution or linear layer whose weights lie on a grid, with an optional quantizer of its input.
 
     `codes` (int32, the shape of the weights), `scale` and `zero_point` (one value, or one per output channel, shaped
@@ -167,10 +191,6 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("zeros", zeros, persistent=False)
         self.set_codes(grid.quantize(weight, self.scale, self.zero_point))
 
-    def __getattr__(self, name: str) -> Any:
-        """What else the network asks of its layer, such as `in_features`."""
-        return inner_attribute(self, name)
-
     @property
     def weight(self) -> Tensor:
         """The weights in use, for networks that read them without calling the layer."""
@@ -194,23 +214,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # called `input`, as in the layers that this class replaces
         x = input if self.activation is None else self.activation(input)
-        if self.soft is None:
-            return self.layer(x)
-        if not alone(self.layer, nn.Linear) and not alone(self.layer, nn.Conv2d):
-            return functional_call(self.layer, {"weight": self.soft}, (x,))
-        if isinstance(self.layer, nn.Linear):
-            return F.linear(x, self.soft, self.layer.bias)
-        return self.layer._conv_forward(x, self.soft, self.layer.bias)
-
-
-def inner_attribute(module: nn.Module, name: str) -> Any:
-    """An attribute of `module`, or of the module called `layer` inside it."""
-    try:
-        return nn.Module.__getattr__(module, name)
-    except AttributeError:
-        if name == "layer":
-            raise
-        return getattr(module.layer, name)
+        return self.layer(x) if self.soft is None else self.with_weight(x, self.soft)
 
 
 def _per_group(values: Tensor, weight: Tensor) -> Tensor:

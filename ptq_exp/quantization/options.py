@@ -185,6 +185,11 @@ class QuantConfig:
         """The bits of the activations while weights are learned; None if activations stay float until then."""
         return self.act_bits if self.act_learned else None
 
+    @property
+    def quantizes_image(self) -> bool:
+        """Whether the image that enters the first layer is quantized, if activations are."""
+        return self.act_input_image or self.act_coverage == "all"
+
     def bit_widths(self) -> list[int]:
         """The bit widths of this job, in the given order; a single one if mixed precision has its own budget."""
         if self.mean_bits is not None:

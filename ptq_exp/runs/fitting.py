@@ -1,5 +1,7 @@
 """A float network and the images, fitted to each other: channels, memory format, outputs."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,9 +81,8 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
             f"(1, {len(dataset.classes)}) is needed. Give it the number of classes, for example "
             f"+model.args.num_classes={len(dataset.classes)}."
         )
-    training = model.training
-    check_trace(model.eval(), image)
-    model.train(training)
+    with _evaluation_mode(model):
+        check_trace(model, image)
 
 
 def output_of(model: nn.Module, image: Tensor) -> object:
@@ -96,10 +97,16 @@ def output_of(model: nn.Module, image: Tensor) -> object:
 
 
 def _logits(model: nn.Module, image: Tensor) -> object:
-    """The network's output in evaluation mode: batch norm cannot train on a single image."""
+    with _evaluation_mode(model), torch.no_grad():
+        return model(image)
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: batch norm cannot train on a single image."""
     training = model.training
+    model.eval()
     try:
-        with torch.no_grad():
-            return model.eval()(image)
+        yield
     finally:
         model.train(training)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import ptq_exp
 from ptq_exp.networks import custom
 from ptq_exp.networks.graph import Graph
+from ptq_exp.quantization.layers import OPAQUE
+from ptq_exp.runs.api.calling import ready_copy
 
 FEW = {"steps": 2, "batch_size": 4}
 EVERYTHING = {"act_bits": 8, "act_coverage": "all", "act_zero_point": True}
@@ -100,6 +102,12 @@ def test_a_trace_that_computes_something_else_is_not_used() -> None:
     quantized = ptq_exp.quantize(network, x, bits=8, method="mse", **EVERYTHING)
     assert "its trace computes something else" in quantized.report.limits[0]
     assert "only the inputs of layers are quantized" in quantized.report.limits[0]
+
+
+def test_the_trace_of_a_quantized_network_is_used() -> None:
+    network, x = made("a parameter called mul")
+    quantized = ptq_exp.quantize(network, x, bits=8, method="mse", **EVERYTHING)
+    Graph(ready_copy(quantized.network, x), OPAQUE)  # raises where the trace computes something else
 
 
 def test_units_without_the_images_in_front_keep_their_rounding(caplog: pytest.LogCaptureFixture) -> None:

@@ -99,14 +99,14 @@ class Graph:
 
 
 @torch.no_grad()
-def check_trace(model: nn.Module, images: Tensor) -> None:
+def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
     """Mark `model` as one that cannot be traced if its trace computes something else, in place.
 
     A trace takes the branch of `if isinstance(x, Tensor)` that symbolic inputs take, for example. `model` must be in
     evaluation mode and accept the normalized `images`.
     """
     with contextlib.suppress(UserError):
-        graph, _ = _trace(model, ())
+        graph, _ = _trace(model, opaque)
         wanted = logits_of(model(images))
         if not torch.equal(wanted, logits_of(model(images))):  # it draws random numbers
             return

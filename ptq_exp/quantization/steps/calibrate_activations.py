@@ -47,8 +47,7 @@ class CalibrateActivations(Step):
             return
         first, last = context.traced.first_and_last(options.layers)
         layers = quantized_layers(network)
-        image = options.act_input_image or options.act_coverage == "all"
-        names = [name for name in layers if image or name != first]
+        names = [name for name in layers if options.quantizes_image or name != first]
         operations = quantized_operands(context.traced, options)
         ends = {first, last} if options.first_and_last == "eight" else set()
         for name, observations in _observations(context, [*names, *operations]).items():

@@ -4,7 +4,6 @@ A unit (a layer or a block, see `units`) is optimized to reproduce the float net
 each weight is rounded up or down, and the clipping value of each activation.
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptq_exp.base.console import log
 from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.context import Context, shown
 from ptq_exp.quantization.hooks import BATCH
@@ -33,7 +33,6 @@ from ptq_exp.quantization.traced import Traced
 from ptq_exp.quantization.units import Calls, NotByImage, Samples, Unit, layers_of, take, units
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
-log = logging.getLogger("ptq_exp")
 BETA_START, BETA_END = 20.0, 2.0
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import check_trace
 from ptq_exp.networks.graph.calling import channels_last, needs_contiguous_images, only_logits
+from ptq_exp.quantization.layers import OPAQUE
 from ptq_exp.quantization.modules import copy_network
 from ptq_exp.runs.fitting import output_of
 
@@ -48,7 +49,7 @@ def ready_copy(network: nn.Module, images: Tensor) -> nn.Module:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"The network returns {shape} for one image, but logits (1, classes) are needed.")
-    check_trace(copy, image)
+    check_trace(copy, image, OPAQUE)
     return copy
 
 
