@@ -2,9 +2,9 @@
 
 Every row is the preset `best` (or `--preset quick`) at its bit widths (`mixed` chooses them per layer), on a checkpoint
 that was trained elsewhere. The calibration images are drawn by the seed from the lossless training images, without
-labels. The table reports top-1 on the lossless and on the JPEG test images, mean and standard deviation over the seeds.
-Results are appended to bench/results/accuracy.jsonl one by one; existing results are not computed again. Needs neither
-Hydra nor MLflow.
+labels. If the preset wants more than there are, JPEG training images are added. The table reports top-1 on the lossless
+and on the JPEG test images, mean and standard deviation over the seeds. Results are appended to
+bench/results/accuracy.jsonl one by one; existing results are not computed again. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -39,6 +39,7 @@ CHECKPOINT = (
 TABLES = {  # method: the name of its table in docs/results.md
     "best": "table", "quick": "quick", "patient": "patient", f"best {MIRRORED}": "mirrored",
     "best reconstruction.steps=1000 reconstruction.lr=0.05": "half of the steps",
+    "patient calibration_images=16384": "patient, more images",
 }  # fmt: skip
 
 # Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).
@@ -121,7 +122,8 @@ def ready(arguments: argparse.Namespace) -> Callable[[tuple[str, int]], dict[str
     jpeg_test = jpeg.test_images.to(device), jpeg.test_labels.to(device)
     float_model = load_or_train(config, lossless, device)
     tests = {"lossless": (lossless.test_images, lossless.test_labels), "jpeg": jpeg_test}
-    return lambda task: measure(*task, arguments.preset, float_model, lossless.train_images, tests)
+    images = lossless.train_images, jpeg.train_images
+    return lambda task: measure(*task, arguments.preset, float_model, images, tests)
 
 
 def measure(
@@ -129,17 +131,16 @@ def measure(
     seed: int,
     name: str,
     float_model: FloatModel,
-    images: torch.Tensor,
+    images: tuple[torch.Tensor, torch.Tensor],
     tests: dict[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, Any]:
     """Measure one row with one calibration seed: top-1 on every test set, and the seconds of quantization."""
     bits, changes, _ = ROWS[row]
     config = preset(name, bits=bits, **changes)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    calibration = float_model.normalize(images[order[: config.calibration_images].to(images.device)])
+    calibration = float_model.normalize(drawn(*images, config.calibration_images, seed))
     started = time.perf_counter()
     quantized = quantize(float_model.model, config, bits, Calibration(calibration, seed))
-    if images.is_cuda:
+    if calibration.is_cuda:
         torch.cuda.synchronize()
     line: dict[str, Any] = {"row": row, "seed": seed, "seconds": time.perf_counter() - started}
     line |= {"checkpoint": float_model.digest[:16], "bits_mean": quantized.report.bits_mean}
@@ -149,6 +150,15 @@ def measure(
         line[kind] = evaluate(quantized.network, test_images, labels, float_model.normalize).top1
         line[f"{kind}_float"] = evaluate(float_model.model, test_images, labels, float_model.normalize).top1
     return line
+
+
+def drawn(images: torch.Tensor, more: torch.Tensor, number: int, seed: int) -> torch.Tensor:
+    """`number` of `images`, or all of them and some of `more`."""
+    generator = torch.Generator().manual_seed(seed)
+    if number > len(images):
+        order = torch.randperm(len(more), generator=generator)[: number - len(images)]
+        images = torch.cat([images, more[order].to(images.device)])
+    return images[torch.randperm(len(images), generator=generator)[:number].to(images.device)]
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:

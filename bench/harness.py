@@ -56,8 +56,8 @@ STEPS = [
     "The figures show the divergence from the float network on 10,000 JPEG training images against the time to "
     "quantize, for `quant=best` with other numbers of steps: per block + on the whole network (`python -m "
     "bench.steps`, 2026-11-26, torch 2.11, seed 0; ResNet-20 on an NVIDIA H200, the others on an H100). The labelled "
-    "settings are those that no other one dominates. The ResNet-56 was trained with `trainer=fast`; its W2A2 was not "
-    "measured.",
+    "settings are those that no other one dominates. The ResNet-56 was trained with `trainer=fast`. Its W2A2 was "
+    "measured later, on an H200 (2026-11-27), after another training.",
     "",
     "Steps per block are worth more than steps on the network. Distillation without reconstruction pays only where "
     "there is hardly any time. With a quarter of the steps per block and 40 % of those on the network, quantization "
@@ -75,22 +75,29 @@ STEPS = [
     "(top-1 81.51), wrn16_2 at W4A4 16 % (87.98) and ResNet-20 at W3 11 %, while ResNet-20 at W2A2 loses 22 %. "
     "`quant=patient` has both.",
     "",
-    "Two other ways to take fewer steps are no gain: ResNet-20 at W2, one run of each, NVIDIA H200, torch 2.11, "
-    "2026-11-26, `python -m bench.starts --only ResNet-20 W2`. Steps are per block + on the network.",
+    "Two other ways to take fewer steps are no gain: ResNet-20, one run of each, NVIDIA H200, torch 2.11, 2026-11-26 "
+    "(W2) and 27, `python -m bench.starts --only ResNet-20 W2 W4A4 W2A2`. Steps are per block + on the network.",
     "",
-    "| steps | from the float weights | from the weights learned at 3 bits |",
-    "|---|---|---|",
-    "| 0 + 1,000 | 0.282 (4.5 s) | 0.250 (4.4 s) |",
-    "| 250 + 500 | 0.180 (4.6 s) | 0.199 (3.9 s) |",
-    "| 2,000 + 2,500 | 0.107 (15.3 s) | 0.125 (15.0 s) |",
+    "| steps | start | W2 | W4A4 | W2A2 |",
+    "|---|---|---|---|---|",
+    "| 0 + 1,000 | float weights | 0.282 (4.5 s) | 0.092 (6.2 s) | 0.578 (6.6 s) |",
+    "| | neighbouring bit width | 0.250 (4.4 s) | 0.080 (13.8 s) | 0.489 (14.3 s) |",
+    "| 250 + 500 | float weights | 0.180 (4.6 s) | 0.076 (6.5 s) | 0.481 (6.5 s) |",
+    "| | neighbouring bit width | 0.199 (3.9 s) | 0.076 (13.5 s) | 0.478 (14.0 s) |",
+    "| 2,000 + 2,500 | float weights | 0.107 (15.3 s) | 0.064 (21.3 s) | 0.367 (21.8 s) |",
+    "| | neighbouring bit width | 0.125 (15.0 s) | 0.068 (28.3 s) | 0.377 (28.7 s) |",
+    "| early stopping + 2,500 | float weights | 0.127 (16.5 s) | 0.072 (16.3 s) | 0.401 (18.1 s) |",
+    "| its mean on every block + 2,500 | float weights | 0.119 (12.5 s) | 0.073 (14.8 s) | 0.393 (15.3 s) |",
     "",
-    "* **Warm starts** (the last column, without the time for 3 bits) help only without learned rounding.",
+    "* **Warm starts** begin with the weights that `quant=best` learned at 3 bits (W2), at 5 bits for weights and "
+    "activations (W4A4) or at 3 (W2A2). The time for these is not counted. Warm starts help only without learned "
+    "rounding.",
     "* **Early stopping.** Each block tried 125, 250, 500, 1,000 and 2,000 steps, and stopped at the first number "
-    "whose error was not at least 5 % below that of the number before. The blocks stopped at 250 to 2,000 steps, at "
-    "1,023 in the mean. The divergence was 0.127 (16.5 s), and 0.119 (12.5 s) with 1,023 steps on every block: the "
-    "error of a block does not tell what its further steps are worth to the network.",
-    "* With a tenth of all steps (`--share 0.1`, 2 CPU cores, torch 2.15), the divergence was 0.154, 0.172 with a warm "
-    "start and 0.213 with early stopping.",
+    "whose error was not at least 5 % below that of the number before. The blocks stopped at 1,023, 273 and 455 steps "
+    "in the mean. The same number on every block is as good and faster: the error of a block does not tell what its "
+    "further steps are worth to the network.",
+    "* With a tenth of all steps (`--share 0.1`, 2 CPU cores, torch 2.15), the divergence at W2 was 0.154, 0.172 with "
+    "a warm start and 0.213 with early stopping.",
     "",
     *(
         f"![{name}: divergence against seconds at W2, W3, W4A4 and W2A2](figures/{file}.png)"
