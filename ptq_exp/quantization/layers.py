@@ -233,13 +233,20 @@ class QuantizedOperation(Wrapper):
         self.operands = nn.ModuleList([nn.Identity() if operand is None else operand for operand in operands])
 
     def forward(self, *args: Any, **named: Any) -> Any:
-        left = iter(self.operands)
+        left, copies = iter(self.operands), []
 
         def quantized(x: Any) -> Any:
-            return next(left, _unchanged)(x) if isinstance(x, Tensor) else x
+            if not isinstance(x, Tensor):
+                return x
+            copies.append((x, next(left, _unchanged)(x)))
+            return copies[-1][1]
 
         args = tuple(map(quantized, args))
-        return self.operation(*args, **{name: quantized(x) for name, x in named.items()})
+        result = self.operation(*args, **{name: quantized(x) for name, x in named.items()})
+        for x, copy in copies:
+            if result is copy and copy is not x:  # an operation in place, whose operand others may read
+                return x.copy_(result)
+        return result
 
 
 def _unchanged(x: Tensor) -> Tensor:

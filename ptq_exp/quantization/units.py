@@ -1,6 +1,7 @@
 """The parts of a network that are learned together: single layers, or blocks of its graph."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Unit:
     name: str
     layers: tuple[str, ...]
     blocks: tuple[Block, ...] = ()  # empty: a single layer
+    shared: tuple[str, ...] = ()  # modules that other parts of the network call, too
 
     def modules(self, traced: Traced) -> nn.ModuleList:
         """One module per block (or the layer), which share the layers of the network. They take and return a tensor."""
@@ -46,17 +48,34 @@ class Unit:
 def units(traced: Traced, rounding: str) -> list[Unit]:
     """The units to learn, in the order of execution: every layer, or every block and every layer outside a block.
 
-    Without a graph, there are no blocks.
+    Layers that are called both inside and outside a block are units, too, and come before it. Without a graph, there
+    are no blocks.
     """
-    layers = _in_order(traced)
     found = blocks(traced.graph) if traced.graph and rounding != "adaround" else []
     unit_of: dict[str, Unit] = {}
     for layers_together in dict.fromkeys(block.layers for block in found):
         same = tuple(block for block in found if block.layers == layers_together)
-        unit = Unit(same[0].name, layers_together, same)
+        unit = Unit(same[0].name, layers_together, same, _shared(same, traced))
         for layer in layers_together:
             unit_of.setdefault(layer, unit)
-    return list(dict.fromkeys(unit_of.get(layer, Unit(layer, (layer,))) for layer in layers))
+    ordered: list[Unit] = []
+    for layer in _in_order(traced):
+        unit = unit_of.get(layer) or Unit(layer, (layer,))
+        alone = [layer for layer in unit.layers if layer in unit.shared]
+        ordered += [Unit(layer, (layer,)) for layer in alone]
+        if len(unit.layers) > len(alone):
+            ordered.append(unit)
+    return list(dict.fromkeys(ordered))
+
+
+def _shared(several: Sequence[Block], traced: Traced) -> tuple[str, ...]:
+    """The modules in these blocks that are also called elsewhere."""
+    assert traced.graph is not None
+    nodes = [node for node in traced.graph.nodes if node.op == "call_module"]
+    inside = {name for block in several for name in block.nodes}
+    calls = Counter(str(node.target) for node in nodes)
+    own = Counter(str(node.target) for node in nodes if node.name in inside)
+    return tuple(name for name, count in own.items() if calls[name] > count)
 
 
 def _in_order(traced: Traced) -> list[str]:
@@ -116,9 +135,9 @@ class _LayerCollector(Collector):
     def few(self, images: Tensor) -> Calls:
         seen: Calls = []
 
-        def keep(given: Tensor, *output: Tensor) -> None:
-            whole = self.calls == math.inf  # the rest of the network runs, and an operation in place may follow
-            seen.append((given.detach(), *(x.detach().clone() if whole else x.detach() for x in output)))
+        def keep(*values: Tensor) -> None:
+            goes_on = len(seen) + 1 < self.calls  # an operation in place may follow
+            seen.append(tuple(x.detach().clone() if goes_on else x.detach() for x in values))
             if len(seen) == self.calls:  # the rest of the network need not run
                 raise StopForward
 

@@ -103,11 +103,11 @@ def check_blocks(model: nn.Module, x: Tensor) -> list[Block]:
 
 @torch.no_grad()
 def test_an_entry_is_collected_before_an_operation_in_place() -> None:
-    """The block's ReLU overwrites its input for both branches, so the collected input must be a copy."""
-    model = Net(nn.Identity(), conv(), Body(lambda m, x: m.a(F.relu(x, inplace=True)) + m.b(x)))
+    """The block's ReLU overwrites its input after the other branch read it, so the collected input must be a copy."""
+    model = Net(nn.Identity(), conv(), Body(lambda m, x: m.b(x) + m.a(F.relu(x, inplace=True))))
     (block,) = blocks(Graph(model))
     ((entry, _),) = Unit("b", block.layers, (block,)).collector(Traced(model)).few(images())
-    assert block.layers == ("body.2.a", "body.2.b")
+    assert block.layers == ("body.2.b", "body.2.a")
     assert torch.equal(entry, model.body[:2](model.stem(images())))
     assert entry.min() < 0
 

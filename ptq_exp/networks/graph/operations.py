@@ -44,6 +44,7 @@ ARITHMETIC: set[Any] = ADDITIONS | {
 }  # fmt: skip
 DIVISIONS: set[Any] = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
 ARITHMETIC |= DIVISIONS
+IN_PLACE: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
 SIZES: set[Any] = {"size", "dim", "stride", "numel", "is_contiguous"}
 
@@ -88,6 +89,16 @@ def kind(node: fx.Node, module: nn.Module | None = None) -> Any:
 def unwrapped(module: nn.Module | None) -> nn.Module | None:
     """The operation inside a `Wrapper`, or the module itself."""
     return module.operation if isinstance(module, Wrapper) else module
+
+
+def in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the node changes its first operand and returns it."""
+    inner = unwrapped(module)
+    kwargs = inner.arguments[1] if isinstance(inner, Operation) else node.kwargs
+    target = kind(node, module)
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    marked = kwargs.get("inplace") is True or getattr(inner, "inplace", False) is True
+    return marked or target in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def passes_levels(what: Any) -> bool:

@@ -6,7 +6,7 @@ Every function takes `opaque`, classes of modules that are not traced into. Laye
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph.calling import logits_of, standard_strides
-from ptq_exp.networks.graph.operations import Operation, mark_fixed, only_adds
+from ptq_exp.networks.graph.operations import Operation, in_place, is_size, mark_fixed, only_adds
+from ptq_exp.networks.graph.sizes import KnownSizes, SizedProxy
 
 Classes = tuple[type[nn.Module], ...]
 TORCH = str(Path(torch.__file__).parent)
@@ -29,6 +30,31 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.opaque, self.leaves = (*opaque, nn.Conv2d, nn.Linear, nn.BatchNorm2d, Operation), leaves
         self.failed: str | None = None  # the innermost module in which the trace failed
+        self.sizes: KnownSizes | None = None
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The network is only called with images, so its other arguments have their defaults."""
+        if not self.root.training and (shape := getattr(self.root, "_image_shape", None)):
+            self.sizes = KnownSizes(self.root, shape)
+        image = self.create_proxy("placeholder", "x", (), {})
+        return (lambda root, x: root_fn(root, x)), [self.root, image]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
+
+    def ask(self, node: fx.Node, question: Callable[[Any], Any]) -> Any:
+        """See `KnownSizes.ask`."""
+        if self.sizes is None:
+            raise ValueError("its forward function depends on its input")
+        return self.sizes.ask(node, question)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.ask(obj.node, bool))
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.sizes and self.sizes.running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, self.opaque) or module_qualified_name in self.leaves:
@@ -39,6 +65,8 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.sizes and self.sizes.running:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -102,9 +130,11 @@ class Graph:
 def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
     """Mark `model` as one that cannot be traced if its trace computes something else, in place.
 
-    A trace takes the branch of `if isinstance(x, Tensor)` that symbolic inputs take, for example. `model` must be in
+    A trace takes the branch of `if isinstance(x, Tensor)` that symbolic inputs take, for example. The model is also
+    marked with the shape of the images, so that its code may ask for sizes while it is traced. `model` must be in
     evaluation mode and accept the normalized `images`.
     """
+    model._image_shape = tuple(images.shape[1:])  # type: ignore[assignment]
     with contextlib.suppress(UserError):
         graph, _ = _trace(model, opaque)
         wanted = logits_of(model(images))
@@ -148,17 +178,39 @@ def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]
     while True:
         tracer = _Tracer(opaque, leaves)
         try:
-            return tracer.trace(model), leaves
+            graph = tracer.trace(model)
+            _drop_sizes(graph)
+            _follow_changes(graph, model)
+            return graph, leaves
         except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
             if not tracer.failed or tracer.failed in leaves:
                 raise UserError(f"The network cannot be traced: {_reason(error)}.") from error
             leaves[tracer.failed] = _reason(error)
 
 
+def _drop_sizes(graph: fx.Graph) -> None:
+    """Drop sizes that only the code of the network needed."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op.startswith("call") and is_size(node):
+            graph.erase_node(node)
+
+
+def _follow_changes(graph: fx.Graph, model: nn.Module) -> None:
+    """Let every node after an operation in place read its result instead of its operand, which has the same values.
+
+    Otherwise, the graph would not say that it depends on the operation.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.args and isinstance(changed := node.args[0], fx.Node) and in_place(node, module):
+            changed.replace_all_uses_with(node, lambda user, place=order[node]: order[user] > place)  # type: ignore[misc]
+
+
 def _reason(error: Exception) -> str:
     """The error and the line of the network's own code that raised it."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(TORCH)]
-    own = [frame for frame in frames if frame.filename != __file__]
+    own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
     return f"{str(error).strip().partition(chr(10))[0]}{place}"
 

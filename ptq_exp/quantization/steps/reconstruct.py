@@ -108,7 +108,9 @@ def reconstruct_unit(
     drop = how.drop if context.options.learned_act_bits is not None else 0.0  # share of unquantized activations
     every = layers_of(context.network, module)
     layers = {n: layer for n, layer in every.items() if n in weights}
-    settled = {layer.activation for n, layer in every.items() if n not in weights}
+    # Layers that are learned already, and operations that other parts of the network call, too, keep their ranges.
+    settled: set[nn.Module | None] = {layer.activation for n, layer in every.items() if n not in weights}
+    settled |= {m for name in unit.shared for m in context.network.get_submodule(name).modules()}
     quantizers = [m for m in module.modules() if isinstance(m, ActivationQuantizer) and m not in settled]
     calls = samples.calls
     parts = list(module) if unit.blocks else [module[0]] * len(calls)

@@ -1,0 +1,197 @@
+"""Traces: operations in place, layers called in several places, sizes that the code asks for, optional arguments."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ptq_exp
+from ptq_exp.networks.graph import Graph, blocks, check_trace
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.traced import Traced
+from ptq_exp.quantization.units import units
+
+
+class Net(nn.Module):
+    """`compute` maps the network and 16 channels (N, 16, 8, 8) to the same."""
+
+    def __init__(self, compute: Callable[[Any, Tensor], Tensor]):
+        super().__init__()
+        self.compute = compute
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1)
+        self.a, self.b = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.act = nn.SiLU(inplace=True)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.compute(self, self.stem(x)).mean((2, 3)))
+
+
+def activated_shortcut(net: Any, x: Tensor) -> Tensor:
+    return x + net.a(net.act(x))  # both operands are activated
+
+
+def statements(net: Any, x: Tensor) -> Tensor:
+    x.mul_(torch.sigmoid(x.mean((2, 3), keepdim=True)))
+    y = net.a(x)
+    y.add_(x)
+    return y
+
+
+def of_a_view(net: Any, x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    flat.mul_(torch.sigmoid(flat.mean(2, keepdim=True)))
+    return x + net.a(x)
+
+
+def in_a_function(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    F.silu(y, inplace=True)
+    return net.b(y) + y
+
+
+def images(count: int = 64) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def made(compute: Callable[[Any, Tensor], Tensor], kind: type[Net] = Net) -> Net:
+    torch.manual_seed(0)
+    return kind(compute).eval()
+
+
+def error(found: nn.Module, wanted: nn.Module) -> float:
+    """The error of the logits, relative to their size."""
+    with torch.no_grad():
+        given, right = found(images(32)), wanted(images(32))
+    return float((given - right).norm() / right.norm())
+
+
+@pytest.mark.parametrize("compute", [activated_shortcut, statements, of_a_view, in_a_function])
+@pytest.mark.parametrize(
+    "coverage", [{"act_coverage": "all"}, {"act_residual": True}, {"act_coverage": "all", "method": "quick"}]
+)
+def test_operations_in_place_change_what_others_read(compute: Any, coverage: dict[str, Any]) -> None:
+    net = made(compute)
+    options: dict[str, Any] = {"method": "mse", "act_bits": 8} | coverage
+    if options["method"] == "quick":
+        options["reconstruction"] = {"steps": 5, "distill_steps": 0}
+    found = ptq_exp.quantize(net, images(), bits=8, **options)
+    assert found.report.limits == []
+    assert error(found.network, net) < 0.05
+
+
+@torch.no_grad()
+def test_a_graph_depends_on_operations_in_place() -> None:
+    (block,) = blocks(Graph(made(statements)))
+    assert block.layers == ("a",)
+    assert block.entry == "mul_"
+
+
+def test_a_layer_called_in_and_outside_a_block_is_learned_on_all_calls() -> None:
+    def compute(net: Any, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        y = 30 * F.relu(x + net.b(net.a(x)))
+        return net.a(y) + 0.1 * F.avg_pool2d(y, 3, 1, 1)  # inputs of `a` that are 30 times as large
+
+    net = made(compute)
+    found = ptq_exp.quantize(
+        net, images(), bits=8, method="best", act_bits=8,
+        reconstruction={"steps": 100, "act_lr": 0.1, "distill_steps": 0},
+    )  # fmt: skip
+    names = [unit.name for unit in units(Traced(found.network), "block")]
+    assert names == ["stem", "a", "relu_1", "fc"]
+    shared = quantized_layers(found.network)["a"].activation
+    assert shared is not None
+    assert shared.alpha > 5
+    assert error(found.network, net) < 0.05
+
+
+class Asks(Net):
+    """Asks for sizes, which are known, and has arguments that nobody gives."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None, features: bool = False) -> Tensor:
+        assert x.shape[1] == 3, "three channels"
+        _, _, height, width = x.shape
+        if height != width:
+            raise ValueError("no square")
+        assert len(x.shape) == 4
+        x = F.relu(self.stem(x))
+        half = int(x.size(1) * 0.5)
+        x = torch.cat([x[:, half:], x[:, :half]], 1) + self.a(x)
+        side = int(math.sqrt(height * width))
+        for _ in range(x.dim() - 3):
+            x = x.reshape(-1, x.shape[1], side, side) + self.b(x)
+        if features:
+            return x
+        x = self.fc(x.mean((2, 3)))
+        return x if targets is None else F.cross_entropy(x, targets)
+
+
+def test_sizes_are_known_and_optional_arguments_have_their_defaults() -> None:
+    net = made(activated_shortcut, Asks)
+    found = ptq_exp.quantize(net, images(), bits=8, method="mse", act_bits=8, act_coverage="all")
+    assert found.report.limits == []
+    assert error(found.network, net) < 0.05
+    check_trace(net, images())
+    graph = Graph(net)
+    assert [node.name for node in graph.nodes if node.op == "placeholder"] == ["x"]
+    assert [block.layers for block in blocks(graph)] == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda net, x: net.a(x) if x.shape[0] > 2 else net.b(x), "the number of images"),
+        (lambda net, x: net.a(x) if x.sum() > 2 else net.b(x), "the values of tensors"),
+    ],
+)  # fmt: skip
+def test_what_depends_on_the_images_is_not_traced(compute: Any, reason: str) -> None:
+    found = ptq_exp.quantize(made(compute), images(), bits=8, method="quick", reconstruction={"steps": 1})
+    (sentence,) = found.report.limits
+    assert f"its forward function depends on {reason} (test_traces.py, line" in sentence
+
+
+def test_running_statistics_stay_as_they_are_while_sizes_are_asked_for() -> None:
+    def compute(net: Any, x: Tensor) -> Tensor:
+        x = net.norm(net.a(x))
+        assert x.shape[1] == 16
+        return x
+
+    net = made(compute)
+    net.norm = nn.BatchNorm2d(16)
+    check_trace(net.eval(), images())
+    for training in (True, False):
+        before = {key: value.clone() for key, value in net.train(training).state_dict().items()}
+        if training:
+            with pytest.raises(ptq_exp.UserError, match="depends on its input"):
+                Graph(net)
+        else:
+            Graph(net)
+        assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+class Experts(Net):
+    """Convolutions that are mixed image by image, as in CondConv (Yang et al. 2019)."""
+
+    def __init__(self, compute: Any):
+        super().__init__(compute)
+        self.experts = nn.Parameter(0.1 * torch.randn(2, 16, 16, 3, 3))
+        self.gate = nn.Linear(16, 2)
+
+
+def mixed(net: Any, x: Tensor) -> Tensor:
+    weights = torch.sigmoid(net.gate(x.mean((2, 3)))) @ net.experts.flatten(1)
+    number, channels, height, width = x.shape
+    weights = weights.view(number * 16, channels, 3, 3)
+    return F.conv2d(x.reshape(1, -1, height, width), weights, padding=1, groups=number).view(number, 16, height, width)
+
+
+def test_parameters_of_five_dimensions() -> None:
+    net, labels = made(mixed, Experts), torch.zeros(32, dtype=torch.long)
+    found = ptq_exp.quantize(net, images(), bits=8, method="mse")
+    assert error(found.network, net) < 0.05
+    assert 0 <= ptq_exp.evaluate(net, images(32), labels).top1 <= 100
