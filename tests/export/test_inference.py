@@ -85,7 +85,6 @@ def test_float_weights_are_no_quantized_network(tmp_path: Path) -> None:
         ptq_exp.load(tmp_path / "f.safetensors")
 
 
-@pytest.mark.slow
 def test_networks_are_registered_and_loaded_again(cli: Cli, store: str, runs: Runs, tmp_path: Path) -> None:
     from mlflow import MlflowClient, pyfunc, set_registry_uri, set_tracking_uri
     from mlflow import artifacts as mlflow_artifacts

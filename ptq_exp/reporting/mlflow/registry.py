@@ -1,12 +1,12 @@
 """Quantized networks as versions of a model in MLflow's registry: pyfunc models without pickles."""
 
-import json
 import logging
 import tempfile
 import warnings
 from pathlib import Path
 
 from ptq_exp.base.paths import PROJECT_ROOT
+from ptq_exp.export.packed_file import read_packed
 from ptq_exp.reporting.mlflow.run import Run
 from ptq_exp.results.records import BitWidthResult
 
@@ -48,10 +48,8 @@ def save_model(folder: Path, weights: Path) -> None:
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
-    from safetensors import safe_open
 
-    with safe_open(weights, framework="np") as file:
-        about = json.loads(file.metadata()["ptq_exp"])
+    about = read_packed(weights)[1]
     images = TensorSpec(np.dtype("uint8"), (-1, len(about["mean"]), -1, -1), "images")
     logits = TensorSpec(np.dtype("float32"), (-1, len(about["classes"])))
     logging.getLogger("mlflow").setLevel(logging.ERROR)
