@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ptq_exp.networks.graph import operands
+from ptq_exp.networks.graph import Wrapper, operands
 from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
@@ -40,7 +40,12 @@ def limits(reference: Traced, options: QuantConfig) -> list[str]:
     return [
         f"{name} cannot be traced: {reason}. Inside it, {', '.join(affected)}."
         for name, reason in reference.graph.untraced.items()
+        if covers_operations(options) or _has_layers(reference.network.get_submodule(name))
     ]
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.Conv2d | nn.Linear | nn.BatchNorm2d) for inner in module.modules())
 
 
 def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reasons]:
@@ -58,8 +63,14 @@ def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reas
         if id(parameter) in quantized:
             done += parameter.numel()
         else:
-            reasons[name] = _reason(network, name, parameter, options)
+            reasons[_own_name(network, name)] = _reason(network, name, parameter, options)
     return 100 * done / total if total else 0.0, reasons
+
+
+def _own_name(network: nn.Module, name: str) -> str:
+    """The parameter's name in the network before its operations were wrapped."""
+    place, _, last = name.rpartition(".operation.")
+    return f"{place}.{last}" if place and isinstance(network.get_submodule(place), Wrapper) else name
 
 
 def _reason(network: nn.Module, name: str, parameter: Tensor, options: QuantConfig) -> str:

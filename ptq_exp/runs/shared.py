@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq_exp.base.console import log, progress
+from ptq_exp.base.errors import UserError
 from ptq_exp.base.files import digest
 from ptq_exp.config import Config
 from ptq_exp.data.dataset import Dataset
@@ -85,6 +87,8 @@ def prepare(config: Config, device: torch.device, training: Callable[[], Abstrac
         log.info("Float model: %s.", float_model.source)
         dataset = float_model.dataset
         baseline = _measure(float_model.model, dataset, float_model, "Evaluating the float network")
+        if not math.isfinite(baseline.loss):
+            raise UserError("The outputs of the float network are not finite, so its weights are of no use.")
         log.info("Float top-1: %.2f %% (95 %% CI %.2f to %.2f).", baseline.top1, *baseline.interval())
         warn_if_implausible(baseline, dataset, float_model.claim)
         _shared.clear()

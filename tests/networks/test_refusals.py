@@ -109,6 +109,13 @@ def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path: Path, key: s
     assert f"{key} has values that are not finite" in refusal(tmp_path / "model.pt")
 
 
+def test_negative_variances_are_refused(tmp_path: Path) -> None:
+    weights = resnet().state_dict()
+    weights["bn1.running_var"][1] = -0.5
+    torch.save(weights, tmp_path / "model.pt")
+    assert "bn1.running_var has negative variances" in refusal(tmp_path / "model.pt")
+
+
 def test_a_missing_path_is_answered_with_what_else_there_is(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nowhere.pt")
     assert "no such file" in message

@@ -195,3 +195,46 @@ def test_parameters_of_five_dimensions() -> None:
     found = ptq_exp.quantize(net, images(), bits=8, method="mse")
     assert error(found.network, net) < 0.05
     assert 0 <= ptq_exp.evaluate(net, images(32), labels).top1 <= 100
+
+
+def stacked(net: Any, x: Tensor) -> Tensor:
+    """Columns that are averaged, as in FractalNet (Larsson et al. 2017)."""
+    return torch.stack([net.a(x), net.b(F.relu(x))]).mean(0)
+
+
+@torch.no_grad()
+def test_a_stack_of_tensors_is_no_end_of_a_block() -> None:
+    (block,) = blocks(Graph(made(stacked)))
+    assert (block.layers, block.exit) == (("a", "b"), "mean")
+
+
+class Split(nn.Module):
+    """Has nothing to quantize, and cannot be traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone() if x.sum() > 0 else x
+
+
+def split(net: Any, x: Tensor) -> Tensor:
+    return net.a(net.split(x))
+
+
+def test_only_modules_that_lose_something_are_named() -> None:
+    net = made(split)
+    net.split = Split()
+    assert ptq_exp.quantize(net, images(), bits=8, method="quick", reconstruction={"steps": 1}).report.limits == []
+    (sentence,) = ptq_exp.quantize(net, images(), bits=8, act_bits=8, act_coverage="all", method="mse").report.limits
+    assert sentence.startswith("split cannot be traced: its forward function depends on the values of tensors")
+
+
+def test_float_tensors_have_the_names_of_the_network() -> None:
+    net = made(lambda net, x: net.up(net.a(x)))
+    net.up = nn.ConvTranspose2d(16, 16, 2, 2)
+    report = ptq_exp.quantize(net, images(), bits=8, act_bits=8, act_coverage="all", method="mse").report
+    assert report.float_tensors == {"up.weight": "ConvTranspose2d is not supported"}
+
+
+def test_a_torchscript_program_is_refused() -> None:
+    program = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(ptq_exp.UserError, match="TorchScript program"):
+        ptq_exp.quantize(program, images(), bits=8, method="mse")

@@ -14,6 +14,7 @@ from ptq_exp.networks.graph.operations import (
     is_size,
     kind,
     sources,
+    stacks,
 )
 from ptq_exp.networks.graph.tracing import Graph, owner
 
@@ -69,7 +70,7 @@ class _BlockFinder:
         while entry is not None and end.op != "output":
             inside = self._between(entry, end)
             leaving = self._leaving(inside)
-            if not leaving and not _is_tuple(entry):
+            if not leaving and not self._is_tuple(entry):
                 return self._block(entry, end, inside)
             if not leaving:
                 entry = self.above.get(entry)
@@ -83,7 +84,12 @@ class _BlockFinder:
         """The nodes before the last that are used outside, apart from their sizes, and the last if it is a tuple."""
         outside = self.order.keys() - set(inside)
         used = [node for node in inside[:-1] if node in self.order and not outside.isdisjoint(node.users)]
-        return [*used, inside[-1]] if _is_tuple(inside[-1]) else used
+        return [*used, inside[-1]] if self._is_tuple(inside[-1]) else used
+
+    def _is_tuple(self, node: fx.Node) -> bool:
+        """Whether the value is several tensors: a stack of them, or one that seems so, because it is only indexed."""
+        indexed = all(getattr(u.target, "__name__", "") == "getitem" and isinstance(u.args[1], int) for u in node.users)
+        return (node.op != "placeholder" and bool(node.users) and indexed) or stacks(node, self.graph.module(node))
 
     def _dominator(self, entry: fx.Node, end: fx.Node) -> fx.Node | None:
         """The last dominator of `end` that is `entry` or above it."""
@@ -111,17 +117,6 @@ class _BlockFinder:
                     needed.add(source)
                     left.append(source)
         return [node for node in self.graph.nodes if node in needed]
-
-
-def _is_tuple(node: fx.Node) -> bool:
-    """Whether the value seems to be several tensors, because it is only indexed."""
-    return (
-        node.op != "placeholder"
-        and bool(node.users)
-        and all(
-            getattr(user.target, "__name__", "") == "getitem" and isinstance(user.args[1], int) for user in node.users
-        )
-    )
 
 
 def _named(found: list[Block], graph: Graph) -> list[Block]:

@@ -14,7 +14,7 @@ from ptq_exp.networks.graph.operations import (
     sources,
     unwrapped,
 )
-from ptq_exp.networks.graph.tracing import Classes, Graph, owner
+from ptq_exp.networks.graph.tracing import Classes, Graph, image_shape, owner
 
 
 def operations(graph: Graph, additions_only: bool) -> list[fx.Node]:
@@ -63,6 +63,7 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
     network.meta |= {
         "operations": "additions" if additions_only else "all",
         "contiguous": needs_contiguous_images(model),
+        "image_shape": image_shape(model),
     }
     return network
 

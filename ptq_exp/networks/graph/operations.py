@@ -162,6 +162,15 @@ def is_concatenation(node: fx.Node, module: nn.Module | None = None) -> bool:
     return kind(node, module) in CONCATENATIONS and len(sources(node)) >= 2
 
 
+def stacks(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether the node stacks tensors in front of the dimension of the images."""
+    if kind(node, module) is not torch.stack:
+        return False
+    inner = unwrapped(module)
+    args, kwargs = inner.arguments if isinstance(inner, Operation) else (node.args, node.kwargs)
+    return bool(kwargs.get("dim", args[1] if len(args) > 1 else 0) == 0)
+
+
 def is_product(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node multiplies computed tensors: a gate, or the matrices of attention."""
     return kind(node, module) in PRODUCTS and len(sources(node)) >= 2

@@ -34,7 +34,7 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The network is only called with images, so its other arguments have their defaults."""
-        if not self.root.training and (shape := getattr(self.root, "_image_shape", None)):
+        if not self.root.training and (shape := image_shape(self.root)):
             self.sizes = KnownSizes(self.root, shape)
         image = self.create_proxy("placeholder", "x", (), {})
         return (lambda root, x: root_fn(root, x)), [self.root, image]
@@ -147,6 +147,12 @@ def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
             same = False
         if not same:
             model._misleading = True  # type: ignore[assignment]
+
+
+def image_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The shape (C, H, W) of the images that `check_trace` saw, here or before `expose`."""
+    found: tuple[int, ...] | None = getattr(model, "_image_shape", None)
+    return found or getattr(model, "meta", {}).get("image_shape")
 
 
 def standard(module: nn.Module, base: type[nn.Module]) -> bool:

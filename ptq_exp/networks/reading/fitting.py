@@ -208,7 +208,8 @@ def _absorb(model: nn.Module, weights: dict[str, Tensor], biases: dict[str, Tens
 
 
 def _checked(key: str, value: Tensor, place: Tensor, path: Path) -> Tensor:
-    """The tensor itself. Raises `UserError` if its values are not finite floats where the network has floats."""
+    """The tensor itself. Raises `UserError` if its values are not finite floats where the network has floats, or
+    negative variances."""
     problem = ""
     if value.is_meta:
         problem = "has a shape but no values (it was saved from the meta device)"
@@ -216,6 +217,8 @@ def _checked(key: str, value: Tensor, place: Tensor, path: Path) -> Tensor:
         problem = f"has {str(value.dtype).removeprefix('torch.')} values, but float weights are needed"
     elif value.is_floating_point() and not torch.isfinite(value).all():
         problem = "has values that are not finite. The file is damaged"
+    elif key.endswith("running_var") and (value < 0).any():
+        problem = "has negative variances. The file is damaged"
     if problem:
         raise UserError(f"checkpoint={path}: {shortened([key])} {problem}.")
     return value

@@ -34,6 +34,8 @@ def ready_copy(network: nn.Module, images: Tensor) -> nn.Module:
 
     Raises `UserError` if the network does not accept the images, or returns something else.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError("The network is a TorchScript program, whose layers are fixed. Give the nn.Module behind it.")
     copy = copy_network(network).eval().float()
     if not needs_contiguous_images(copy):
         channels_last(copy)
