@@ -16,6 +16,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.base.outlook import outlook
 from ptq_exp.base.paths import from_here
 from ptq_exp.config import Config, from_hydra
+from ptq_exp.config.idle import without_effect
 from ptq_exp.config.method import NAME_LETTERS, shortened, typed_or_changed
 from ptq_exp.quantization.learning import learns
 from ptq_exp.reporting import JobStart, Reports
@@ -28,6 +29,7 @@ from ptq_exp.runs.record import make_record
 from ptq_exp.runs.resume import finished
 from ptq_exp.runs.shared import prepare
 
+_warned: set[str] = set()  # what this process has warned of
 _finished: dict[Path, JobRecord] = {}  # of this process, by folder, so that its sweep need not read them from disk
 
 
@@ -46,6 +48,9 @@ def ready(cfg: Any) -> Iterator[tuple[Config, torch.device]]:
     set_quiet(cfg.quiet is True)
     with failure_kept(Path(cfg.output_dir), cfg.quant.bits, cfg.overrides, cfg.fail_fast is True):
         config = from_hydra(cfg)
+        for sentence in set(without_effect(config)) - _warned:
+            _warned.add(sentence)
+            log.warning("%s", sentence)
         if config.threads:
             torch.set_num_threads(config.threads)
         yield config, pick_device(config.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.console import progress
 from ptq_exp.base.errors import UserError
+from ptq_exp.base.options import flatten
 from ptq_exp.config.keywords import method_options
 from ptq_exp.evaluation.norm_statistics import count_calls, divergences, trained_norms
 from ptq_exp.export.network_file import save_quantized
@@ -20,6 +21,7 @@ from ptq_exp.networks.graph.calling import needs_contiguous_images
 from ptq_exp.networks.store import weights_digest
 from ptq_exp.quantization import quantize as quantization
 from ptq_exp.quantization.context import Calibration
+from ptq_exp.quantization.idle import idle
 from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
@@ -127,6 +129,9 @@ def options_of(bits: int, method: str, changes: Mapping[str, Any]) -> QuantConfi
     options = method_options(method, changes)
     options.bits = bits
     check_method(options)
+    given = [key for name, value in changes.items() for key in flatten({name: value})]
+    for sentence in idle(options, given):
+        warnings.warn(sentence, stacklevel=4)
     return options
 
 
