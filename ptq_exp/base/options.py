@@ -55,6 +55,16 @@ def bounds_in_words(field: "dataclasses.Field[Any]") -> str:
     return " and ".join(f"{name} {allowed[bound]}" for bound, name in names.items() if bound in allowed)
 
 
+def type_in_words(field: "dataclasses.Field[Any]") -> str:
+    """The type of a field and its constraints: `float or None, positive`."""
+    kind = field.type
+    plain = isinstance(kind, type) and not hasattr(kind, "__args__")
+    words = field.metadata.get("kind") or str(getattr(kind, "__name__", kind) if plain else kind)
+    if choices := field.metadata.get("choices"):
+        return f"{words}: {', '.join(choices)}"
+    return ", ".join(filter(None, [words, bounds_in_words(field)]))
+
+
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """`{"quant": {"bits": 4}}` or a dataclass as `{"quant.bits": 4}`: keys as typed on the command line."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):

@@ -73,6 +73,8 @@ def validate(config: Config) -> None:
     from ptq_exp.quantization.steps import check_method  # needs torch, which --help must not import
 
     check_options(config)
+    if not isinstance(config.export, str | list | tuple | None):
+        raise UserError(f"export={config.export} is no format. Give one, or a list: export='[onnx,packed]'.")
     check_formats(config.formats)
     check_method(config.quant)
     config.data.check()

@@ -3,6 +3,7 @@
 This module needs neither Hydra nor OmegaConf.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from ptq_exp.base.options import flatten
 from ptq_exp.base.text import complain, read_text, write_what_fits
 from ptq_exp.config import presets
 from ptq_exp.config.schema import Config
+from ptq_exp.config.values import takes_lists, wrong_value
 
 OPEN_GROUPS = ("model", "optimizer", "scheduler")  # they accept any key; the known keys are those of their files
 
@@ -68,14 +70,22 @@ def explain(error: BaseException, conf: Path) -> str | None:
         override = text.split("'")[1]
         key, _, value = override.partition("=")
         each = f"{override} has several values. Add -m to run one job for each of them"
-        is_group = (conf / key.lstrip("+~").partition("@")[0]).is_dir()  # it takes one option, not a list
-        return f"{each}." if is_group else f"{each}, or write '{key}=[{value}]' to use them as one list."
+        return f"{each}, or write '{key}=[{value}]' to use them as one list." if takes_lists(key) else f"{each}."
+    if several := re.search(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"{several[1]} has several values. Add -m to run one job for each of them."
+    if deleted := re.search(r"(~[\w.]+)[^~]*does not support deletion", text):
+        return f"{deleted[1]}: this key cannot be removed. Give it another value."
     if "Error merging override" in text:
         override = text.split("\n")[0].removeprefix("Error merging override ").rstrip(".")
-        reason = text.split("\n")[1] if "\n" in text else ""
-        return f"{override}: {reason}."
+        reason = text.split("\n")[1].rstrip(".") if "\n" in text else ""
+        return wrong_value(override) or f"{override}: {reason}."
+    if there := re.search(r"Could not append to config\. An item is already at '([\w.]+)'", text):
+        return f"{there[1]} exists, so it needs no plus sign: {there[1]}=..."
     if "OverrideParseException" in kinds:
-        return f"{getattr(error, 'override', '')} cannot be read: {text.splitlines()[0]}. Quote lists: key='[4,8]'."
+        override = getattr(error, "override", "")
+        spaced = re.search(r"==|\s=|=\s|^[\w.]+:", override)
+        remedy = "Write key=value, with one equals sign and no spaces." if spaced else "Quote lists: key='[4,8]'."
+        return f"{override} cannot be read. {remedy}"
     if text.startswith("Config group override must be a string"):
         groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
         return f"A number was given where a group expects the name of an option (groups: {', '.join(groups)})." + (
@@ -84,8 +94,18 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if {"HydraException", "OmegaConfBaseException"} & kinds:
         return text.split("\nSet the environment variable")[0]
     if isinstance(error, OSError):  # such as a full disk, a read-only folder or an unreachable server
-        return f"{error} ({type(error).__name__}; --traceback shows where)"
+        return _explain_system(error, conf)
     return None
+
+
+def _explain_system(error: OSError, conf: Path) -> str:
+    """What the operating system refused, and which keys choose another place."""
+    said = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."
+    if conf == Path():  # not run.py
+        return said
+    folders = " Results go to output_dir (or hydra.run.dir), images and networks to cache_dir."
+    local = error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EDQUOT)
+    return f"{said}{folders if local else ''} --traceback shows where."
 
 
 def refuse_mixtures(overrides: Iterable[str], conf: Path) -> None:
@@ -93,6 +113,8 @@ def refuse_mixtures(overrides: Iterable[str], conf: Path) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+").partition("@")[0].removeprefix("override ").strip("/")
+        if group.startswith("~") and group[1:] in presets.default_options():
+            raise UserError(f"{override}: every job needs an option of this group. Choose one: {group[1:]}=...")
         if value.lstrip("'\" ").startswith("[") and (conf / group).is_dir() and group != "hydra":
             options = value.strip("'\"[] ").replace(" ", "")
             raise UserError(
@@ -170,7 +192,7 @@ def _explain_unknown_key(key: str, conf: Path) -> str:
     parent = key.rpartition(".")[0]
     siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
     where = f"Keys of '{parent}'" if parent else "Top-level keys"
-    allowed = f" {where}: {', '.join(siblings)}." if siblings else f" '{parent}' has no keys."
+    allowed = f" {where}: {', '.join(siblings)}." if siblings else ""
     near = _full_name(key, keys) or did_you_mean(key, siblings) or did_you_mean(key, keys)
     return f"There is no key '{key}'.{near}{allowed}"
 

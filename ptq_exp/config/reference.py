@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from ptq_exp.base.options import as_typed, bounds_in_words, flatten
+from ptq_exp.base.options import as_typed, flatten, type_in_words
 from ptq_exp.base.paths import CONF, PROJECT_ROOT
 from ptq_exp.base.text import read_text, write_text
 from ptq_exp.config import presets
@@ -84,23 +84,13 @@ def _rows(kind: Any, prefix: str, values: dict[str, Any]) -> list[list[str]]:
             default = field.default
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
-            rows.append([key, as_typed(values.get(field.name, default)), _type(field), field.metadata["says"]])
+            rows.append([key, as_typed(values.get(field.name, default)), type_in_words(field), field.metadata["says"]])
     return rows
 
 
 def _table(rows: list[list[str]]) -> str:
     lines = [f"| `{key}` | `{default}` | {_escaped(kind)} | {_escaped(says)} |" for key, default, kind, says in rows]
     return "\n".join([*HEAD, *lines]) + "\n"
-
-
-def _type(field: "dataclasses.Field[Any]") -> str:
-    """The type of a field and its constraints: `float or None, positive`."""
-    kind = field.type
-    plain = isinstance(kind, type) and not hasattr(kind, "__args__")
-    words = field.metadata.get("kind") or str(getattr(kind, "__name__", kind) if plain else kind)
-    if choices := field.metadata.get("choices"):
-        return f"{words}: {', '.join(choices)}"
-    return ", ".join(filter(None, [words, bounds_in_words(field)]))
 
 
 def _escaped(text: str) -> str:

@@ -96,6 +96,8 @@ class DataOptions:
             )
         if self.labels is not None and self.name != "image_folder":
             raise UserError(f"data.labels has no effect with data={self.name}, whose images have their labels.")
+        if self.classes is not None and not self.classes:
+            raise UserError("data.classes is empty. Give the class folders in order, or null: data.classes=null.")
         if self.classes is not None and self.name != "image_folder":
             raise UserError(f"data.classes has no effect with data={self.name}, whose classes have a fixed order.")
 

@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from ptq_exp.base.errors import UserError, check_choice
+from ptq_exp.base.errors import UserError, did_you_mean
 from ptq_exp.base.machine import claim, keep_freed_memory
 
 
@@ -33,13 +33,12 @@ def check_device(name: str) -> str:
     """The device's name in torch: `gpu` becomes `cuda`. Raises `UserError` if there is no such device."""
     kind, colon, number = name.partition(":")
     kind = "cuda" if kind == "gpu" else kind
-    check_choice("device", kind, ["auto", "cuda", "cpu"])
-    if number and not (kind == "cuda" and number.isdecimal()):
-        raise UserError(f"device={name} is not known. Allowed: auto, cuda, cuda:N with a number N, cpu.")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={name} does not exist: torch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
-        )
+    allowed = ["auto", "cpu", "cuda", "cuda:N with a number N"]
+    if kind not in allowed or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"device={name} is not known.{did_you_mean(kind, allowed[:3])} Allowed: {', '.join(allowed)}.")
+    if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
+        called = "" if name.startswith(kind) else ", which is cuda,"
+        raise UserError(f"device={name}{called} does not exist: torch sees {count} CUDA devices. Use device=cpu.")
     return f"{kind}{colon}{number}"
 
 

@@ -15,13 +15,12 @@ from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.loader import Normalizer
 from ptq_exp.evaluation.accuracy import evaluate
 from ptq_exp.networks import build_model, custom
+from ptq_exp.networks.reading.checkpoint import KEYWORDS
 from ptq_exp.networks.store import StoreEntry, weights_digest
 from ptq_exp.runs.checkpoint_file import from_file, verified_constants
 from ptq_exp.runs.fitting import FloatModel, fit_images
 from ptq_exp.runs.shipped import shipped_instead
 from ptq_exp.training.loop import TrainingState, resolve_recipe, train
-
-KEYWORDS = ("auto", "train", "pretrained")  # of `checkpoint`; anything else is a file
 
 Watch = Callable[[], AbstractContextManager[Any]]  # the context in which a training runs
 

@@ -9,7 +9,7 @@ from ptq_exp.config import Config
 from ptq_exp.data import load_dataset
 from ptq_exp.data.dataset import Dataset
 from ptq_exp.data.published import DataUnavailable
-from ptq_exp.runs.float_model import KEYWORDS
+from ptq_exp.networks.reading.checkpoint import KEYWORDS
 
 
 def load_images(config: Config, device: torch.device) -> Dataset:

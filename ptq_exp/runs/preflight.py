@@ -1,6 +1,7 @@
 """Checks that reject a job before it computes or writes anything, from its configuration and files alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.config import Config, validate
@@ -8,10 +9,11 @@ from ptq_exp.data import check_data, number_of_classes
 from ptq_exp.data.published import DataUnavailable
 from ptq_exp.networks import build_model
 from ptq_exp.networks.reading import read_weights
+from ptq_exp.networks.reading.checkpoint import KEYWORDS
 from ptq_exp.runs.checkpoint_file import check_classes, fitted_network, identified
 from ptq_exp.runs.device import check_device
-from ptq_exp.runs.float_model import KEYWORDS
 from ptq_exp.runs.images import no_stand_in
+from ptq_exp.training.loop import target_of
 
 
 def check_all(configs: list[Config]) -> None:
@@ -42,8 +44,38 @@ def check(config: Config) -> None:
         if classes is not None:
             check_classes(network, file.path, config.data.name, classes)
             fitted_network(network, file)
-    elif classes is not None and config.model.get("architecture") == "custom":
-        build_model(classes=classes, **{key: value for key, value in config.model.items() if key != "name"})
+    else:
+        _check_training(config)
+        if classes is not None and config.model.get("architecture") == "custom":
+            build_model(classes=classes, **{key: value for key, value in config.model.items() if key != "name"})
+    _check_folders(config)
+
+
+def _check_training(config: Config) -> None:
+    """Raise `UserError` for a recipe that cannot train, or weights that nobody trained."""
+    if config.checkpoint != "pretrained":
+        target_of("optimizer", config.optimizer)
+        target_of("scheduler", config.scheduler)
+    elif config.model.get("architecture") != "custom":
+        raise UserError(
+            "checkpoint=pretrained needs a constructor that brings weights (docs/how-to/own-network.md). The networks "
+            "of ptq_exp begin with random ones. Use checkpoint=auto, or the path of a checkpoint."
+        )
+
+
+def _check_folders(config: Config) -> None:
+    """Raise `UserError` for a folder on the command line that cannot be written to."""
+    folders = {
+        "output_dir": config.output_dir, "cache_dir": config.cache_dir,
+        "tracking.tensorboard": config.tracking.tensorboard,
+    }  # fmt: skip
+    typed = {word.lstrip("+").partition("=")[0] for word in config.command}
+    for key in folders.keys() & typed:
+        if folder := folders[key]:
+            try:
+                Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{key}={folder} cannot be written to: {error.strerror}.") from error
 
 
 def _check_data(config: Config) -> None:

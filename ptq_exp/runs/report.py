@@ -50,6 +50,8 @@ def _write(arguments: argparse.Namespace) -> str:
         records = [
             fetch(arguments.uri, run_id, Path(scratch) / name, html) for run_id, name in zip(ids, "ab", strict=False)
         ]
+        if arguments.compare:
+            check_comparable(records[0], records[1], *ids)
         if html:
             content = html_page(records, arguments.seeds, arguments.uri, ids[0])
         elif arguments.compare:
@@ -167,6 +169,16 @@ def comparison_table(first: JobRecord | SweepRecord, second: JobRecord | SweepRe
         cells = comparison_cells(found.pairs)
         return "\n\n".join([markdown_cells(cells) if cells else found.nothing, *comparison_notes(found.pairs)])
     return shown(ComparisonTable(found))
+
+
+def check_comparable(first: JobRecord | SweepRecord, second: JobRecord | SweepRecord, name: str, other: str) -> None:
+    """Raise `UserError` if the two, called `name` and `other`, have no data set in common."""
+    ours, theirs = ({job.dataset.name for job in jobs_of(record) if job.dataset} for record in (first, second))
+    if ours and theirs and not ours & theirs:
+        pairs = [
+            f"{place} has those of {' and '.join(sorted(names))}" for place, names in ((name, ours), (other, theirs))
+        ]
+        raise UserError(f"A comparison needs the same test images, but {', '.join(pairs)}.")
 
 
 def jobs_of(record: JobRecord | SweepRecord) -> tuple[JobRecord, ...]:

@@ -60,5 +60,7 @@ class SearchOptions:
         if not self.over:
             raise UserError("search.over is empty. Give [weights], [activations] or [weights,activations].")
         for key, widths in (("search.bits", self.bits), ("search.act_bits", self.act_bits)):
-            if widths is not None and (not widths or sorted(set(widths), reverse=True) != list(widths)):
+            if widths is not None and not widths:
+                raise UserError(f"{key} is empty. Give bit widths from wide to narrow, for example {key}='[8,4,2]'.")
+            if widths is not None and sorted(set(widths), reverse=True) != list(widths):
                 raise UserError(f"{key}={widths} must descend from wide to narrow, for example {key}='[8,4,2]'.")

@@ -73,26 +73,36 @@ def resolve_recipe(options: TrainingOptions, recipe: Recipe) -> TrainingOptions:
 
 def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
     """The object named by `_target_`, created from `first` and the other keys. Raises `UserError` if that fails."""
+    target, arguments = target_of(group, node)
+    try:
+        return target(first, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{group}: {node['_target_']} does not accept {arguments}: {error}.") from error
+
+
+def target_of(group: str, node: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What `_target_` names, and its arguments. Raises `UserError` for others than it has, and for words instead of
+    numbers."""
     path = str(node.get("_target_"))
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     module, _, name = path.rpartition(".")
     try:
         target: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        allowed = list(inspect.signature(target).parameters)[1:]
+        parameters = inspect.signature(target).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         raise UserError(
             f"{group}._target_={path} cannot be imported. Expected: a class, for example torch.optim.SGD."
         ) from None
-    for key in arguments:
+    allowed = list(parameters)[1:]
+    for key, value in arguments.items():
         if key not in allowed:
             raise UserError(
                 f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} "
                 f"Allowed: {', '.join(allowed)}."
             )
-    try:
-        return target(first, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{group}: {path} does not accept {arguments}: {error}.") from error
+        if isinstance(value, str) and isinstance(parameters[key].default, int | float):
+            raise UserError(f"{group}.{key}={value} is not a number.")
+    return target, arguments
 
 
 def build_optimizer(node: dict[str, Any], parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ import pytest
 from conftest import TINY, Outcome
 from example_records import job, result
 
+from ptq_exp.base.errors import UserError
 from ptq_exp.evaluation.paired import Correct
 from ptq_exp.reporting.comparisons import compared, comparison_latex
 from ptq_exp.reporting.tables import TableContent
@@ -22,7 +23,7 @@ from ptq_exp.reporting.tables.delimited import delimited
 from ptq_exp.reporting.tables.latex import escaped, latex
 from ptq_exp.results.records import Failure, JobRecord
 from ptq_exp.results.series import as_series
-from ptq_exp.runs.report import main
+from ptq_exp.runs.report import check_comparable, main
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -226,3 +227,12 @@ def test_an_empty_store_is_answered_in_a_sentence(
     monkeypatch.setattr(sys, "argv", ["report", "--uri", store, "--format", "csv"])
     assert main() == 1
     assert "contains no finished run" in capsys.readouterr().err
+
+
+def test_sweeps_of_different_images_are_not_compared() -> None:
+    first, second = jobs()[0], jobs()[1]
+    assert first.dataset
+    other = replace(second, dataset=replace(first.dataset, name="cifar10"))
+    check_comparable(first, second, "a", "b")
+    with pytest.raises(UserError, match=f"a has those of {first.dataset.name}, b has those of cifar10"):
+        check_comparable(first, other, "a", "b")

@@ -29,6 +29,7 @@ from ptq_exp.networks.reading.torch_files import other_format, read_file
 from ptq_exp.networks.reading.unwrapping import MOST_PARTS, unwrap
 from ptq_exp.networks.reading.weights_file import Beside, Parts, WeightsFile
 
+KEYWORDS = ("auto", "train", "pretrained")  # of `checkpoint`; anything else is a file
 SHARED_ELEMENTS = 2**27  # more elements than bytes in the file, for tensors that share their storage
 MOST_TENSORS = 20_000
 QUANTIZATION_AWARE = re.compile(r"act_alpha|wgt_alpha|weight_quant|act_quant|fake_quant|zero_point")
@@ -107,10 +108,11 @@ def read_weights(location: str, cache: Path, timeout: float) -> WeightsFile:
 def _read(path: Path, location: str) -> WeightsFile:
     if not path.is_file():
         there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() and not path.is_dir() else []
-        near = did_you_mean(path.name, there)
+        near = did_you_mean(path.name, [*there, *KEYWORDS])
         raise UserError(
-            f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, "
-            f"or use checkpoint=auto for a network that is trained here (or already stored)."
+            f"checkpoint={location}: there is no such file.{near} Give the path or URL of a checkpoint, or one of "
+            f"these words: auto (the stored network, trained once), train (always train), pretrained (the constructor "
+            f"brings weights)."
         )
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()

@@ -1,6 +1,7 @@
 """Where results are logged: the configuration group `tracking`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.options import option
@@ -24,6 +25,13 @@ class TrackingOptions:
 
     def check(self) -> None:
         """Raise `UserError` for values that do not fit each other, and for a name that the registry refuses."""
+        if not self.experiment.strip():
+            raise UserError("tracking.experiment is empty. Give a name, for example tracking.experiment=ptq_exp.")
+        if self.tensorboard is not None and not self.tensorboard.strip():
+            raise UserError("tracking.tensorboard is empty. Give a folder, or null: tracking.tensorboard=null.")
+        if self.uri and self.uri.endswith(".db") and "://" not in self.uri:
+            path = Path(self.uri).expanduser().absolute()
+            raise UserError(f"tracking.uri={self.uri} names a file without its kind: tracking.uri=sqlite:///{path}")
         if self.register is None:
             return
         if not self.enabled:

@@ -38,6 +38,8 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     from_mlflow = _errors_of_mlflow()
     try:
         _check_reachable(uri)
+        if (file := uri.removeprefix("sqlite:///")) != uri:
+            _check_writable(Path(file).parent)
         return _open(uri, experiment)
     except from_mlflow as error:
         raise UserError(
@@ -167,6 +169,13 @@ def _check_reachable(uri: str) -> None:
         port = address.port or (443 if address.scheme == "https" else 80)
         with socket.create_connection((address.hostname or "", port), timeout=10):
             pass
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `OSError` if no file can be created in `folder`, where a lock would otherwise wait for ever."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def user() -> str:
