@@ -136,4 +136,7 @@ def exported(network: nn.Module, image: Tensor) -> "torch.export.ExportedProgram
     try:
         return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     except Exception as error:  # torch.export raises what the forward function raises, and a dozen errors of its own
-        raise UserError(f"The network cannot be exported: {first_line(error)}") from error
+        reason = first_line(error)
+        if "Constraints violated (batch)" in reason:
+            reason = "its code fixes the number of images, as int(x.shape[0]) does"
+        raise UserError(f"The network cannot be exported: {reason}.") from error

@@ -3,6 +3,8 @@
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ptq_exp.export.onnx.graphs import dimensions_of, replace_nodes
+
 
 def simplify_norms(graph: GraphProto) -> None:
     """Replace every `BatchNormalization` by `Mul` and `Add`, in place: two constants per channel instead of four.
@@ -11,9 +13,7 @@ def simplify_norms(graph: GraphProto) -> None:
     number of dimensions, stays.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    dimensions = {
-        value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input, *graph.output)
-    }
+    dimensions = dimensions_of(graph)
     found: dict[tuple[str, ...], tuple[TensorProto, TensorProto]] = {}  # the constants of norms that are called twice
     nodes: list[NodeProto] = []
     for node in graph.node:
@@ -27,11 +27,7 @@ def simplify_norms(graph: GraphProto) -> None:
         product = f"{node.output[0]}.product"
         nodes.append(helper.make_node("Mul", [node.input[0], factor.name], [product]))
         nodes.append(helper.make_node("Add", [product, summand.name], [node.output[0]]))
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*kept, *(tensor for pair in found.values() for tensor in pair)])
+    replace_nodes(graph, nodes, (tensor for pair in found.values() for tensor in pair))
 
 
 def _factor_and_summand(node: NodeProto, statistics: list[TensorProto], size: int) -> tuple[TensorProto, TensorProto]:

@@ -13,8 +13,9 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.export.formats import Subject, first_line
-from ptq_exp.export.onnx.names import BATCH, DOMAIN, IMAGES, LOGITS
+from ptq_exp.export.formats import Subject, exported, first_line
+from ptq_exp.export.onnx.means import add_dimension_to_means
+from ptq_exp.export.onnx.names import DOMAIN, IMAGES, LOGITS
 from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS, Nodes, quantizer_nodes, weight_nodes
 from ptq_exp.export.onnx.norms import simplify_norms
 from ptq_exp.export.onnx.placeholders import with_placeholders
@@ -37,13 +38,14 @@ def to_onnx(subject: Subject, opsets: Iterable[int]) -> list[ModelProto]:
     Every quantizer of activations is a `QuantizeLinear` and a `DequantizeLinear`. A float network becomes a float
     model. Raises `UserError` with the operator or the line that cannot be exported.
     """
-    exported = _export(with_placeholders(subject.network), subject.image)
-    simplify_norms(exported.graph)
-    return [_finished(exported, subject, opset) for opset in opsets]
+    model = _export(with_placeholders(subject.network), subject.image)
+    simplify_norms(model.graph)
+    add_dimension_to_means(model.graph)
+    return [_finished(model, subject, opset) for opset in opsets]
 
 
-def _finished(exported: ModelProto, subject: Subject, opset: int) -> ModelProto:
-    model = copy.deepcopy(exported)
+def _finished(written: ModelProto, subject: Subject, opset: int) -> ModelProto:
+    model = copy.deepcopy(written)
     _replace(model.graph, dict(subject.network.named_modules()), opset)
     _strip(model)
     del model.opset_import[:]
@@ -65,16 +67,16 @@ def has_two_bit_weights(network: nn.Module) -> bool:
 
 
 def _export(network: nn.Module, image: Tensor) -> ModelProto:
-    images = image[None].repeat(2, 1, 1, 1)  # one image would make the number of images a constant
+    captured = exported(network, image)  # torch.onnx would also take a network that is right for two images only
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                network, (images,), dynamo=True, verbose=False, opset_version=FOUR_BITS, input_names=[IMAGES],
-                output_names=[LOGITS], dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},),
+                captured, dynamo=True, verbose=False, opset_version=FOUR_BITS, input_names=[IMAGES],
+                output_names=[LOGITS],
             )  # fmt: skip
     except Exception as error:  # a dozen types of errors, each with a page of advice
-        raise UserError(f"The network cannot be exported to ONNX: {_cause(error)}") from error
+        raise UserError(f"The network cannot be written as ONNX: {_cause(error)}.") from error
     assert program is not None
     return program.model_proto
 
