@@ -66,10 +66,11 @@ def _options(group: str) -> str:
         said = " ".join(line for line in comments if not line.startswith("@package"))
         sentence = re.split(r"(?<=[.:]) (?=[A-Z]|python)", said)[0].rstrip(":")
         content = presets.parse(text) or {} if typed and presets.GLOBAL not in text else {}
-        bases = [f" Inherits from `{base}`." for base in content.pop("defaults", []) if base != "_self_"]
+        bases = [f"Inherits from `{base}`." for base in content.pop("defaults", []) if base != "_self_"]
         values = {key: value for key, value in flatten(content).items() if key not in ("", "name")}
         shown = ", ".join(f"`{key}={as_typed(value)}`" for key, value in values.items())
-        lines.append(f"* `{group}={path.stem}`: {sentence}{''.join(bases)}" + (f" Sets {shown}." if shown else ""))
+        about = [sentence, *bases, f"Sets {shown}." if shown else ""]
+        lines.append(f"* `{group}={path.stem}`: {' '.join(filter(None, about))}")
     return "\n".join(lines) + "\n"
 
 

@@ -88,6 +88,7 @@ def test_a_documented_job_runs(cli: Callable[..., Outcome], command: str, tmp_pa
         assert outcome.code == 0, outcome.err
         return
     small = [option for option in FEW if option.split("=")[0] not in given] + LITTLE_LEARNING
+    arguments = [argument.replace("validation_images=1000", "validation_images=2") for argument in arguments]
     # A few images cannot confirm the margin of a real search.
     arguments = [re.sub(r"search\.max_drop=.*", "search.max_drop=70", argument) for argument in arguments]
     # The overrides of one command line must not be torn apart by a flag.
