@@ -11,7 +11,7 @@ from ptq_exp.reporting.table import BITS, Cells, broken
 from ptq_exp.reporting.tables.latex import escaped, line, tabular
 from ptq_exp.results.comparison import NOT_TESTED, WHY_NOT_TESTED, Comparison, by_width, side_by_side
 from ptq_exp.results.records import JobRecord
-from ptq_exp.results.series import as_series, labels, rows_of
+from ptq_exp.results.series import NO_SETTINGS, as_series, labels, rows_of
 
 METHOD, OTHER, DIFFERENCE, INTERVAL, VERDICT = "method", "compared with", "difference", "95 % CI", "verdict"
 HEADINGS = [BITS, METHOD, OTHER, DIFFERENCE, INTERVAL, VERDICT]
@@ -32,7 +32,7 @@ def compared(first: Sequence[JobRecord], second: Sequence[JobRecord], unfold: bo
 
     Labels name what differs among the jobs of both, so that the same setting has the same label in both.
     """
-    names = labels([*first, *second])
+    names = labels([*first, *second], ignored=NO_SETTINGS)
     ours = rows_of(as_series(first, names[: len(first)]), unfold)
     theirs = rows_of(as_series(second, names[len(first) :]), unfold)
 

@@ -60,9 +60,10 @@ def effort(record: SearchRecord, seconds: str) -> str:
     """How many trials the search took; `seconds` is the time in words."""
     ways = [found.trial.how for found in record.trials]
     learned, brief = len(ways) - ways.count(NEAREST), ways.count(BRIEF)
+    several = f" All combinations of the widths would be {record.combinations}." if len(record.over) > 1 else ""
     return (
         f"{len(record.trials)} trials in {seconds}, {learned} of them with learning"
-        f"{f' ({brief} briefly)' if brief else ''}. All combinations of the widths would be {record.combinations}."
+        f"{f' ({brief} briefly)' if brief else ''}.{several}"
     )
 
 

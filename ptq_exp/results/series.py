@@ -5,7 +5,7 @@ import functools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from ptq_exp.results.records import BitWidthResult, Failure, JobRecord
 Series = dict[str, list[BitWidthResult]]  # by label
 
 SEEDS = ("seed=", "quant.calibration_seed=")  # jobs that differ only in these words measure the same setting
+# Groups and keys that change where a job computes and what it leaves, but no result.
+NO_SETTINGS = (
+    "tracking", "output_dir", "cache_dir", "resume", "fail_fast", "quiet", "threads", "hydra", "export",
+)  # fmt: skip
 MOST_TENSORS = 6  # float tensors in a sentence
 NOT_DISTINGUISHABLE, LOWER, HIGHER = "not distinguishable", "lower", "higher"
 
@@ -30,13 +34,14 @@ def as_series(jobs: Sequence[JobRecord], names: Sequence[str] | None = None) -> 
     return series
 
 
-def labels(jobs: Sequence[JobRecord | Failure]) -> list[str]:
+def labels(jobs: Sequence[JobRecord | Failure], ignored: Collection[str] = ()) -> list[str]:
     """For every job, the words that not all jobs share: overrides as typed, and changes to the method's file.
 
     If the methods differ, all changes to each are listed, because an override may change one method and not another.
+    Keys in the groups `ignored` are left out.
     """
     several = len({method[0] for job in jobs if (method := _method(job))}) > 1
-    words = [_words(job, several) for job in jobs]
+    words = [[word for word in _words(job, several) if _group(word) not in ignored] for job in jobs]
     shared = set.intersection(*map(set, words)) if words else set()
     return [
         " ".join(word for word in found if word not in shared or (several and _is_change(word, job)))
@@ -47,6 +52,11 @@ def labels(jobs: Sequence[JobRecord | Failure]) -> list[str]:
 def _method(job: JobRecord | Failure) -> tuple[str, ...]:
     """The words of a job's method. They are not known for a failed job."""
     return job.method if isinstance(job, JobRecord) else ()
+
+
+def _group(word: str) -> str:
+    """The group, or the key without one, that a typed word sets."""
+    return word.lstrip("+").partition("=")[0].partition(".")[0]
 
 
 def _changes(job: JobRecord | Failure) -> list[str]:
@@ -213,7 +223,7 @@ def fewest_of_all(series: Series) -> list[str]:
     least = min(row.bits_mean for row in fewest.values())
     best = [label for label, row in fewest.items() if stored_width(row) == number(least)]
     return [
-        f"Fewest bits per weight without a significant loss, of all settings: {number(least)}, by {' and '.join(best)}."
+        f"Fewest bits per weight without a significant loss, of all settings: {number(least)}, with {', '.join(best)}."
     ]
 
 
@@ -226,6 +236,14 @@ def coverage(results: Iterable[BitWidthResult]) -> list[str]:
             sentences[_share(result.quantized_percent, result.float_tensors)] = None
         sentences |= dict.fromkeys(result.limits)
     return list(sentences)
+
+
+def coverage_of(series: Series) -> list[str]:
+    """The same for several series, whose labels precede the sentences that they do not share."""
+    found = {label: coverage(results) for label, results in series.items()}
+    shared = [sentence for sentence in next(iter(found.values()), []) if all(sentence in own for own in found.values())]
+    others = [f"{label}: {said}" for label, own in found.items() for said in own if said not in shared]
+    return [*shared, *others]
 
 
 def _share(percent: float, others: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ def test_results_far_below_do_not_squeeze_accuracy_against_size(kept: list[Any])
     plots.accuracy_against_size({"": [result(2, 10.0), result(4, 89.0), result(8, 90.0)]}, Path("a.png"), "t")
     plots.accuracy_against_size({"": [result(4, 90.0), result(8, 89.0)]}, Path("b.png"), "t")
     assert kept[0].axes[0].get_ylim()[0] > 80
-    assert "Not shown: 1 " in words(kept[0])
+    assert "1 network is not shown: " in words(kept[0])
     assert {"4 bits", "8 bits", "Pareto front"} <= set(words(kept[0]).split("\n"))
     assert "Not shown" not in words(kept[1])
     assert "Pareto front" not in words(kept[1])  # a single point is no line

@@ -128,12 +128,12 @@ def test_methods_are_compared_by_what_they_store() -> None:
     )
     assert (
         said[2]
-        == "Fewest bits per weight without a significant loss, of all settings: 3, by quant=notebook and quant=best."
+        == "Fewest bits per weight without a significant loss, of all settings: 3, with quant=notebook, quant=best."
     )
     signed[0] = replace(signed[0], top1_drop_ci_low=0.5)
     assert (
         answers({"quant=notebook": signed, "quant=best": plain})[2]
-        == "Fewest bits per weight without a significant loss, of all settings: 3, by quant=best."
+        == "Fewest bits per weight without a significant loss, of all settings: 3, with quant=best."
     )
 
 

@@ -236,3 +236,10 @@ def test_sweeps_of_different_images_are_not_compared() -> None:
     check_comparable(first, second, "a", "b")
     with pytest.raises(UserError, match=f"a has those of {first.dataset.name}, b has those of cifar10"):
         check_comparable(first, other, "a", "b")
+
+
+def test_a_comparison_does_not_name_what_changes_no_result() -> None:
+    ours = replace(measured("best", 0, 4, 180), overrides="quant=best cache_dir=/tmp/a tracking=none")
+    theirs = replace(measured("best", 0, 4, 150), overrides="quant=best tracking.uri=sqlite:///b.db threads=2")
+    (pair,) = compared([ours], [theirs]).pairs
+    assert (pair.first, pair.second) == ("A: best", "B: best")

@@ -124,7 +124,8 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
         look = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": SMALL, "path_effects": halo}
         axes.annotate(f"{stored} bits", place, **look)
     if hidden:
-        write_note(figure, f"Not shown: {hidden} with more than {CLOSE:g} points below the float network.")
+        which = "networks are" if hidden > 1 else "network is"
+        write_note(figure, f"{hidden} {which} not shown: more than {CLOSE:g} points below float.")
     _float_lines(axes, series, with_size=True)
     axes.margins(x=0.1, y=0.12)
     axes.set(xlabel="size of the packed network (kB)", ylabel="top-1 accuracy (%)")
@@ -184,8 +185,8 @@ def _std(rows: Results) -> float:
 
 def _float_lines(axes: Any, series: Series, with_size: bool = False) -> None:
     """The float networks: one black line, or one line in the colour of each series if they differ."""
-    floats = [round(_mean(rows, "top1_float"), 2) for rows in series.values()]
-    several = len(set(floats)) > 1
+    floats = [_mean(rows, "top1_float") for rows in series.values()]
+    several = len({round(value, 2) for value in floats}) > 1
     size = f", {next(iter(series.values()))[0].size_bytes_float / 1000:.0f} kB" if with_size else ""
     for position, value in enumerate(floats if several else floats[:1]):
         colour = SERIES[position % len(SERIES)] if several else BLACK

@@ -8,7 +8,7 @@ from ptq_exp.reporting.table import ResultTable, rich_table
 from ptq_exp.results.comparison import against_best, sentences
 from ptq_exp.results.records import JobRecord, SearchRecord, SweepRecord
 from ptq_exp.results.search import named_sentence, sentence
-from ptq_exp.results.series import answers, as_series, coverage, rows_of, titled, with_labels
+from ptq_exp.results.series import answers, as_series, coverage, coverage_of, rows_of, titled, with_labels
 
 
 class Terminal(Reporter):
@@ -44,9 +44,8 @@ class Terminal(Reporter):
         for failure in failures:
             console.print(str(failure))
         if not is_quiet():
-            results = [result for job in record.jobs for result in job.results]
             compared = sentences(against_best(rows_of(series)))
-            console.print(*answers(series), *compared, *coverage(results), *integer_sentences(series), sep="\n")
+            console.print(*answers(series), *compared, *coverage_of(series), *integer_sentences(series), sep="\n")
 
     def _search(self, record: SearchRecord) -> None:
         """Print the trials of a search and its answer."""
