@@ -48,3 +48,10 @@ def file_digest(path: Path) -> bytes:
 def _digest_of(path: Path, size: int, modified: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder` if needed. Raises `OSError` if no file can be created in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

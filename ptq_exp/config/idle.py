@@ -1,4 +1,4 @@
-"""Typed keys that have no effect beside the others."""
+"""Keys on the command line that the other keys make useless."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,11 @@ _NEEDS: list[tuple[tuple[str, ...], Callable[[Config], object], str]] = [
         "with a checkpoint, which is not trained",
     ),
     (("data.root",), lambda config: config.data.name != "digits", "with data=digits, which scikit-learn contains"),
-    (("data.download", "data.timeout"), lambda config: config.data.name in PUBLISHED, "on a folder of images"),
+    (("data.download",), lambda config: config.data.name in PUBLISHED, "on a folder of images"),
+    (
+        ("data.timeout",), lambda config: config.data.name in PUBLISHED or "://" in config.checkpoint,
+        "where nothing is downloaded",
+    ),
     (
         ("data.test_share", "data.skip_broken"), lambda config: config.data.name == "image_folder",
         "without data=image_folder",
@@ -26,10 +30,10 @@ _NEEDS: list[tuple[tuple[str, ...], Callable[[Config], object], str]] = [
 
 def without_effect(config: Config) -> list[str]:
     """One sentence for each key on the command line that has no effect."""
-    typed = [word.lstrip("+~").partition("=")[0] for word in config.command]
-    searched = config.search.name is not None and "activations" in config.search.over
+    words = [word for word in config.command if not word.endswith("=null")]
+    typed = [word.lstrip("+~").partition("=")[0] for word in words]
     quant = [key.removeprefix("quant.") for key in typed if key.startswith("quant.")]
-    sentences = [] if searched else idle(config.quant, quant)
+    sentences = [] if config.search.name else idle(config.quant, quant)  # the trials of a search change the method
     for key in typed:
         for keys, active, why in _NEEDS:
             if (key in keys or key.partition(".")[0] in keys) and not active(config):

@@ -9,9 +9,8 @@ Condition = Callable[[QuantConfig], object]
 
 def _reads_images(options: QuantConfig) -> bool:
     """Whether the quantized network depends on the calibration images."""
-    activations = options.act_bits is not None and options.act_alpha is None
     corrections = options.bias_correction or options.batch_norm_reestimation
-    return activations or corrections or options.mixed or options.rounding != "nearest" or _distills(options)
+    return options.act_bits is not None or corrections or options.mixed or _learns(options)
 
 
 def _distills(options: QuantConfig) -> bool:
@@ -31,14 +30,14 @@ _NEEDS: list[tuple[tuple[str, ...], Condition, str]] = [
         lambda options: options.act_bits is not None, "without quant.act_bits",
     ),
     (("act_rule", "act_percentile"), lambda options: options.act_alpha is None, "with quant.act_alpha"),
-    (("act_percentile",), lambda options: options.act_rule == "percentile", "without quant.act_rule=percentile"),
+    (("act_percentile",), lambda options: options.act_rule not in ("max", "mse"), "without quant.act_rule=percentile"),
     (
         ("act_input_image", "act_residual"), lambda options: options.act_coverage != "all",
         "with quant.act_coverage=all, which contains it",
     ),
     (("act_learned",), _learns, "with quant.rounding=nearest"),
     (
-        ("alpha_multiplier",), lambda options: options.alpha_rule not in _RULES[2:],
+        ("alpha_multiplier",), lambda options: options.alpha_rule not in {*_RULES} - {"std", "first_conv_std"},
         "without quant.alpha_rule=std or first_conv_std",
     ),
     (
@@ -55,10 +54,13 @@ _NEEDS: list[tuple[tuple[str, ...], Condition, str]] = [
     (("bits",), lambda options: options.size_budget is None, "with quant.size_budget"),
     (
         ("reconstruction.steps", "reconstruction.batch_size", "reconstruction.lr", "reconstruction.act_lr",
-         "reconstruction.penalty", "reconstruction.drop", "reconstruction.memory_gib"),
+         "reconstruction.penalty", "reconstruction.drop"),
         lambda options: options.rounding != "nearest", "with quant.rounding=nearest",
     ),
-    (("reconstruction.up_to_bits", "reconstruction.act_up_to_bits"), _learns, "with quant.rounding=nearest"),
+    (
+        ("reconstruction.up_to_bits", "reconstruction.act_up_to_bits", "reconstruction.memory_gib"), _learns,
+        "with quant.rounding=nearest",
+    ),
     (
         tuple(f"reconstruction.distill_{name}" for name in
               ("batch_size", "lr", "mixup", "cutmix", "temperature", "mirrored")),
@@ -66,7 +68,7 @@ _NEEDS: list[tuple[tuple[str, ...], Condition, str]] = [
     ),
     (
         ("calibration_images", "calibration_seed"), _reads_images,
-        "on a method that does not look at images (weights alone, rounded to nearest)",
+        "on the quantized network: its weights are rounded to nearest, which does not look at images",
     ),
 ]  # fmt: skip
 

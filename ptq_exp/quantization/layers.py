@@ -86,6 +86,7 @@ class ActivationQuantizer(nn.Module):
         """The same without a gradient, in as few passes over memory as possible."""
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         simple = dense and self.grid.high and x.dtype == self.alpha.dtype == torch.float32
+        simple = simple and type(x) is Tensor  # not a fake one
         if simple and triton_works(x.device, _try_kernel):
             return _fake_quantize(x, self.alpha, self.grid.low, self.grid.high)
         scale = self.scale  # in place after the division, since allocation costs more than the arithmetic

@@ -48,7 +48,7 @@ def ready(cfg: Any) -> Iterator[tuple[Config, torch.device]]:
     set_quiet(cfg.quiet is True)
     with failure_kept(Path(cfg.output_dir), cfg.quant.bits, cfg.overrides, cfg.fail_fast is True):
         config = from_hydra(cfg)
-        for sentence in set(without_effect(config)) - _warned:
+        for sentence in [sentence for sentence in without_effect(config) if sentence not in _warned]:
             _warned.add(sentence)
             log.warning("%s", sentence)
         if config.threads:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptq_exp.base.errors import UserError
+from ptq_exp.base.files import check_writable
 from ptq_exp.config import Config, validate
 from ptq_exp.data import check_data, number_of_classes
 from ptq_exp.data.published import DataUnavailable
@@ -73,7 +74,7 @@ def _check_folders(config: Config) -> None:
     for key in folders.keys() & typed:
         if folder := folders[key]:
             try:
-                Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+                check_writable(Path(folder).expanduser())
             except OSError as error:
                 raise UserError(f"{key}={folder} cannot be written to: {error.strerror}.") from error
 

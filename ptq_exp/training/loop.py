@@ -81,8 +81,8 @@ def instantiate(group: str, node: dict[str, Any], first: Any) -> Any:
 
 
 def target_of(group: str, node: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What `_target_` names, and its arguments. Raises `UserError` for others than it has, and for words instead of
-    numbers."""
+    """What `_target_` names, and its arguments. Raises `UserError` for arguments that it does not have, and for words
+    where it expects numbers."""
     path = str(node.get("_target_"))
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     module, _, name = path.rpartition(".")
@@ -100,8 +100,9 @@ def target_of(group: str, node: dict[str, Any]) -> tuple[Callable[..., Any], dic
                 f"{group}.{key} is not an argument of {path}.{did_you_mean(key, allowed)} "
                 f"Allowed: {', '.join(allowed)}."
             )
-        if isinstance(value, str) and isinstance(parameters[key].default, int | float):
-            raise UserError(f"{group}.{key}={value} is not a number.")
+        if isinstance(value, str) and isinstance(default := parameters[key].default, int | float):
+            wanted = "true or false" if isinstance(default, bool) else "a number"
+            raise UserError(f"{group}.{key}={value} is not {wanted}.")
     return target, arguments
 
 

@@ -58,6 +58,9 @@ def users_files(tmp_path: Path) -> None:
     (source,) = (block for _, block in CODE if "class SmallNet" in block)
     (tmp_path / "nets.py").write_text(source)
     torch.save(build_model("custom", 2, target=f"{tmp_path}/nets.py:SmallNet").state_dict(), tmp_path / "small.pt")
+    preset = next(block for page, block in blocks("yaml") if page.name == "new-method.md" and "_self_" in block)
+    (tmp_path / "own" / "quant").mkdir(parents=True)
+    (tmp_path / "own" / "quant" / "mine.yaml").write_text(preset)
     for split in ("train", "test"):
         for label, colour in (("cat", 40), ("dog", 200)):
             folder = tmp_path / "images.zip" / split / label

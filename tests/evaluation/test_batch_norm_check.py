@@ -220,4 +220,7 @@ def test_a_published_network_is_read_with_its_own_constants(
     )  # fmt: skip
     found = from_file(config, load_dataset(config.data, config.cache, CPU), CPU)
     assert (found.config.data.mean, found.config.data.std) == (list(IMAGENET.mean), list(IMAGENET.std))
-    assert lines(logging.WARNING) == []
+    warnings = lines(logging.WARNING)
+    # JPEG compression changes the images, and with them the inputs of later norms.
+    assert len(warnings) == (archive == "cifar10-jpeg.tar.gz")
+    assert all("such as JPEG files instead of lossless ones" in warning for warning in warnings)

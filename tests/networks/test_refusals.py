@@ -119,7 +119,7 @@ def test_negative_variances_are_refused(tmp_path: Path) -> None:
 def test_a_missing_path_is_answered_with_what_else_there_is(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nowhere.pt")
     assert "no such file" in message
-    assert "checkpoint=auto" in message
+    assert "auto (the stored network" in message
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:

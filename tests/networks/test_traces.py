@@ -146,6 +146,8 @@ def test_sizes_are_known_and_optional_arguments_have_their_defaults() -> None:
     ("compute", "reason"),
     [
         (lambda net, x: net.a(x) if x.shape[0] > 2 else net.b(x), "the number of images"),
+        (lambda net, x: net.a(x) if x.shape[0] < 1000 else net.b(x), "the number of images"),
+        (lambda net, x: net.a(x) if math.sqrt(x.shape[0]) > 2 else net.b(x), "the number of images"),
         (lambda net, x: net.a(x) if x.sum() > 2 else net.b(x), "the values of tensors"),
     ],
 )  # fmt: skip
@@ -153,6 +155,41 @@ def test_what_depends_on_the_images_is_not_traced(compute: Any, reason: str) -> 
     found = ptq_exp.quantize(made(compute), images(), bits=8, method="quick", reconstruction={"steps": 1})
     (sentence,) = found.report.limits
     assert f"its forward function depends on {reason} (test_traces.py, line" in sentence
+
+
+def test_a_network_that_asks_for_its_size_says_so_about_other_sizes() -> None:
+    net = made(lambda net, x: F.adaptive_avg_pool2d(net.a(x) + x, int(x.shape[2] * 0.5)))
+    found = ptq_exp.quantize(net, images(), bits=8, method="mse", act_bits=8, act_coverage="all")
+    assert error(found.network, net) < 0.05
+    with pytest.raises(ValueError, match=r"size of its images, which was \(3, 8, 8\)"):
+        found.network(torch.randn(2, 3, 16, 16))
+    flexible = ptq_exp.quantize(
+        made(activated_shortcut), images(), bits=8, method="mse", act_bits=8, act_coverage="all"
+    )
+    assert flexible.network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@torch.no_grad()
+def test_the_memory_format_is_not_a_size() -> None:
+    net = made(lambda net, x: net.a(x) if x.is_contiguous() else net.b(x))
+    check_trace(net, images())
+    with pytest.raises(ptq_exp.UserError, match="depends on the values of tensors"):
+        Graph(net)
+
+
+class Named(nn.Conv2d):
+    """Called `inplace`, but it is not."""
+
+    inplace = True
+
+
+@torch.no_grad()
+def test_only_torchs_own_operations_are_taken_to_work_in_place() -> None:
+    net = made(lambda net, x: net.named(x) + x)
+    net.named = Named(16, 16, 3, padding=1)
+    check_trace(net, images())
+    (block,) = blocks(Graph(net))
+    assert block.layers == ("named",)
 
 
 def test_running_statistics_stay_as_they_are_while_sizes_are_asked_for() -> None:

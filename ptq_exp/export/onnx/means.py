@@ -21,8 +21,8 @@ def add_dimension_to_means(graph: GraphProto) -> None:
     nodes: list[NodeProto] = []
     for node in graph.node:
         given = node.input[0] if node.input else ""
-        axes = numpy_helper.to_array(constants[node.input[1]]) if _has_axes(node, constants) else np.zeros(1)
-        if given not in quantized or dimensions.get(given) != 3 or not (axes % 3).all():
+        axes = numpy_helper.to_array(constants[node.input[1]]) if _has_axes(node, constants) else np.empty(0)
+        if given not in quantized or dimensions.get(given) != 3 or not len(axes) or not (axes % 3).all():
             nodes.append(node)
             continue
         output = node.output[0]

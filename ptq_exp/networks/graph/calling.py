@@ -63,3 +63,11 @@ def standard_strides(x: Tensor) -> Tensor:
     they are in both, and convolutions would go on with it."""
     wanted = torch.empty(x.shape, device="meta").stride()
     return x if x.stride() == wanted else torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+
+
+@fx.wrap
+def of_shape(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The images themselves. Raises `ValueError` if they have another shape (C, H, W) than a trace was made for."""
+    if tuple(images.shape[1:]) != shape:
+        raise ValueError(f"The code of the network depends on the size of its images, which was {shape}.")
+    return images

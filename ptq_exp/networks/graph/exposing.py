@@ -2,7 +2,13 @@
 
 from torch import fx, nn
 
-from ptq_exp.networks.graph.calling import logits_of, needs_contiguous_images, returns_only_logits, standard_strides
+from ptq_exp.networks.graph.calling import (
+    logits_of,
+    needs_contiguous_images,
+    of_shape,
+    returns_only_logits,
+    standard_strides,
+)
 from ptq_exp.networks.graph.operations import (
     Operation,
     given,
@@ -56,7 +62,7 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
             call = graph.graph.call_module(names[node], tuple(given(node)))
         node.replace_all_uses_with(call)
         graph.graph.erase_node(node)
-    _adapt(model, graph.graph)
+    _adapt(model, graph)
     network.graph = graph.graph
     network.train(model.training)
     # Copies of the network keep this.
@@ -116,9 +122,16 @@ def _names(nodes: list[fx.Node], taken: set[str]) -> dict[fx.Node, str]:
     return names
 
 
-def _adapt(model: nn.Module, graph: fx.Graph) -> None:
-    """Put into the graph what hooks do around the network."""
+def _adapt(model: nn.Module, traced: Graph) -> None:
+    """Put into the graph what hooks do around the network, and a check of the images if their size is fixed."""
+    graph = traced.graph
     image = next(node for node in graph.nodes if node.op == "placeholder")
+    if traced.shape is not None:
+        with graph.inserting_after(image):
+            checked = graph.call_function(of_shape, (image, traced.shape))
+        checked.meta["is_wrapped"] = True
+        image.replace_all_uses_with(checked, lambda user: user is not checked)
+        image = checked
     if needs_contiguous_images(model):
         with graph.inserting_after(image):
             contiguous = graph.call_function(standard_strides, (image,))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ptq_exp.networks.graph.calling import logits_of, standard_strides
+from ptq_exp.networks.graph.calling import logits_of, of_shape, standard_strides
 
 # Of two tensors. The names are those of a tensor's methods.
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -36,7 +36,7 @@ PASSING: set[Any] = HOMOGENEOUS | {
     operator.getitem, torch._assert, "flatten", "view", "view_as", "reshape", "reshape_as", "permute", "transpose", "t",
     "chunk", "split", "squeeze", "unsqueeze", "unbind", "unflatten", "narrow", "select", "roll", "expand", "expand_as",
     "repeat", "contiguous", "clone", "detach", "to", "float", "type_as", "size", "dim", getattr, "index_select",
-    logits_of, standard_strides,
+    logits_of, of_shape, standard_strides,
 }  # fmt: skip
 ARITHMETIC: set[Any] = ADDITIONS | {
     operator.sub, operator.isub, operator.mul, operator.imul, operator.neg,
@@ -93,12 +93,15 @@ def unwrapped(module: nn.Module | None) -> nn.Module | None:
 
 def in_place(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node changes its first operand and returns it."""
-    inner = unwrapped(module)
-    kwargs = inner.arguments[1] if isinstance(inner, Operation) else node.kwargs
-    target = kind(node, module)
+    inner, target = unwrapped(module), kind(node, module)
+    if inner is not None and not isinstance(inner, Operation):
+        return type(inner).__module__.startswith("torch.nn.") and getattr(inner, "inplace", False) is True
+    args, kwargs = inner.arguments if inner is not None else (node.args, node.kwargs)
+    if not isinstance(target, str) and getattr(target, "__module__", "") == F.__name__:
+        return bool(inspect.signature(target).bind(*args, **kwargs).arguments.get("inplace", False))
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    marked = kwargs.get("inplace") is True or getattr(inner, "inplace", False) is True
-    return marked or target in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    torchs = isinstance(target, str) or getattr(torch, name, None) is target
+    return target in IN_PLACE or (torchs and name.endswith("_") and not name.endswith("__"))
 
 
 def passes_levels(what: Any) -> bool:
@@ -139,6 +142,16 @@ def is_size(node: fx.Node) -> bool:
         return node.args[1] in ("shape", "ndim", "dtype", "device")
     inputs = node.all_input_nodes
     return node.op in ("call_function", "call_method") and bool(inputs) and all(map(is_size, inputs))
+
+
+def has_shape_alone(node: fx.Node) -> bool:
+    """Whether the value depends on the shapes of tensors alone, not on their memory format, device or content."""
+    if node.op == "call_method" and node.target in SIZES:
+        return node.target in ("size", "dim", "numel")
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    inputs = node.all_input_nodes
+    return node.op in ("call_function", "call_method") and bool(inputs) and all(map(has_shape_alone, inputs))
 
 
 def only_numbers(node: fx.Node) -> bool:

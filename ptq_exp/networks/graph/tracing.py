@@ -8,7 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,6 +74,14 @@ class _Tracer(fx.Tracer):
             raise
 
 
+class Trace(NamedTuple):
+    """A graph, why modules in it were not traced into, and the shape (C, H, W) of images if its code depends on it."""
+
+    graph: fx.Graph
+    untraced: dict[str, str]
+    shape: tuple[int, ...] | None
+
+
 class Graph:
     """The calls of a network in order, and how often each module and weight is used.
 
@@ -83,7 +91,7 @@ class Graph:
 
     def __init__(self, model: nn.Module, opaque: Classes = ()):
         self.opaque = opaque
-        self.graph, self.untraced = _trace(model, opaque)
+        self.graph, self.untraced, self.shape = _trace(model, opaque)
         self.nodes = list(self.graph.nodes)
         mark_fixed(self.nodes)
         self.modules = dict(model.named_modules())
@@ -136,7 +144,7 @@ def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
     """
     model._image_shape = tuple(images.shape[1:])  # type: ignore[assignment]
     with contextlib.suppress(UserError):
-        graph, _ = _trace(model, opaque)
+        graph = _trace(model, opaque).graph
         wanted = logits_of(model(images))
         if not torch.equal(wanted, logits_of(model(images))):  # it draws random numbers
             return
@@ -174,12 +182,9 @@ def owner(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]:
+def _trace(model: nn.Module, opaque: Classes) -> Trace:
     if getattr(model, "_misleading", False):
-        raise UserError(
-            "The network cannot be traced: its trace computes something else, as if its forward function asked for the "
-            "type of its input."
-        )
+        raise UserError("The network cannot be traced: its trace computes something else than its forward function.")
     leaves: dict[str, str] = {}
     while True:
         tracer = _Tracer(opaque, leaves)
@@ -187,7 +192,8 @@ def _trace(model: nn.Module, opaque: Classes) -> tuple[fx.Graph, dict[str, str]]
             graph = tracer.trace(model)
             _drop_sizes(graph)
             _follow_changes(graph, model)
-            return graph, leaves
+            fixed = tracer.sizes is not None and tracer.sizes.fixed
+            return Trace(graph, leaves, image_shape(model) if fixed else None)
         except Exception as error:  # fx raises whatever the forward function raises on symbolic inputs
             if not tracer.failed or tracer.failed in leaves:
                 raise UserError(f"The network cannot be traced: {_reason(error)}.") from error
@@ -206,11 +212,12 @@ def _follow_changes(graph: fx.Graph, model: nn.Module) -> None:
 
     Otherwise, the graph would not say that it depends on the operation.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    later = list(graph.nodes)
     for node in graph.nodes:
+        later = later[1:]
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if node.args and isinstance(changed := node.args[0], fx.Node) and in_place(node, module):
-            changed.replace_all_uses_with(node, lambda user, place=order[node]: order[user] > place)  # type: ignore[misc]
+        if in_place(node, module) and (operands := node.all_input_nodes):
+            operands[0].replace_all_uses_with(node, set(later).__contains__)
 
 
 def _reason(error: Exception) -> str:

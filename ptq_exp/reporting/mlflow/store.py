@@ -16,6 +16,7 @@ import psutil
 from filelock import FileLock
 
 from ptq_exp.base.errors import UserError, without_password
+from ptq_exp.base.files import check_writable
 from ptq_exp.base.paths import PROJECT_ROOT
 from ptq_exp.reporting.mlflow import view
 
@@ -39,7 +40,7 @@ def open_store(uri: str, experiment: str) -> tuple["MlflowClient", str]:
     try:
         _check_reachable(uri)
         if (file := uri.removeprefix("sqlite:///")) != uri:
-            _check_writable(Path(file).parent)
+            check_writable(Path(file).parent)  # a lock would wait for ever
         return _open(uri, experiment)
     except from_mlflow as error:
         raise UserError(
@@ -169,13 +170,6 @@ def _check_reachable(uri: str) -> None:
         port = address.port or (443 if address.scheme == "https" else 80)
         with socket.create_connection((address.hostname or "", port), timeout=10):
             pass
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise `OSError` if no file can be created in `folder`, where a lock would otherwise wait for ever."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def user() -> str:
