@@ -12,6 +12,7 @@ from ptq_exp.base.errors import UserError
 from ptq_exp.quantization.attention import separate_attention
 from ptq_exp.quantization.effective_weights import plain_layer
 from ptq_exp.quantization.norms import separate_norms
+from ptq_exp.quantization.one_dimensional import widen_convolutions
 
 
 def copy_network(model: nn.Module) -> nn.Module:
@@ -32,11 +33,14 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def make_plain(model: nn.Module) -> None:
-    """Give `model`, which must be in evaluation mode, plain weights, and take attention and derived norms apart, in
-    place. The function stays the same. Raises `UserError` as `materialize` does."""
+    """Give `model`, which must be in evaluation mode, plain weights and layers that can be quantized, in place.
+
+    The function stays the same. Raises `UserError` as `materialize` does.
+    """
     materialize(model)
     separate_attention(model)
     separate_norms(model)
+    widen_convolutions(model)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,6 +263,39 @@ def test_only_modules_that_lose_something_are_named() -> None:
     assert ptq_exp.quantize(net, images(), bits=8, method="quick", reconstruction={"steps": 1}).report.limits == []
     (sentence,) = ptq_exp.quantize(net, images(), bits=8, act_bits=8, act_coverage="all", method="mse").report.limits
     assert sentence.startswith("split cannot be traced: its forward function depends on the values of tensors")
+
+
+class Mixer(Net):
+    """Mixes tokens by a convolution over one dimension, and channels by efficient channel attention."""
+
+    def __init__(self, compute: Any):
+        super().__init__(compute)
+        self.tokens = nn.Conv1d(64, 64, 1)
+        self.channels = nn.Conv1d(1, 1, 3, padding="same", bias=False)
+        self.grouped = nn.Conv1d(16, 16, 5, padding=2, groups=4, padding_mode="circular")
+
+
+def mix(net: Any, x: Tensor) -> Tensor:
+    x = x + net.tokens(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8))
+    gate = net.channels(x.mean((2, 3))[:, None]).transpose(1, 2)
+    return net.grouped(x.flatten(2)).unflatten(2, (8, 8)) * torch.sigmoid(gate)[..., None]
+
+
+@pytest.mark.parametrize("options", [{"bits": 4, "method": "quick"}, {"bits": 8, "method": "integer"}])
+def test_convolutions_over_one_dimension_are_quantized(options: dict[str, Any], tmp_path: Path) -> None:
+    net = made(mix, Mixer)
+    found = ptq_exp.quantize(net, images(), reconstruction={"steps": 5, "distill_steps": 2}, **options)
+    assert found.report.quantized_percent == 100
+    assert {layer.layer for layer in found.layers} - {"a", "b"} == {
+        "stem",
+        "tokens.layer",
+        "channels.layer",
+        "grouped.layer",
+        "fc",
+    }
+    assert error(found.network, net) < (0.3 if options["bits"] == 4 else 0.05)
+    path = found.save(tmp_path / "q.safetensors")
+    assert error(ptq_exp.load(path, network=made(mix, Mixer)), found.network) < 1e-5
 
 
 def test_float_tensors_have_the_names_of_the_network() -> None:
