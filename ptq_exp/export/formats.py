@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,10 @@ def runner(network: Callable[[Tensor], Tensor]) -> Runner:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something."""
+    """The first line of an error's message that says something: what is not supported, if it is about that."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    missing = [line for line in lines if re.search(r"[Uu]nsupported|not supported|No conversion rule", line)]
+    lines = missing or [line for line in lines if not line.startswith(("Exception from", "Check "))] or lines
     return lines[0] if lines else type(error).__name__
 
 

@@ -272,3 +272,14 @@ def test_a_float_network_is_a_float_file(tmp_path: Path) -> None:
     kinds = {node.op_type for node in onnx.load(file.path).graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
     assert isinstance(subject, Subject)
+
+
+def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+    subject = subject_of(model.eval(), 4, size=8, fold_batch_norm=False)
+    runtime, openvino = export_all(["onnx"], subject, tmp_path / "q", random_tests(subject))
+    assert runtime.note == ""
+    assert openvino.note == "does not load: Unsupported padding mode: [wrap]"

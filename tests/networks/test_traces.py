@@ -119,7 +119,8 @@ class Asks(Net):
         _, _, height, width = x.shape
         if height != width:
             raise ValueError("no square")
-        assert len(x.shape) == 4
+        assert len(x.shape) == len(x.size()) == 4
+        assert [side for side in x.shape if side is not None][2] == height
         x = F.relu(self.stem(x))
         half = int(x.size(1) * 0.5)
         x = torch.cat([x[:, half:], x[:, :half]], 1) + self.a(x)
@@ -156,6 +157,22 @@ def test_what_depends_on_the_images_is_not_traced(compute: Any, reason: str) -> 
     found = ptq_exp.quantize(made(compute), images(), bits=8, method="quick", reconstruction={"steps": 1})
     (sentence,) = found.report.limits
     assert f"its forward function depends on {reason} (test_traces.py, line" in sentence
+
+
+@torch.no_grad()
+def test_torchs_own_transformer_is_traced() -> None:
+    net = made(lambda net, x: net.encoder(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8)))
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    options: dict[str, Any] = {"act_bits": 8, "act_coverage": "all", "method": "quick"}
+    found = ptq_exp.quantize(net.eval(), images(), bits=8, reconstruction={"steps": 5, "distill_steps": 2}, **options)
+    assert found.report.limits == []
+    assert error(found.network, net) < 0.3
+    attention, linear = (
+        (f"encoder.layers.0.self_attn.{part}" for part in ("query", "key", "value", "output")),
+        (f"encoder.layers.0.linear{part}" for part in (1, 2)),
+    )
+    assert {tuple(attention), tuple(linear)} <= {unit.layers for unit in units(Traced(found.network), "block")}
 
 
 def test_a_network_that_asks_for_its_size_says_so_about_other_sizes() -> None:

@@ -46,6 +46,7 @@ DIVISIONS: set[Any] = {operator.truediv, operator.itruediv, torch.div, "div", "d
 ARITHMETIC |= DIVISIONS
 IN_PLACE: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
+KNOWN_ATTRIBUTES = ("shape", "ndim", "device", "dtype", "is_nested")
 SIZES: set[Any] = {"size", "dim", "stride", "numel", "is_contiguous"}
 
 
@@ -145,11 +146,11 @@ def is_size(node: fx.Node) -> bool:
 
 
 def has_shape_alone(node: fx.Node) -> bool:
-    """Whether the value depends on the shapes of tensors alone, not on their memory format, device or content."""
+    """Whether the value depends on the shapes of tensors, their device and type, but not on their memory or content."""
     if node.op == "call_method" and node.target in SIZES:
         return node.target in ("size", "dim", "numel")
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
+    if node.op == "call_function" and node.target is getattr and node.args[1] in KNOWN_ATTRIBUTES:
+        return True
     inputs = node.all_input_nodes
     return node.op in ("call_function", "call_method") and bool(inputs) and all(map(has_shape_alone, inputs))
 

@@ -111,6 +111,9 @@ class _Sized:
     def __float__(self) -> float:
         return float(self.tracer.ask(self.node, float))
 
+    def __len__(self) -> int:
+        return int(self.tracer.ask(self.node, len))
+
 
 class SizedProxy(_Sized, fx.Proxy):
     """A value of a trace that is known where it is a size."""
@@ -121,6 +124,3 @@ class SizedProxy(_Sized, fx.Proxy):
 
 class SizedAttribute(_Sized, fx.proxy.Attribute):  # type: ignore[misc]
     """An attribute of such a value, as in `x.shape`."""
-
-    def __len__(self) -> int:
-        return int(self.tracer.ask(self.node, len))

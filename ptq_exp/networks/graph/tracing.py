@@ -51,6 +51,9 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.ask(obj.node, bool))
 
+    def iter(self, obj: Any) -> Iterator[fx.Proxy]:
+        return iter([obj[number] for number in range(self.ask(obj.node, len))])
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.sizes and self.sizes.running:
             return attr_val
