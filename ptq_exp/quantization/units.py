@@ -237,12 +237,12 @@ class Samples:
         if start and self.portions > 1:
             return False
         self.calls = self._collect(slice(0, self.count)) if few else []
-        if self.portions == 1:
+        if self.portions == 1 and len(self.calls) == 1:
             self.given = ()  # no longer needed
         return True
 
     def load(self, portion: int) -> None:
-        """Compute the values on another portion of the images."""
+        """Compute the values on a portion of the images."""
         start = min(portion * self.count, self.images - self.count)
         mine, theirs = (given[start : start + self.count] for given in self.given)
         self.found(mine, [call[:1] for call in self.calls])

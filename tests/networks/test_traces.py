@@ -111,6 +111,20 @@ def test_a_layer_called_in_and_outside_a_block_is_learned_on_all_calls() -> None
     assert error(found.network, net) < 0.05
 
 
+def test_a_recurrent_layer_is_learned_on_what_it_is_given_in_the_end() -> None:
+    """The inputs of later calls change with the weights that are learned."""
+
+    def compute(net: Any, x: Tensor) -> Tensor:
+        for _ in range(5):
+            x = torch.tanh(3 * net.a(x)) + 0.5 * x
+        return x
+
+    net, learning = made(compute), {"steps": 100, "distill_steps": 0}
+    nearest = ptq_exp.quantize(net, images(256), bits=3, method="quick", rounding="nearest")
+    learned = ptq_exp.quantize(net, images(256), bits=3, method="quick", reconstruction=learning)
+    assert error(learned.network, net) < 0.6 * error(nearest.network, net)
+
+
 class Asks(Net):
     """Asks for sizes, which are known, and has arguments that nobody gives."""
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ptq_exp.networks.graph.operations import has_shape_alone
 
@@ -26,9 +25,8 @@ class KnownSizes:
     """
 
     def __init__(self, root: nn.Module, shape: tuple[int, ...]):
-        channels, height, width = shape
-        self.fixed = False
-        self._runs = [_Run(root, shape), _Run(root, (channels, 2 * height, 2 * width))]
+        self.root, self.shape, self.fixed = root, shape, False
+        self._runs: list[_Run] = []
 
     @property
     def running(self) -> bool:
@@ -40,6 +38,9 @@ class KnownSizes:
         the images."""
         if not has_shape_alone(node):
             raise ValueError("its forward function depends on the values of tensors")
+        if not self._runs:
+            channels, height, width = self.shape
+            self._runs = [_Run(self.root, self.shape), _Run(self.root, (channels, 2 * height, 2 * width))]
         answer = self._runs[0].answer(node, question)
         try:
             self.fixed = self.fixed or self._runs[1].answer(node, question) != answer
@@ -52,6 +53,9 @@ class _Run:
     """The values of a trace's nodes on fake images."""
 
     def __init__(self, root: nn.Module, shape: tuple[int, ...]):
+        # Symbols need sympy, whose import takes half a second.
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
         self.root, self.running = root, False
         self.symbols = ShapeEnv()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=self.symbols)

@@ -34,6 +34,7 @@ from ptq_exp.quantization.units import Calls, NotByImage, Samples, Unit, layers_
 
 WARM_UP = 0.2  # share of the steps without the rounding penalty
 BETA_START, BETA_END = 20.0, 2.0
+REFRESHED = 5  # portions of the steps, before each of which the inputs of several calls are computed again
 
 
 class Reconstruct(Step):
@@ -144,10 +145,12 @@ def reconstruct_unit(
         ]
         return sum(errors[1:], errors[0]) / len(errors) + strength * undecided
 
+    # The inputs of a call may be computed from the output of another one, so they change while the weights are learned.
+    loads = max(samples.portions, REFRESHED) if len(calls) > 1 else samples.portions
+
     def schedule(number: int) -> None:
-        portion = number * samples.portions // how.steps
-        if number and portion != (number - 1) * samples.portions // how.steps:
-            samples.load(portion)
+        if number and number * loads // how.steps != (number - 1) * loads // how.steps:
+            samples.load(number * samples.portions // how.steps)
         share = number / how.steps
         done = max(0.0, share - WARM_UP) / (1 - WARM_UP)
         beta.fill_(BETA_END + (BETA_START - BETA_END) * (1 - done))
@@ -157,7 +160,13 @@ def reconstruct_unit(
     _set_drop(quantizers, 0.0)
     freeze_alphas(quantizers, logs)
     soft.finish()
-    _keep_the_better(module, nearest, lambda: _error(parts, calls))
+
+    def error() -> float:
+        if len(calls) > 1:
+            samples.load(0)
+        return _error(parts, calls)
+
+    _keep_the_better(module, nearest, error)
 
 
 def _keep_the_better(module: nn.Module, nearest: dict[str, Tensor], error: Callable[[], float]) -> None:
