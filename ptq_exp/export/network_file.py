@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.export.packed_file import read_packed, write_packed
-from ptq_exp.networks.graph import expose, exposed
+from ptq_exp.networks.graph import expose, exposed, image_shape, set_image_shape
 from ptq_exp.quantization.grids import Grid, LevelGrid, UniformGrid
 from ptq_exp.quantization.layers import (
     OPAQUE,
@@ -49,6 +49,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
     """What distinguishes the modules of a quantized network from those of the float network."""
     return {
         "operations": exposed(model),
+        "image_shape": image_shape(model),  # the code of the network may ask for it when the operations are found
         "batch_norms": [
             name.removesuffix(".operation")  # its input may be quantized
             for name, module in model.named_modules()
@@ -82,6 +83,8 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
             if isinstance(module, nn.BatchNorm2d) and not _left(name, tensors, metadata):
                 replace_module(float_model, name, nn.Identity())  # it was folded into its convolution
         if (operations := metadata.get("operations")) is not None:
+            if shape := metadata.get("image_shape"):
+                set_image_shape(float_model, shape)
             float_model = expose(float_model, operations == "additions", OPAQUE)
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)

@@ -147,11 +147,13 @@ class Asks(Net):
         return x if targets is None else F.cross_entropy(x, targets)
 
 
-def test_sizes_are_known_and_optional_arguments_have_their_defaults() -> None:
+def test_sizes_are_known_and_optional_arguments_have_their_defaults(tmp_path: Path) -> None:
     net = made(activated_shortcut, Asks)
     found = ptq_exp.quantize(net, images(), bits=8, method="mse", act_bits=8, act_coverage="all")
     assert found.report.limits == []
     assert error(found.network, net) < 0.05
+    path = found.save(tmp_path / "q.safetensors")
+    assert error(ptq_exp.load(path, network=made(activated_shortcut, Asks)), found.network) < 1e-5
     check_trace(net, images())
     graph = Graph(net)
     assert [node.name for node in graph.nodes if node.op == "placeholder"] == ["x"]

@@ -7,7 +7,7 @@ from ptq_exp.networks.graph.blocks import Block, blocks
 from ptq_exp.networks.graph.exposing import expose, exposed, operands
 from ptq_exp.networks.graph.operations import Wrapper
 from ptq_exp.networks.graph.pairs import batch_norm_pairs, layer_pairs
-from ptq_exp.networks.graph.tracing import Classes, Graph, alone, check_trace, standard
+from ptq_exp.networks.graph.tracing import Classes, Graph, alone, check_trace, image_shape, set_image_shape, standard
 
 __all__ = [
     "Block",
@@ -20,7 +20,9 @@ __all__ = [
     "check_trace",
     "expose",
     "exposed",
+    "image_shape",
     "layer_pairs",
     "operands",
+    "set_image_shape",
     "standard",
 ]

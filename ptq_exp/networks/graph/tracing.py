@@ -6,7 +6,7 @@ Every function takes `opaque`, classes of modules that are not traced into. Laye
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
     marked with the shape of the images, so that its code may ask for sizes while it is traced. `model` must be in
     evaluation mode and accept the normalized `images`.
     """
-    model._image_shape = tuple(images.shape[1:])  # type: ignore[assignment]
+    set_image_shape(model, images.shape[1:])
     with contextlib.suppress(UserError):
         graph = _trace(model, opaque).graph
         wanted = logits_of(model(images))
@@ -160,8 +160,13 @@ def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
             model._misleading = True  # type: ignore[assignment]
 
 
+def set_image_shape(model: nn.Module, shape: Sequence[int]) -> None:
+    """Mark `model` with the shape (C, H, W) of its images, so that its code may ask for sizes while it is traced."""
+    model._image_shape = tuple(shape)  # type: ignore[assignment]
+
+
 def image_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The shape (C, H, W) of the images that `check_trace` saw, here or before `expose`."""
+    """The shape (C, H, W) of the images that `set_image_shape` was given, here or before `expose`."""
     found: tuple[int, ...] | None = getattr(model, "_image_shape", None)
     return found or getattr(model, "meta", {}).get("image_shape")
 
