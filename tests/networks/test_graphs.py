@@ -315,15 +315,15 @@ def test_a_layer_that_is_called_twice_is_one_layer_learned_from_both_calls(tmp_p
     assert torch.equal(first[0].permute(0, 3, 1, 2), x)
     assert not torch.equal(first[0], second[0])
     how = ReconstructionConfig(steps=200, batch_size=16)
-    config = replace(FOLDED, act_bits=4, rounding="adaround", reconstruction=how, layers="conv")
-    learned, report = quantize(model, config, 2, x, store=tmp_path)
-    nearest, _ = quantize(model, replace(config, rounding="nearest"), 2, x)
+    config = replace(FOLDED, act_bits=8, rounding="adaround", reconstruction=how, layers="conv")
+    learned, report = quantize(model, config, 4, x, store=tmp_path)
+    nearest, _ = quantize(model, replace(config, rounding="nearest"), 4, x)
     assert [row.layer for row in report.layers] == ["conv0", "conv1", "conv2"]
     assert learned.get_submodule("again0") is learned.get_submodule("conv0")
     with torch.no_grad():
         errors = [(network(x) - model(x)).square().mean() for network in (learned, nearest)]
-    assert errors[0] < errors[1]
-    again, _ = quantize(model, config, 2, x, store=tmp_path)
+    assert errors[0] < 0.6 * errors[1]
+    again, _ = quantize(model, config, 4, x, store=tmp_path)
     assert torch.equal(again(x), learned(x))
 
 
