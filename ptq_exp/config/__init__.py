@@ -88,7 +88,7 @@ def validate(config: Config) -> None:
 
 def _check_search(config: Config) -> None:
     """Reject a search whose widths are given twice, and keys of a search without one."""
-    search, typed = config.search, {word.lstrip("+").partition("=")[0] for word in config.command}
+    search, typed = config.search, config.typed
     if search.name is None:
         if unused := sorted(key for key in typed if key.startswith("search.")):
             raise UserError(f"{unused[0]} has no effect without search=fewest.")

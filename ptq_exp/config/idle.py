@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ptq_exp.config.schema import Config
 from ptq_exp.quantization.idle import idle
 
-PUBLISHED = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "auto")
+LOCAL = ("digits", "image_folder")  # data sets that are not downloaded
 # Keys or groups, when they have an effect, and what makes them idle otherwise.
 _NEEDS: list[tuple[tuple[str, ...], Callable[[Config], object], str]] = [
     (
@@ -13,9 +13,9 @@ _NEEDS: list[tuple[tuple[str, ...], Callable[[Config], object], str]] = [
         "with a checkpoint, which is not trained",
     ),
     (("data.root",), lambda config: config.data.name != "digits", "with data=digits, which scikit-learn contains"),
-    (("data.download",), lambda config: config.data.name in PUBLISHED, "on a folder of images"),
+    (("data.download",), lambda config: config.data.name not in LOCAL, "on a folder of images"),
     (
-        ("data.timeout",), lambda config: config.data.name in PUBLISHED or "://" in config.checkpoint,
+        ("data.timeout",), lambda config: config.data.name not in LOCAL or "://" in config.checkpoint,
         "where nothing is downloaded",
     ),
     (
@@ -30,8 +30,7 @@ _NEEDS: list[tuple[tuple[str, ...], Callable[[Config], object], str]] = [
 
 def without_effect(config: Config) -> list[str]:
     """One sentence for each key on the command line that has no effect."""
-    words = [word for word in config.command if not word.endswith("=null")]
-    typed = [word.lstrip("+~").partition("=")[0] for word in words]
+    typed = [key for key, value in config.typed.items() if value != "null"]
     quant = [key.removeprefix("quant.") for key in typed if key.startswith("quant.")]
     sentences = [] if config.search.name else idle(config.quant, quant)  # the trials of a search change the method
     for key in typed:

@@ -71,6 +71,11 @@ class Config:
         return self.seed if self.quant.calibration_seed is None else self.quant.calibration_seed
 
     @property
+    def typed(self) -> dict[str, str]:
+        """The keys and groups on the command line with their values."""
+        return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in self.command)}
+
+    @property
     def formats(self) -> list[str]:
         """The formats of `export`; a single one may be given without a list."""
         return [self.export] if isinstance(self.export, str) else list(self.export or [])

@@ -9,8 +9,7 @@ from ptq_exp.config.schema import Config
 
 IN_WORDS = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "a word",
-    "list[int]": "a list of integers",
-    "list[float]": "a list of numbers", "list[str]": "a list of words",
+    "list[int]": "a list of integers", "list[float]": "a list of numbers", "list[str]": "a list of words",
 }  # fmt: skip
 
 
@@ -21,9 +20,9 @@ def wrong_value(override: str) -> str | None:
     if field is None:
         return None
     words = type_in_words(field).replace(" | ", " or ")
-    kind, *bounds = [words] if words.startswith("dict") else re.split(r"[:,] ", words, maxsplit=1)
-    if kind.startswith("dict"):
+    if words.startswith("dict"):
         return f"{override} is not allowed. Allowed: entries, as in '+{key}={{name:value}}'."
+    kind, *bounds = re.split(r"[:,] ", words, maxsplit=1)
     names = [IN_WORDS.get(name, name) for name in kind.split(" or ") if name != "None"]
     null = ", or null" if "None" in kind.split(" or ") else ""
     example = f", for example {key}='[{value}]'" if takes_lists(key) and not value.startswith("[") else ""
@@ -43,8 +42,7 @@ def takes_lists(key: str) -> bool:
 
 def _field(key: str) -> "dataclasses.Field[Any] | None":
     kind: Any = Config
-    *parents, last = key.split(".")
-    for name in [*parents, last]:
+    for name in key.split("."):
         fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
         if name not in fields:
             return None

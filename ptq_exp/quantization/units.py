@@ -61,8 +61,8 @@ def units(traced: Traced, rounding: str) -> list[Unit]:
     ordered: list[Unit] = []
     for layer in _in_order(traced):
         unit = unit_of.get(layer) or Unit(layer, (layer,))
-        alone = [layer for layer in unit.layers if layer in unit.shared]
-        ordered += [Unit(layer, (layer,)) for layer in alone]
+        alone = [name for name in unit.layers if name in unit.shared]
+        ordered += [Unit(name, (name,)) for name in alone]
         if len(unit.layers) > len(alone):
             ordered.append(unit)
     return list(dict.fromkeys(ordered))

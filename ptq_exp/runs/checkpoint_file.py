@@ -83,7 +83,7 @@ def fitted_network(network: Identity, file: WeightsFile) -> tuple[nn.Module, Fit
 
 def _chosen(config: Config, key: str) -> bool:
     """Whether the user chose an option of the network, on the command line or in a YAML file."""
-    words = {word.lstrip("+").partition("=")[0] for word in config.command}
+    words = config.typed.keys()
     default = Config().model.get(key)
     return bool(words & {"model", f"model.{key}"}) or config.model.get(key) not in (default, None)
 

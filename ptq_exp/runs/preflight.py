@@ -70,8 +70,7 @@ def _check_folders(config: Config) -> None:
         "output_dir": config.output_dir, "cache_dir": config.cache_dir,
         "tracking.tensorboard": config.tracking.tensorboard,
     }  # fmt: skip
-    typed = {word.lstrip("+").partition("=")[0] for word in config.command}
-    for key in folders.keys() & typed:
+    for key in folders.keys() & config.typed.keys():
         if folder := folders[key]:
             try:
                 check_writable(Path(folder).expanduser())

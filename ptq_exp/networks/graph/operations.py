@@ -47,7 +47,8 @@ ARITHMETIC |= DIVISIONS
 IN_PLACE: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
 KNOWN_ATTRIBUTES = ("shape", "ndim", "device", "dtype", "is_nested")
-SIZES: set[Any] = {"size", "dim", "stride", "numel", "is_contiguous"}
+SHAPES: set[Any] = {"size", "dim", "numel"}
+SIZES: set[Any] = SHAPES | {"stride", "is_contiguous"}
 
 
 class Operation(nn.Module):
@@ -137,22 +138,23 @@ def given(node: fx.Node) -> list[fx.Node]:
 
 def is_size(node: fx.Node) -> bool:
     """Whether the value is a size, or computed from sizes alone."""
-    if node.op == "call_method" and node.target in SIZES:
-        return True
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device")
-    inputs = node.all_input_nodes
-    return node.op in ("call_function", "call_method") and bool(inputs) and all(map(is_size, inputs))
+    return _is_of(node, SIZES)
 
 
 def has_shape_alone(node: fx.Node) -> bool:
     """Whether the value depends on the shapes of tensors, their device and type, but not on their memory or content."""
+    return _is_of(node, SHAPES)
+
+
+def _is_of(node: fx.Node, methods: set[Any]) -> bool:
+    """Whether the value comes from these methods of tensors or from `KNOWN_ATTRIBUTES`, and from nothing else."""
     if node.op == "call_method" and node.target in SIZES:
-        return node.target in ("size", "dim", "numel")
+        return node.target in methods
     if node.op == "call_function" and node.target is getattr and node.args[1] in KNOWN_ATTRIBUTES:
         return True
     inputs = node.all_input_nodes
-    return node.op in ("call_function", "call_method") and bool(inputs) and all(map(has_shape_alone, inputs))
+    calls = node.op in ("call_function", "call_method")
+    return calls and bool(inputs) and all(_is_of(source, methods) for source in inputs)
 
 
 def only_numbers(node: fx.Node) -> bool:

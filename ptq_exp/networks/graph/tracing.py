@@ -220,12 +220,11 @@ def _follow_changes(graph: fx.Graph, model: nn.Module) -> None:
 
     Otherwise, the graph would not say that it depends on the operation.
     """
-    later = list(graph.nodes)
-    for node in graph.nodes:
-        later = later[1:]
+    nodes = list(graph.nodes)
+    for place, node in enumerate(nodes):
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if in_place(node, module) and (operands := node.all_input_nodes):
-            operands[0].replace_all_uses_with(node, set(later).__contains__)
+            operands[0].replace_all_uses_with(node, set(nodes[place + 1 :]).__contains__)
 
 
 def _reason(error: Exception) -> str:
