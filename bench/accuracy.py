@@ -40,6 +40,7 @@ TABLES = {  # method: the name of its table in docs/results.md
     "best": "table", "quick": "quick", "patient": "patient", f"best {MIRRORED}": "mirrored",
     "best reconstruction.steps=1000 reconstruction.lr=0.05": "half of the steps",
     "patient calibration_images=16384": "patient, more images",
+    "patient calibration_images=16384 reconstruction.distill_steps=30000": "patient, more images and steps",
 }  # fmt: skip
 
 # Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).
