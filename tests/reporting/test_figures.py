@@ -95,8 +95,8 @@ def test_methods_are_drawn_at_the_bits_that_they_store(tmp_path: Path, monkeypat
 
 
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
-    points = [(100.0, 50.0, 2), (200.0, 80.0, 4), (150.0, 90.0, 3), (300.0, 90.0, 8), (150.0, 20.0, 3)]
-    assert plots.pareto_front(points) == [(100.0, 50.0, 2), (150.0, 90.0, 3)]
+    points = [(100.0, 50.0), (200.0, 80.0), (150.0, 90.0), (300.0, 90.0), (150.0, 20.0)]
+    assert plots.pareto_front(points) == [(100.0, 50.0), (150.0, 90.0)]
 
 
 def test_the_verdict_is_what_the_interval_says() -> None:

@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.reporting.plots.labels import Labelled, label_points
 from ptq_exp.reporting.plots.style import (
     BLACK,
     GREY,
@@ -96,33 +97,22 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
     Every result needs `size_bytes` in addition to what `accuracy_against_bits` needs. Several seeds are drawn as one
     point, their mean. Results that lose so much that the others would be indistinguishable are not shown.
     """
-    from matplotlib.patheffects import withStroke
-
     figure, axes = canvas(top=0.75)
-    points: list[tuple[float, float, float]] = []
+    points: list[Labelled] = []
     level, zoomed = _near_float(series)
     lowest, hidden = level - CLOSE if zoomed else 0.0, 0
     for position, (label, rows) in enumerate(series.items()):
         groups = _by_bits(rows)
-        here = [
-            (_mean(group, "size_bytes") / 1000, _mean(group, "top1"), _mean(group, "bits_mean")) for group in groups
-        ]
-        shown = [point for point in here if point[1] >= lowest]
-        points, hidden = points + shown, hidden + len(here) - len(shown)
         look = _look(position) | {"linestyle": "none", "markersize": 8}
+        here = [_labelled(group, look["color"]) for group in groups]
+        shown = [point for point in here if point.y >= lowest]
+        points, hidden = points + shown, hidden + len(here) - len(shown)
         label = shorten(_name(label, groups), LABEL_LETTERS)
         if shown:
-            axes.plot([point[0] for point in shown], [point[1] for point in shown], label=label, **look)
-    front = pareto_front(points)
+            axes.plot([point.x for point in shown], [point.y for point in shown], label=label, **look)
+    front = pareto_front([(point.x, point.y) for point in points])
     if len(front) > 1:
-        axes.plot(
-            [p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1.5, zorder=0, label="Pareto front"
-        )
-    best = {number(stored): (size, top1) for size, top1, stored in sorted(points, key=lambda point: point[1])}
-    for stored, place in best.items():  # the best point of each width, so that labels do not overlap
-        halo = [withStroke(linewidth=3, foreground="white")]  # the front may pass behind the text
-        look = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": SMALL, "path_effects": halo}
-        axes.annotate(f"{stored} bits", place, **look)
+        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1.5, zorder=0, label="Pareto front")
     if hidden:
         which = "networks are" if hidden > 1 else "network is"
         write_note(figure, f"{hidden} {which} not shown: more than {CLOSE:g} points below float.")
@@ -131,13 +121,20 @@ def accuracy_against_size(series: Series, path: Path, title: str = "Accuracy aga
     axes.set(xlabel="size of the packed network (kB)", ylabel="top-1 accuracy (%)")
     axes.grid(alpha=0.3)
     write_title(figure, title)
-    legend(axes)
+    legend(axes, below=True)
+    label_points(axes, sorted(points, key=lambda point: -point.y), [level])
     save(figure, path)
 
 
-def pareto_front(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """The points (size, accuracy, bits) whose accuracy no network of the same or a smaller size reaches, sorted."""
-    front: list[tuple[float, float, float]] = []
+def _labelled(group: Results, colour: str) -> Labelled:
+    top1 = _mean(group, "top1")
+    text = f"{number(_mean(group, 'bits_mean'))} bits"
+    return Labelled(text, _mean(group, "size_bytes") / 1000, top1, top1, top1, colour=colour)
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (size, accuracy) whose accuracy no network of the same or a smaller size reaches, sorted by size."""
+    front: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or point[1] > front[-1][1]:
             front.append(point)

@@ -19,6 +19,7 @@ from ptq_exp.reporting.plots.style import (
 )
 
 FAINT = 10.0  # points: lower limit of the colour scale, so that random changes stay pale
+FRAME = "#c8c8c8"
 FEW = 20  # the most classes that are drawn as a matrix
 SHOWN = 20  # bars, if there are more classes
 
@@ -64,8 +65,12 @@ def _matrix(names: list[str], change: list[list[float]], title: str, path: Path)
             )  # fmt: skip
     axes.set_xticks(range(len(names)), names, fontsize=SMALL, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    edges = [place - 0.5 for place in range(1, len(names))]
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(which="minor", color=FRAME, linewidth=0.5)
+    axes.spines[:].set(visible=True, color=FRAME)
+    axes.tick_params(which="both", length=0)
     axes.set(xlabel="predicted class", ylabel="true class")
     write_title(figure, title)
     note = "change against float in % of the class's test images: more (orange) or fewer (blue)"

@@ -23,6 +23,7 @@ class Labelled:
     low: float
     high: float
     ringed: bool = False
+    colour: str = BLACK
 
 
 def label_points(axes: Any, points: list[Labelled], lines: list[float]) -> None:
@@ -31,6 +32,9 @@ def label_points(axes: Any, points: list[Labelled], lines: list[float]) -> None:
     `lines` are the heights of horizontal lines, which labels avoid if they can. The limits of the axes must be final.
     Sizes of texts are estimated: measuring them takes longer than drawing.
     """
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=3, foreground="white")]  # a line may pass behind the text
     width, height = (side * 72 for side in axes.figure.get_size_inches() * axes.get_position().size)
     places = [_place(axes, point) for point in points]
     shapes = [_shapes(point, place) for point, place in zip(points, places, strict=True)]
@@ -48,9 +52,12 @@ def label_points(axes: Any, points: list[Labelled], lines: list[float]) -> None:
         if found:
             _, _, side, up, box = min(found)
             taken.append(box)
-            look = {"color": RED, "fontweight": "bold"} if point.ringed else {"color": BLACK}  # red like the ring
+            look: dict[str, Any] = {"color": point.colour}
+            if point.ringed:
+                look = {"color": RED, "fontweight": "bold"}  # red like the ring
+            look |= {"ha": SIDES[side], "va": "center", "fontsize": SMALL, "path_effects": halo}
             shift = {"xytext": (side * _gap(point), up), "textcoords": "offset points"}
-            axes.annotate(point.text, (point.x, point.y), ha=SIDES[side], va="center", fontsize=SMALL, **shift, **look)
+            axes.annotate(point.text, (point.x, point.y), **shift, **look)
 
 
 def _place(axes: Any, point: Labelled) -> tuple[float, float, float, float]:

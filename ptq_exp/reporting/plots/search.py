@@ -1,5 +1,6 @@
 """The trials of a search: accuracy against size and against the bits of the activations, with the margin."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ def search_trials(record: SearchRecord, path: Path) -> None:
 def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position: Any, label: str) -> None:
     level = trials[0].result.top1_float
     shown = [found for found in trials if found.result.top1 >= level - BELOW * record.max_drop]
-    for how, (colour, marker, name) in WAYS.items():
-        here = [found for found in shown if found.trial.how == how]
+    for how, mixed in itertools.product(WAYS, (False, True)):
+        here = [found for found in shown if found.trial.how == how and _mixed(found) is mixed]
         results = [found.result for found in here]
         low = [max(0.0, result.top1_drop_ci_high - result.top1_drop) for result in results]
         high = [max(0.0, result.top1_drop - result.top1_drop_ci_low) for result in results]
-        look = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3, "label": name}
+        colour, marker, name = WAYS[how]
+        look = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 3}
+        look |= {"markerfacecolor": "white", "label": f"{name}, mixed"} if mixed else {"label": name}
         axes.errorbar(list(map(position, here)), [result.top1 for result in results], yerr=[low, high], **look)
     if position is not _size:
         axes.invert_xaxis()
@@ -88,10 +91,10 @@ def _panel(axes: Any, record: SearchRecord, trials: list[TrialResult], position:
 
 def _name_points(axes: Any, record: SearchRecord, shown: list[TrialResult]) -> None:
     """Draw the Pareto front and label the points: first the network found, then one width for all, then mixed ones."""
-    front = pareto_front([(_size(found), found.result.top1, found.result.bits_mean) for found in shown])
+    front = pareto_front([(_size(found), found.result.top1) for found in shown])
     if len(front) > 1:
-        axes.plot([p[0] for p in front], [p[1] for p in front], color=GREY, linewidth=1, zorder=0, label="Pareto front")
-    by_rank = sorted(shown, key=lambda found: (found is not record.best, found.trial.axis == "mixed", _size(found)))
+        axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, zorder=0, label="Pareto front")
+    by_rank = sorted(shown, key=lambda found: (found is not record.best, _mixed(found), _size(found)))
     points = []
     for found in by_rank:
         level = found.result.top1 + found.result.top1_drop
@@ -114,6 +117,10 @@ def _legend(first: Any, last: Any) -> None:
 def _drawn(handle: Any) -> bool:
     line = handle[0] if isinstance(handle, tuple) else handle  # an errorbar is a tuple of artists
     return len(line.get_xdata()) > 0
+
+
+def _mixed(found: TrialResult) -> bool:
+    return found.trial.axis == "mixed"
 
 
 def _size(found: TrialResult) -> float:

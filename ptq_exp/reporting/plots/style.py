@@ -66,14 +66,14 @@ def shorten(text: str, letters: int) -> str:
     return text if len(text) <= letters else textwrap.shorten(text, letters, placeholder=" ...") or text[:letters]
 
 
-def legend(axes: Any) -> None:
+def legend(axes: Any, below: bool = False) -> None:
     """Draw a legend inside the axes, where it covers the least.
 
-    A legend with long or many entries goes below the axes, and the figure becomes taller.
+    A legend with long or many entries goes below the axes, and the figure becomes taller; with `below`, every legend.
     """
     names = axes.get_legend_handles_labels()[1]
     longest = max(map(len, names))
-    if len(names) <= 6 and longest <= 44:
+    if not below and len(names) <= 6 and longest <= 44:
         axes.legend(loc="best", fontsize=SMALL, framealpha=0.9, edgecolor="none")
         return
     columns = 2 if longest <= 32 else 1
