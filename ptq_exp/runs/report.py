@@ -13,7 +13,7 @@ from ptq_exp.base.text import write_text
 from ptq_exp.config.mistakes import exit_code
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.mlflow.store import default_uri
-from ptq_exp.results.files import read_job, read_sweep
+from ptq_exp.results.files import RESULTS_FILE, SWEEP_FILE, read_job, read_sweep
 from ptq_exp.results.records import JobRecord, SweepRecord
 
 RUN_HELP = "id of a sweep's or a job's run in the store (default: the newest), or its folder below outputs/"
@@ -97,9 +97,10 @@ def kept(folder: Path) -> JobRecord | SweepRecord:
         return job
     sweep = read_sweep(folder)
     if not sweep.jobs:
-        raise UserError(
-            f"{folder} has no finished job, so there is nothing to report. Folders of runs are in outputs/."
-        )
+        below = sorted(file.parent for file in folder.glob(f"**/{RESULTS_FILE}"))
+        runs = sorted({place.parent if (place.parent / SWEEP_FILE).is_file() else place for place in below})
+        where = f"The last of the {len(runs)} runs below it is {runs[-1]}." if runs else "Runs are in outputs/."
+        raise UserError(f"{folder} has no finished job, so there is nothing to report. {where}")
     return sweep
 
 

@@ -16,12 +16,14 @@ from conftest import ROOT, TINY, Outcome
 from example_records import job, result
 from PIL import Image
 
+from ptq_exp.base.errors import UserError
 from ptq_exp.evaluation.paired import Correct
 from ptq_exp.reporting.html import REPORT_FILE
 from ptq_exp.reporting.html.comparison import comparison
 from ptq_exp.reporting.html.content import Results, repeat_command, report
+from ptq_exp.results.files import write_job, write_sweep
 from ptq_exp.results.records import DatasetSummary, Failure
-from ptq_exp.runs.report import main
+from ptq_exp.runs.report import kept, main
 
 Cli = Callable[..., Outcome]
 Runs = Callable[[str], dict[str, Any]]
@@ -221,6 +223,14 @@ def test_what_cannot_be_reported_is_said(
     assert said in captured.err
     assert "secret" not in captured.err
     assert not (tmp_path / "no.html").exists()
+
+
+def test_the_folder_of_a_day_is_no_run_but_names_one(tmp_path: Path) -> None:
+    for hour in ("09", "10"):
+        write_sweep(tmp_path / hour, f"sweep at {hour}", [])
+        write_job(job(result(4), folder=tmp_path / hour / "0"))
+    with pytest.raises(UserError, match=f"The last of the 2 runs below it is {tmp_path / '10'}\\."):
+        kept(tmp_path)
 
 
 def test_help_answers() -> None:
