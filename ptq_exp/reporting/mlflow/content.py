@@ -67,8 +67,9 @@ def several_widths(results: Iterable[BitWidthResult]) -> dict[str, float]:
     They are rounded to two decimals, as MLflow shows them in its list. `top1` would mix with that of single results.
     """
     by_width = sorted(results, key=lambda result: result.bits_mean)
-    found = {"top1_best": max(result.top1 for result in by_width), "top1_narrowest": by_width[0].top1}
-    return {key: round(value, 2) for key, value in found.items()} | {"top1_float": by_width[0].top1_float}
+    best, first = max(result.top1 for result in by_width), by_width[0]
+    found = {"top1_best": best, "top1_narrowest": first.top1, "top1_float": first.top1_float}
+    return {key: round(value, 2) for key, value in found.items()}
 
 
 def log_sweep(parent: Run, record: SweepRecord, status: str) -> None:
