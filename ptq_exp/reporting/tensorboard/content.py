@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ptq_exp.reporting.notes import job_note, sweep_note
 from ptq_exp.reporting.tables.delimited import settings
 from ptq_exp.results.records import BitWidthResult, JobRecord, SweepRecord
-from ptq_exp.results.series import Row, Rows, as_series, rows_of
+from ptq_exp.results.series import NO_SETTINGS, Row, Rows, as_series, rows_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +20,6 @@ CURVE = "curve"  # the first word of the name of a curve's run
 SHOWN = ("top1", "top1_drop", "top5", "agreement", "loss", "bits_mean", "size_bytes")
 BY_BITS, TRAINING, HPARAMS, FIGURES = "by_bits", "training", "hparams", "figures"  # the groups of tags
 COMPARED = ("top1", "top1_drop", "bits_mean", "size_bytes")  # in the table of hyperparameters
-NOT_SETTINGS = ("tracking.", "cache_dir", "output_dir", "threads", "quiet", "resume", "fail_fast", "export")
 ALWAYS = ("quant.name", "quant.act_bits", "data.used", "model.used", "seed")
 
 
@@ -67,7 +66,7 @@ def write_curve(rows: list[Row], folder: Path) -> None:
 
 def hyperparameters(record: JobRecord, result: BitWidthResult) -> dict[str, bool | float | str]:
     """The settings that were typed, and what identifies method, network and data. The table gets no others."""
-    typed = [key for key in settings(record.overrides) if not key.startswith(NOT_SETTINGS)]
+    typed = [key for key in settings(record.overrides) if key.partition(".")[0] not in NO_SETTINGS]
     found = {key: record.params[key] for key in dict.fromkeys([*ALWAYS, *typed]) if key in record.params}
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
