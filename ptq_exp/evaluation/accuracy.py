@@ -155,10 +155,10 @@ def _count(
             break
         x = normalize(chunk)
         logits = network(x.contiguous() if x.is_cuda else x)
-        order = logits.topk(min(5, logits.shape[1])).indices
-        hits = order == target[:, None]
-        predictions.append(order[:, 0])
+        predicted = logits.argmax(1)  # the order of equal logits in `topk` is another one
+        predictions.append(predicted)
+        best = logits.topk(min(5, logits.shape[1])).indices
         loss = F.cross_entropy(logits, target, reduction="sum")
-        totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
+        totals += torch.stack([(predicted == target).sum(), (best == target[:, None]).sum(), loss]).double()
         advance(len(chunk))
     return torch.cat(predictions), totals

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ptq_exp.data.loader import Normalize
 from ptq_exp.evaluation.integer_check import IntegerCheck, LevelRow
 from ptq_exp.quantization.grids import UniformGrid, code_width
-from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
+from ptq_exp.quantization.layers import ActivationQuantizer, AroundLayer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.modules import replace_module
 
 IMAGES, BATCH = 512, 32
@@ -53,7 +53,7 @@ class _Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         now = self.state[0]
-        position = x / self.scale
+        position = x.double() / self.scale  # the code of the network may have changed the type
         away = torch.where(x < 0, torch.ceil(position - 0.5), torch.floor(position + 0.5))
         codes = torch.clamp(away if now.half_away else torch.round(position), self.grid.low, self.grid.high)
         call = len(now.codes[self.name])
@@ -70,7 +70,7 @@ class _Quantizer(nn.Module):
         return codes * self.scale
 
 
-class _Layer(nn.Module):
+class _Layer(AroundLayer):
     """A `QuantizedLayer` in integers. With a zero-point between two levels, the sum of the inputs is needed, too."""
 
     def __init__(self, name: str, layer: QuantizedLayer, state: list[_Pass]):

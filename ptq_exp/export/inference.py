@@ -14,6 +14,7 @@ from ptq_exp.export.network_file import load_quantized
 from ptq_exp.export.packed_file import read_packed
 from ptq_exp.networks import build_model, custom
 from ptq_exp.networks.graph.calling import contiguous_images, only_logits, returns_only_logits
+from ptq_exp.quantization.modules import unwrapped
 
 
 class QuantizedNetwork(nn.Module):
@@ -56,7 +57,7 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
     """
     try:
         about = read_packed(Path(path))[1]
-        network = network or _built(Path(path), about)
+        network = unwrapped(network).float() if network is not None else _built(Path(path), about)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error
         raise UserError(

@@ -22,6 +22,6 @@ class Packed(Format):
         return [
             Written(
                 path, "PyTorch, ptq_exp.load", "packed",
-                lambda file: runner(load(file, network=like and copy_network(like).cpu()).network),
+                lambda file: runner(load(file, network=None if like is None else copy_network(like).cpu()).network),
             )
         ]  # fmt: skip

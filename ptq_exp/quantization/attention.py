@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
+from ptq_exp.networks.graph import standard
+
 
 class Attention(nn.Module):
     """The function of a `nn.MultiheadAttention` in evaluation mode (Vaswani et al. 2017, section 3.2).
@@ -76,8 +78,12 @@ def separate_attention(model: nn.Module) -> None:
 
 
 def _usual(module: nn.MultiheadAttention) -> bool:
-    kept = type(module).forward is nn.MultiheadAttention.forward
-    return kept and module.bias_k is None and module.bias_v is None and not module.add_zero_attn
+    return (
+        standard(module, nn.MultiheadAttention)
+        and module.bias_k is None
+        and module.bias_v is None
+        and not module.add_zero_attn
+    )
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

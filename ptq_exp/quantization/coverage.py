@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ptq_exp.networks.graph import Wrapper, operands
+from ptq_exp.networks.graph import Wrapper, operands, unsteady
 from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
@@ -25,7 +25,13 @@ def quantized_operands(reference: Traced, options: QuantConfig) -> dict[str, int
 
 
 def limits(reference: Traced, options: QuantConfig) -> list[str]:
-    """One sentence for each part of the method that is not available, because the network cannot be traced."""
+    """One sentence for each part of the method that is not available, because the network cannot be traced, and one if
+    its outputs vary."""
+    varies = unsteady(reference.network)
+    return [*_untraced(reference, options), *([f"The outputs of the network {varies}."] if varies else [])]
+
+
+def _untraced(reference: Traced, options: QuantConfig) -> list[str]:
     wanted = {
         "batch norms are not folded": options.fold_batch_norm,
         "weight ranges are not equalized": options.equalize,
@@ -53,7 +59,7 @@ def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reas
 
     The percentage is over all parameters with two or more dimensions.
     """
-    quantized = {id(p) for m in network.modules() if isinstance(m, QuantizedLayer) for p in m.parameters()}
+    quantized = {id(m.layer.weight) for m in network.modules() if isinstance(m, QuantizedLayer)}
     total = done = 0
     reasons: Reasons = {}
     for name, parameter in network.named_parameters():
@@ -68,9 +74,12 @@ def float_tensors(network: nn.Module, options: QuantConfig) -> tuple[float, Reas
 
 
 def _own_name(network: nn.Module, name: str) -> str:
-    """The parameter's name in the network before its operations were wrapped."""
-    place, _, last = name.rpartition(".operation.")
-    return f"{place}.{last}" if place and isinstance(network.get_submodule(place), Wrapper) else name
+    """The parameter's name in the network before its operations and layers were wrapped."""
+    for wrapper, inner in ((Wrapper, ".operation."), (QuantizedLayer, ".layer.")):
+        place, _, last = name.rpartition(inner)
+        if place and isinstance(network.get_submodule(place), wrapper):
+            return f"{place}.{last}"
+    return name
 
 
 def _reason(network: nn.Module, name: str, parameter: Tensor, options: QuantConfig) -> str:

@@ -1,6 +1,8 @@
 """Tools for special modules: weights that are computed at every call, and modules and tensors with several names."""
 
 import copy
+import functools
+import types
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,44 @@ from ptq_exp.quantization.one_dimensional import widen_convolutions
 
 def copy_network(model: nn.Module) -> nn.Module:
     """A deep copy. Weights computed by a hook (pruning masks, weight norm) are results of autograd, which torch does
-    not copy, so the copy gets their values."""
+    not copy, so the copy gets their values.
+
+    Raises `UserError` if the network holds something that cannot be copied, or if a copy would compute with its
+    weights.
+    """
     values = (value for module in model.modules() for value in vars(module).values())
     computed = {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
-    return copy.deepcopy(model, computed)
+    held = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
+    for name, module in model.named_modules():
+        if _keeps(vars(module).get("forward"), held):
+            raise UserError(
+                f"The forward function of {name or 'the network'} was replaced by a function that keeps a part of this "
+                f"network, so a copy would compute with the same weights. Define it as the method of a class."
+            )
+    try:
+        return copy.deepcopy(model, computed)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"The network cannot be copied, which quantization needs: {error}.") from error
+
+
+def _keeps(function: object, held: set[int]) -> bool:
+    """Whether a copy of this function would keep one of the objects with these ids. `copy` binds methods to the copy of
+    their module, but leaves the variables of plain functions."""
+    if isinstance(function, types.MethodType | functools.partial):
+        return _keeps(getattr(function, "__func__", None) or getattr(function, "func", None), held)
+    if not isinstance(function, types.FunctionType):
+        return False
+    enclosed = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+    enclosed += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    enclosed += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    owners = [getattr(value, "__self__", value) for value in enclosed]
+    others = (value for value in enclosed if value is not function)
+    return any(id(value) in held for value in owners) or any(_keeps(value, held) for value in others)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network that `torch.compile` was given, or the model itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

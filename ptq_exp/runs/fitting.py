@@ -74,6 +74,11 @@ def check_images_fit(model: nn.Module, dataset: Dataset, device: torch.device) -
             f"The network does not accept the images of {dataset.name} ({size} pixels): {reason}. "
             f"Set data.resize=32, or the image size that the network was trained on."
         ) from error
+    if isinstance(logits, Tensor) and logits.shape == (len(dataset.classes),):
+        raise UserError(
+            f"The network returns {tuple(logits.shape)} for one image, without the dimension of the images. squeeze() "
+            f"without a dimension removes it: use flatten(1)."
+        )
     if not isinstance(logits, Tensor) or logits.shape != (1, len(dataset.classes)):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

@@ -7,7 +7,16 @@ from ptq_exp.networks.graph.blocks import Block, blocks
 from ptq_exp.networks.graph.exposing import expose, exposed, operands
 from ptq_exp.networks.graph.operations import Wrapper
 from ptq_exp.networks.graph.pairs import batch_norm_pairs, layer_pairs
-from ptq_exp.networks.graph.tracing import Classes, Graph, alone, check_trace, image_shape, set_image_shape, standard
+from ptq_exp.networks.graph.tracing import (
+    Classes,
+    Graph,
+    alone,
+    check_trace,
+    image_shape,
+    set_image_shape,
+    standard,
+    unsteady,
+)
 
 __all__ = [
     "Block",
@@ -25,4 +34,5 @@ __all__ = [
     "operands",
     "set_image_shape",
     "standard",
+    "unsteady",
 ]

@@ -32,10 +32,13 @@ def contiguous_images(model: nn.Module) -> None:
 
 
 def channels_last(model: nn.Module) -> None:
-    """Store the parameters and buffers of four dimensions in channels-last order, in place."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    """Store the weights of convolutions in channels-last order, in place. Other tensors of four dimensions keep theirs,
+    which the code of the network may rely on (`torch.view_as_complex`)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.dim() == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def returns_only_logits(model: nn.Module) -> bool:

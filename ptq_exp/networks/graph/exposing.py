@@ -20,7 +20,7 @@ from ptq_exp.networks.graph.operations import (
     sources,
     unwrapped,
 )
-from ptq_exp.networks.graph.tracing import Classes, Graph, image_shape, owner
+from ptq_exp.networks.graph.tracing import Classes, Graph, image_shape, owner, unsteady
 
 
 def operations(graph: Graph, additions_only: bool) -> list[fx.Node]:
@@ -70,6 +70,7 @@ def expose(model: nn.Module, additions_only: bool, opaque: Classes = ()) -> nn.M
         "operations": "additions" if additions_only else "all",
         "contiguous": needs_contiguous_images(model),
         "image_shape": image_shape(model),
+        "unsteady": unsteady(model),
     }
     return network
 
@@ -115,7 +116,7 @@ def _names(nodes: list[fx.Node], taken: set[str]) -> dict[fx.Node, str]:
         function = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "operation")
         base = f"{owner(node)}.{function.strip('_')}".lstrip(".")
         name, number = base, 1
-        while name in taken:
+        while name in taken or hasattr(nn.Module, name.rpartition(".")[2]):
             name, number = f"{base}_{number}", number + 1
         taken.add(name)
         names[node] = name

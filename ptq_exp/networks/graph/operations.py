@@ -35,8 +35,8 @@ PASSING: set[Any] = HOMOGENEOUS | {
     torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, torch.unbind, torch.narrow, torch.select, torch.roll,
     operator.getitem, torch._assert, "flatten", "view", "view_as", "reshape", "reshape_as", "permute", "transpose", "t",
     "chunk", "split", "squeeze", "unsqueeze", "unbind", "unflatten", "narrow", "select", "roll", "expand", "expand_as",
-    "repeat", "contiguous", "clone", "detach", "to", "float", "type_as", "size", "dim", getattr, "index_select",
-    logits_of, of_shape, standard_strides,
+    "repeat", "contiguous", "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu",
+    "cuda", "size", "dim", getattr, "index_select", logits_of, of_shape, standard_strides,
 }  # fmt: skip
 ARITHMETIC: set[Any] = ADDITIONS | {
     operator.sub, operator.isub, operator.mul, operator.imul, operator.neg,
@@ -44,6 +44,8 @@ ARITHMETIC: set[Any] = ADDITIONS | {
 }  # fmt: skip
 DIVISIONS: set[Any] = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
 ARITHMETIC |= DIVISIONS
+SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
+SPLITS |= {"chunk", "split", "tensor_split", "unbind"}
 IN_PLACE: set[Any] = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 IN_TRAINING = {"stochastic_depth", "drop_path"}  # functions of other packages that do nothing in evaluation mode
 KNOWN_ATTRIBUTES = ("shape", "ndim", "device", "dtype", "is_nested")

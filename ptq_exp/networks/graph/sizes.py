@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ptq_exp.networks.graph.operations import has_shape_alone
+from ptq_exp.networks.graph.operations import SPLITS, has_shape_alone, kind
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -34,9 +34,9 @@ class KnownSizes:
         return any(run.running for run in self._runs)
 
     def ask(self, node: fx.Node, question: Callable[[Any], Any]) -> Any:
-        """`question` of a size, such as `int`. Raises `ValueError` if the answer depends on anything but the size of
-        the images."""
-        if not has_shape_alone(node):
+        """`question` of a size, such as `int`, or `len` of the parts of a tensor. Raises `ValueError` if the answer
+        depends on anything but the size of the images."""
+        if not has_shape_alone(node) and not (question is len and kind(node) in SPLITS):
             raise ValueError("its forward function depends on the values of tensors")
         if not self._runs:
             channels, height, width = self.shape

@@ -4,6 +4,7 @@ Every function takes `opaque`, classes of modules that are not traced into. Laye
 """
 
 import contextlib
+import itertools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,17 @@ class _Tracer(fx.Tracer):
         self.failed: str | None = None  # the innermost module in which the trace failed
         self.sizes: KnownSizes | None = None
 
+    def create_arg(self, a: Any) -> Any:
+        """A constant (`torch.tensor(2.0)` in the code of the network) has one name in all traces of a network, since
+        the files of quantized networks name it."""
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            every = map("_tensor_constant{}".format, itertools.count())  # the names of fx
+            for name in itertools.takewhile(lambda name: hasattr(self.root, name), every):
+                if _equal(getattr(self.root, name), a):
+                    self.tensor_attrs[a] = name
+                    break
+        return super().create_arg(a)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The network is only called with images, so its other arguments have their defaults."""
         if not self.root.training and (shape := image_shape(self.root)):
@@ -52,7 +64,7 @@ class _Tracer(fx.Tracer):
         return bool(self.ask(obj.node, bool))
 
     def iter(self, obj: Any) -> Iterator[fx.Proxy]:
-        return iter([obj[number] for number in range(self.ask(obj.node, len))])
+        return iter([obj[number] for number in range(self.ask(obj.node, len))])  # of a size, or of parts
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.sizes and self.sizes.running:
@@ -142,22 +154,40 @@ def check_trace(model: nn.Module, images: Tensor, opaque: Classes = ()) -> None:
     """Mark `model` as one that cannot be traced if its trace computes something else, in place.
 
     A trace takes the branch of `if isinstance(x, Tensor)` that symbolic inputs take, for example. The model is also
-    marked with the shape of the images, so that its code may ask for sizes while it is traced. `model` must be in
-    evaluation mode and accept the normalized `images`.
+    marked with the shape of the images, so that its code may ask for sizes while it is traced, and as `unsteady` if its
+    outputs are random or depend on the other images of a batch. `model` must be in evaluation mode and accept the
+    normalized `images`.
     """
     set_image_shape(model, images.shape[1:])
     with contextlib.suppress(UserError):
         graph = _trace(model, opaque).graph
         wanted = logits_of(model(images))
-        if not torch.equal(wanted, logits_of(model(images))):  # it draws random numbers
+        if not torch.equal(wanted, logits_of(model(images))):
+            model._unsteady = "are random, so its accuracy and its agreement vary"  # type: ignore[assignment]
             return
+        with contextlib.suppress(Exception):  # whatever a network raises that takes single images
+            among = logits_of(model(torch.cat([images, images.flip(-1)])))[: len(images)]
+            if not _close(among, wanted):
+                how = "depend on the other images of a batch, so its accuracy depends on the size of batches"
+                model._unsteady = how  # type: ignore[assignment]
         try:
             found = logits_of(fx.GraphModule(model, graph)(standard_strides(images)))
-            same = found.shape == wanted.shape and torch.allclose(found, wanted, 1e-3, 1e-3 * wanted.abs().max().item())
+            same = _close(found, wanted)
         except Exception:  # whatever the code of the network raises
             same = False
         if not same:
             model._misleading = True  # type: ignore[assignment]
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and torch.allclose(found, wanted, 1e-3, 1e-3 * wanted.abs().max().item())
+
+
+def unsteady(model: nn.Module) -> str | None:
+    """What `check_trace` found out about the outputs of a network that are not the same in each call, as the end of a
+    sentence."""
+    found: str | None = getattr(model, "_unsteady", None)
+    return found or getattr(model, "meta", {}).get("unsteady")
 
 
 def set_image_shape(model: nn.Module, shape: Sequence[int]) -> None:
@@ -172,9 +202,11 @@ def image_shape(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def standard(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether `module` has the forward function of `base`, since a derived class may change it."""
-    kept = (getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
-    return isinstance(module, base) and all(kept)
+    """Whether `module` has the forward function of `base`, since a derived class or an instance may change it."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name, None) is getattr(base, name, None) and name not in vars(module)
+        for name in ("forward", "_conv_forward")
+    )
 
 
 def alone(module: nn.Module, base: type[nn.Module]) -> bool:
@@ -233,6 +265,11 @@ def _reason(error: Exception) -> str:
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else ""
     return f"{str(error).strip().partition(chr(10))[0]}{place}"
+
+
+def _equal(one: object, other: Tensor) -> bool:
+    same = isinstance(one, Tensor) and one.dtype == other.dtype and one.device == other.device
+    return same and torch.equal(one, other)  # type: ignore[arg-type]
 
 
 def _attribute(model: nn.Module, name: str) -> object:

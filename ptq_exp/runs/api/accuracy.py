@@ -86,6 +86,8 @@ def measured(network: Network, images: Tensor, labels: Tensor) -> accuracy.Evalu
     ready, there = ready_copy(module, images), images.to(device)
     with torch.no_grad():
         classes = ready(as_given(there[:1])).shape[1]
+    if classes == 1:
+        raise UserError("The network has one output. Two classes need two outputs, one for each class.")
     if labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"The labels must be from 0 to {classes - 1}, since the network has {classes} outputs.")
     with exact():

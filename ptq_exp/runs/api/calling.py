@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph import check_trace
 from ptq_exp.networks.graph.calling import channels_last, needs_contiguous_images, only_logits
 from ptq_exp.quantization.layers import OPAQUE
-from ptq_exp.quantization.modules import copy_network
+from ptq_exp.quantization.modules import copy_network, unwrapped
 from ptq_exp.runs.fitting import output_of
 
 
@@ -34,8 +35,14 @@ def ready_copy(network: nn.Module, images: Tensor) -> nn.Module:
 
     Raises `UserError` if the network does not accept the images, or returns something else.
     """
-    if isinstance(network, torch.jit.ScriptModule):
-        raise UserError("The network is a TorchScript program, whose layers are fixed. Give the nn.Module behind it.")
+    network = unwrapped(network)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise UserError(
+            "The network is a TorchScript program, or contains one, whose layers are fixed. Give the nn.Module behind "
+            "it."
+        )
+    if lazy := [name for name, tensor in network.named_parameters() if is_lazy(tensor)]:
+        raise UserError(f"Some layers have no size yet ({', '.join(lazy[:3])}). Call the network with images once.")
     copy = copy_network(network).eval().float()
     if not needs_contiguous_images(copy):
         channels_last(copy)
