@@ -178,7 +178,11 @@ def quantized(found: Any, options: QuantConfig, bits: int) -> tuple[nn.Module, d
 
 
 def table_of(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table: one row per network and setting. Later lines of the same row replace what they measured."""
+    """A Markdown table: one row per network and setting.
+
+    A later line of the same row replaces an earlier one, unless it has fewer images. The speeds are those of the last
+    line that was measured alone.
+    """
     rows = [
         "| network | | size_bytes | packed | program | ONNX | ONNX Runtime agrees | × float, 64 images "
         "| OpenVINO agrees | × float | integer reference agrees | with exact biases |",
@@ -186,15 +190,20 @@ def table_of(lines: list[dict[str, Any]]) -> str:
     ]
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
     for line in lines:
-        entry = merged.setdefault(tuple(line["task"]), {"by": {}})
-        measured = {export["metric"]: export | {"alone": line["workers"] == 1} for export in line["exports"]}
-        entry["by"] |= {key: export for key, export in measured.items() if export["agreement"] is not None}
-        entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
-        entry["images"] = line.get("images", ALL_IMAGES)
+        entry = merged.setdefault(tuple(line["task"]), {"by": {}, "alone": {}, "images": 0})
+        measured = {export["metric"]: export for export in line["exports"] if export["agreement"] is not None}
+        if line["workers"] == 1:
+            entry["alone"] |= measured
+        if (images := line.get("images", ALL_IMAGES)) >= entry["images"]:
+            entry["by"] |= measured
+            entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
+            entry["images"] = images
     for (name, row), entry in sorted(merged.items(), key=lambda item: _order(*item[0])):
         by, integers = entry["by"], entry.get("integers")
         sizes = [_size(by.get(metric)) for metric in ("packed", "program", "onnx")]
-        runs = [cell for metric in ("onnx", "openvino") for cell in _run(by.get(metric))]
+        runs = [
+            cell for key in ("onnx", "openvino") for cell in (_agreement(by.get(key)), _ratio(entry["alone"].get(key)))
+        ]
         exact = [f"{integers[key]:.2f}" if integers else "" for key in ("agreement", "agreement_exact_biases")]
         label = row if entry["images"] == ALL_IMAGES else f"{row} ({entry['images']:,} images)"
         rows.append(f"| {name} | {label} | {entry['size_bytes']} | {' | '.join([*sizes, *runs, *exact])} |")
@@ -209,12 +218,13 @@ def _size(export: dict[str, Any] | None) -> str:
     return str(export["size_bytes"]) if export and export["size_bytes"] else "-"
 
 
-def _run(export: dict[str, Any] | None) -> tuple[str, str]:
-    """The agreement, and the speed relative to float, which says something only if nothing else ran."""
-    if not export:
-        return ("-", "-")
-    ratio = f"{export['speed_64'] / export['float_speed_64']:.1f}" if export["alone"] else "-"
-    return f"{export['agreement']:.2f}", ratio
+def _agreement(export: dict[str, Any] | None) -> str:
+    return f"{export['agreement']:.2f}" if export else "-"
+
+
+def _ratio(export: dict[str, Any] | None) -> str:
+    """The speed relative to float, which says something only if nothing else ran."""
+    return f"{export['speed_64'] / export['float_speed_64']:.1f}" if export else "-"
 
 
 if __name__ == "__main__":
