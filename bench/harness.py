@@ -7,6 +7,7 @@ import dataclasses
 import json
 import platform
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -33,8 +34,8 @@ REMARKS = {
     ],
     "evaluation": [
         "",
-        "On a GPU, evaluation stays above the bound because cuDNN's exact float32 convolutions do not reach the "
-        "rate of the card on few channels. On an NVIDIA H100 (2026-11-26, torch 2.11, torch's profiler in a "
+        "On a GPU, evaluation takes longer than the bound because cuDNN's exact float32 convolutions with few channels "
+        "do not reach the card's peak rate. On an NVIDIA H100 (2026-11-26, torch 2.11, torch's profiler in a "
         "script), the passes over 10,000 images take 56 ms: convolutions 39, additions 10, ReLU 5. A convolution "
         "of 16 channels reaches 12 TFLOP/s, one of 64 channels 37, and a large matrix product 52. Copying the "
         "network and folding its batch norms take 33 ms more on the CPU. These do not help: channels last (151 ms "
@@ -59,8 +60,8 @@ STEPS = [
     "settings are those that no other one dominates. The ResNet-56 was trained with `trainer=fast`. Its W2A2 was "
     "measured later, on an H200 (2026-11-27), after another training.",
     "",
-    "Steps per block are worth more than steps on the network. Distillation without reconstruction pays only where "
-    "there is hardly any time. With a quarter of the steps per block and 40 % of those on the network, quantization "
+    "Steps per block are worth more than steps on the network. Distillation without reconstruction is worthwhile only "
+    "for very short runs. With a quarter of the steps per block and 40 % of those on the network, quantization "
     "takes about half of the time. The divergence is then up to 1.5 times as high (ResNet-56 at W2), and the same for "
     "ResNet-56 at W4A4 and mobilenet_v2 at W2.",
     "",
@@ -75,7 +76,7 @@ STEPS = [
     "(top-1 81.51), wrn16_2 at W4A4 16 % (87.98) and ResNet-20 at W3 11 %, while ResNet-20 at W2A2 loses 22 %. "
     "`quant=patient` has both.",
     "",
-    "Two other ways to take fewer steps are no gain: ResNet-20, one run of each, NVIDIA H200, torch 2.11, 2026-11-26 "
+    "Two other ways to reduce the steps do not help: ResNet-20, one run of each, NVIDIA H200, torch 2.11, 2026-11-26 "
     "(W2) and 27, `python -m bench.starts --only ResNet-20 W2 W4A4 W2A2`. Steps are per block + on the network.",
     "",
     "| steps | start | W2 | W4A4 | W2A2 |",
@@ -94,8 +95,8 @@ STEPS = [
     "rounding.",
     "* **Early stopping.** Each block tried 125, 250, 500, 1,000 and 2,000 steps, and stopped at the first number "
     "whose error was not at least 5 % below that of the number before. The blocks stopped at 1,023, 273 and 455 steps "
-    "in the mean. The same number on every block is as good and faster: the error of a block does not tell what its "
-    "further steps are worth to the network.",
+    "in the mean. The same number of steps on every block is as accurate and faster: the error of a block does not "
+    "predict how much further steps help the network.",
     "* With a tenth of all steps (`--share 0.1`, 2 CPU cores, torch 2.15), the divergence at W2 was 0.154, 0.172 with "
     "a warm start and 0.213 with early stopping.",
     "",
@@ -206,7 +207,7 @@ def save(name: str, device: torch.device, content: dict[str, Any]) -> None:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     about = {
         "benchmark": name,
-        "command": " ".join(["python -m", f"bench.{name}", *sys.argv[1:]]),
+        "command": f"python -m bench.{name} {shlex.join(sys.argv[1:])}".rstrip(),
         "date": date.today().isoformat(),
         "hardware": hardware if device.type == "cuda" else f"{hardware} ({platform.machine()}, {platform.system()})",
         "versions": {"python": platform.python_version()} | installed(PACKAGES),

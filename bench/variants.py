@@ -1,7 +1,7 @@
 """Learning several variants of a network on one GPU: `python -m bench.variants`.
 
 A step of distillation of the published ResNet-20 (2-bit weights, 64 images) is captured as a CUDA graph for each
-variant. The graphs are replayed one after the other on one stream, and side by side on streams of their own. So are the
+variant. The graphs are replayed one after the other on one stream, and side by side on separate streams. So are the
 passes of a step of float training (160 images). The last rows have what stacked variants would cost: the convolutions
 alone, with one group for each variant. The result is written to bench/results/variants-<GPU>.json and to
 docs/performance.md. Needs neither Hydra nor MLflow.
@@ -57,7 +57,10 @@ def main() -> None:
     rows = []
     for count in COUNTS:
         one, own = (replayed(graphs[:count], places) for places in (streams[:1] * count, streams[:count]))
-        rows += [row(f"{count} on one stream", one, one), row(f"{count} on {count} streams", own, one)]
+        rows += [
+            row(f"{count} on one stream", one, one),
+            row(f"{count} on {count} stream{'s' * (count > 1)}", own, one),
+        ]
     saved = 1 / min(line["ratio"] for line in rows)
     seconds = sum(layers * convolution(STACKED, channels, pixels) for channels, pixels, layers in STAGES)
     stacked = row(f"the 3x3 convolutions of {STACKED}, in groups", seconds, one * STACKED / max(COUNTS))
@@ -67,14 +70,14 @@ def main() -> None:
         for count, places in ((1, streams[:1]), (TRAININGS, streams[:1] * TRAININGS), (TRAININGS, streams[:TRAININGS]))
     )
     name = f"{TRAININGS} float trainings"
-    rows += [row(f"{name} on one stream", in_turn, in_turn), row(f"{name} on streams of their own", own, in_turn)]
+    rows += [row(f"{name} on one stream", in_turn, in_turn), row(f"{name} on separate streams", own, in_turn)]
     notes = [
-        f"Streams of their own are up to {saved:.1f} times as fast as one. The convolutions of {STACKED} stacked "
+        f"Separate streams are up to {saved:.1f} times as fast as one. The convolutions of {STACKED} stacked "
         f"variants alone take {stacked['ratio']:.2f} times as long as whole steps one after the other; the rest of the "
         "step comes on top.",
-        f"{name[0].upper()}{name[1:]} on streams of their own take {own / single:.1f} times as long as one.",
+        f"{name[0].upper()}{name[1:]} on separate streams take {own / single:.1f} times as long as one.",
     ]
-    content = {"unit": "seconds per step of all variants", "ratio_of": "to one stream", "notes": notes}
+    content = {"unit": "seconds per step of all variants", "ratio_of": "relative to one stream", "notes": notes}
     save("variants", device, content | {"rows": [*rows, stacked]})
 
 
