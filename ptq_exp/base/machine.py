@@ -9,6 +9,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -19,6 +20,20 @@ from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import torch
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drop what compiled code writes to standard output, such as the debugging lines of solvers."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # mallopt's parameters (malloc.h): the size in bytes from which a block has its own pages, which are returned to the

@@ -16,8 +16,9 @@ from ptq_exp.base.options import flatten
 from ptq_exp.base.text import complain, read_text, write_what_fits
 from ptq_exp.config import presets
 from ptq_exp.config.schema import Config
-from ptq_exp.config.values import takes_lists, wrong_value
+from ptq_exp.config.values import entries, takes_entries, takes_lists, wrong_value
 
+ARGUMENTS = "model.args."  # of the network's class, which the user adds
 OPEN_GROUPS = ("model", "optimizer", "scheduler")  # they accept any key; the known keys are those of their files
 
 
@@ -60,7 +61,11 @@ def explain(error: BaseException, conf: Path) -> str | None:
     if unknown := re.search(r"Could not override '([^']+)'", text):
         key = unknown[1].split("@")[0]
         if key in known_keys(conf) and not (conf / key).is_dir():  # it accepts new entries
-            return f"{key} cannot be set directly here. To add entries to it, put a plus sign before it: '+{key}=...'."
+            return entries(key)
+        if key.startswith(ARGUMENTS):
+            return (
+                f"The chosen model does not set {key}. To give the network this argument, add a plus sign: +{key}=..."
+            )
         return _explain_unknown_key(key, conf)
     if wrong := re.search(r"Key '(\w+)' not in '\w+'\s+full_key: ([\w.]+)", text):
         return f"{_place_in_yaml(wrong[2], conf)}: {_explain_unknown_key(wrong[2], conf)}"
@@ -80,10 +85,12 @@ def explain(error: BaseException, conf: Path) -> str | None:
         reason = text.split("\n")[1].rstrip(".") if "\n" in text else ""
         return wrong_value(override) or f"{override}: {reason}."
     if there := re.search(r"Could not append to config\. An item is already at '([\w.]+)'", text):
+        if takes_entries(there[1]):
+            return entries(there[1])
         return f"{there[1]} exists, so it needs no plus sign: {there[1]}=..."
     if "OverrideParseException" in kinds:
         override = getattr(error, "override", "")
-        spaced = re.search(r"==|\s=|=\s|^[\w.]+:", override)
+        spaced = re.search(r"==|\s=|=\s|^[\w.]+:", override) or "=" not in override
         remedy = "Write key=value, with one equals sign and no spaces." if spaced else "Quote lists: key='[4,8]'."
         return f"{override} cannot be read. {remedy}"
     if text.startswith("Config group override must be a string"):
@@ -193,6 +200,9 @@ def _explain_unknown_key(key: str, conf: Path) -> str:
     siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent)
     where = f"Keys of '{parent}'" if parent else "Top-level keys"
     allowed = f" {where}: {', '.join(siblings)}." if siblings else ""
+    chosen = key.rpartition(".")[2]
+    if parent and chosen in {path.stem for path in presets.files(parent, presets.search_path(sys.argv))}:
+        return f"There is no key '{key}'. Did you mean {parent}={chosen}?{allowed}"
     near = _full_name(key, keys) or did_you_mean(key, siblings) or did_you_mean(key, keys)
     return f"There is no key '{key}'.{near}{allowed}"
 

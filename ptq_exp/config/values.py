@@ -20,8 +20,8 @@ def wrong_value(override: str) -> str | None:
     if field is None:
         return None
     words = type_in_words(field).replace(" | ", " or ")
-    if words.startswith("dict"):
-        return f"{override} is not allowed. Allowed: entries, as in '+{key}={{name:value}}'."
+    if takes_entries(key):
+        return f"{override} is not allowed. {entries(key)}"
     kind, *bounds = re.split(r"[:,] ", words, maxsplit=1)
     names = [IN_WORDS.get(name, name) for name in kind.split(" or ") if name != "None"]
     null = ", or null" if "None" in kind.split(" or ") else ""
@@ -29,6 +29,18 @@ def wrong_value(override: str) -> str | None:
     return (
         f"{override} is not allowed. Allowed: {' or '.join(names)}{f' ({bounds[0]})' if bounds else ''}{null}{example}."
     )
+
+
+def takes_entries(key: str) -> bool:
+    """Whether a dotted key takes entries with names of the user."""
+    field = _field(key)
+    return field is not None and type_in_words(field).startswith("dict")
+
+
+def entries(key: str) -> str:
+    """How to write a key that takes entries."""
+    example = "{layer3.*:3,linear:8}" if key == "quant.layer_bits" else "{name:value}"
+    return f"{key} takes entries in braces, with a plus sign and in quotes: '+{key}={example}'."
 
 
 def takes_lists(key: str) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.base.errors import UserError
+from ptq_exp.base.machine import silent
 from ptq_exp.quantization.context import Context, Sensitivities, shown
 from ptq_exp.quantization.coverage import quantized_operands
 from ptq_exp.quantization.distillation import distill
@@ -100,10 +101,11 @@ def allocate(found: Sensitivities, weights: dict[str, int], budget: float, optio
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(size[None], -np.inf, budget)]
     # Sensitivities span six orders of magnitude. Scaling keeps the small ones above the solver's tolerance.
     largest = cost.max() if cost.max() > 0 else 1.0  # the network may give every image the same output
-    solved = milp(
-        cost / largest * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
+    with silent():
+        solved = milp(
+            cost / largest * 1e4, integrality=np.ones_like(cost), bounds=Bounds(0, 1), constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )  # fmt: skip
     if solved.x is None:
         total = sum(weights.values())
         smallest = sum(weights[n] * min(stored_bits(b, options.sign_bit, options.grid) for b in widths) for n in names)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ptq_exp.evaluation.paired import Difference, difference
-from ptq_exp.results.series import NOT_DISTINGUISHABLE, Row, Rows, number
+from ptq_exp.results.series import NOT_DISTINGUISHABLE, Row, Rows, guesses, number
 
 BETTER, WORSE, NOT_TESTED = "better", "worse", "not tested"
 WHY_NOT_TESTED = (
@@ -93,9 +93,11 @@ def by_width(rows: Rows) -> dict[Width, list[tuple[str, Row]]]:
 
 
 def against_best(rows: Rows) -> list[Comparison]:
-    """The best method at each width against every other one there, the nearest first."""
+    """The best method at each width against every other one there, the nearest first. Networks whose float network is
+    no better than guessing are not compared."""
     found = []
-    for width, lines in by_width(rows).items():
+    judged = {label: [row for row in group if not guesses(row.mean)] for label, group in rows.items()}
+    for width, lines in by_width(judged).items():
         best, *others = sorted(lines, key=lambda line: -line[1].mean.top1)
         found += [comparison(width, best, other) for other in others if other[0] != best[0]]
     return found

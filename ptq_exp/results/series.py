@@ -254,10 +254,15 @@ def _share(percent: float, others: dict[str, str]) -> str:
     return f"{shown} % of the weights are quantized.{stay}"
 
 
+def guesses(row: BitWidthResult) -> bool:
+    """Whether the float network is no better than guessing, as far as its test images can tell."""
+    return row.top1_float_ci_low <= row.chance
+
+
 def _answer(rows: list[BitWidthResult]) -> tuple[BitWidthResult | None, str]:
     """The result with the fewest bits without a significant loss, or None, and the sentence about it. `rows` are sorted
     by their stored bits."""
-    if all(row.top1_float_ci_low <= row.chance for row in rows):
+    if all(map(guesses, rows)):
         chance = f"{rows[0].chance:.3g} %"
         return None, f"The float network is no better than guessing ({chance}), so no bit width can be judged."
     by_width = {row.bits: row for row in rows}

@@ -37,8 +37,7 @@ def check_device(name: str) -> str:
     if kind not in allowed or (colon and not (kind == "cuda" and number.isdecimal())):
         raise UserError(f"device={name} is not known.{did_you_mean(kind, allowed[:3])} Allowed: {', '.join(allowed)}.")
     if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
-        called = "" if name.startswith(kind) else ", which is cuda,"
-        raise UserError(f"device={name}{called} does not exist: torch sees {count} CUDA devices. Use device=cpu.")
+        raise UserError(f"device={name} is not available: torch finds {count} CUDA devices. Use device=cpu.")
     return f"{kind}{colon}{number}"
 
 

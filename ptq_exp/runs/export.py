@@ -5,6 +5,7 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ptq_exp.base.arguments import ArgumentParser
 from ptq_exp.base.errors import UserError
 from ptq_exp.config.mistakes import exit_code
 from ptq_exp.export import FORMATS
@@ -16,7 +17,7 @@ PATTERN, CONFIG = "quantized_w*.safetensors", "config.yaml"
 
 def main() -> int:
     """Export the networks of one job."""
-    parser = argparse.ArgumentParser(prog="python -m ptq_exp.export", description=__doc__)
+    parser = ArgumentParser(prog="python -m ptq_exp.export", description=__doc__)
     parser.add_argument("job", metavar="RUN_OR_FOLDER", help="id of a job's MLflow run, or the folder of a job")
     parser.add_argument("--format", action="append", required=True, choices=list(FORMATS), help="may be repeated")
     parser.add_argument("--uri", default=default_uri(), help="the MLflow store (default: the store of run.py)")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ptq_exp.base.arguments import ArgumentParser
 from ptq_exp.base.errors import UserError
 from ptq_exp.base.text import write_text
 from ptq_exp.config.mistakes import exit_code
@@ -24,7 +25,7 @@ FORMATS = ("html", "text", "latex", "csv", "markdown")
 
 def main() -> int:
     """Write the report or the table of one sweep or job, or compare two."""
-    parser = argparse.ArgumentParser(prog="python -m ptq_exp.report", description=__doc__)
+    parser = ArgumentParser(prog="python -m ptq_exp.report", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
     what.add_argument("--parent", dest="parent", metavar="RUN", help="the same as RUN")

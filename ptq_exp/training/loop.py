@@ -152,7 +152,7 @@ def train(
     monitor = dataset.monitored()[0]
     step = TrainingStep(model, normalize, optimizer, trainer.precision, trainer.fused)
     text = {"loss": "loss  -  ", "accuracy": f"{monitor}  -  "}
-    with progress(f"Training {epochs} epochs", epochs * len(loader), None, **text) as advance:
+    with progress(f"Training {epochs} epoch{'s' * (epochs > 1)}", epochs * len(loader), None, **text) as advance:
         advance(state.epoch * len(loader))
         for epoch in range(state.epoch, epochs):
             rate = optimizer.param_groups[0]["lr"]
@@ -230,7 +230,7 @@ def _warn_if_long(model: nn.Module, loader: TrainingLoader, normalize: Normalize
     log.warning(
         "Training will take about %s on this CPU (%d epochs of %d images). Faster alternatives: "
         "checkpoint=<path or URL of a trained network>, fewer epochs (trainer.epochs=%d), or a GPU. "
-        "The training can be interrupted and continued with the same command.",
+        "If it is interrupted, the same command continues it.",
         duration(seconds), epochs, len(loader.labels),
         max(1, int(epochs * LONG_TRAINING_SECONDS / seconds)),
     )  # fmt: skip

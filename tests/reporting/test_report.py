@@ -233,6 +233,14 @@ def test_the_folder_of_a_day_is_no_run_but_names_one(tmp_path: Path) -> None:
         kept(tmp_path)
 
 
+def test_a_mistake_on_the_command_line_gets_the_nearest_spelling() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ptq_exp.report", "--format", "latx"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Did you mean 'latex'?" in done.stderr
+
+
 def test_help_answers() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ptq_exp.report", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

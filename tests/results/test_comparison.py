@@ -45,6 +45,13 @@ def test_the_best_method_is_tested_against_each_other_one() -> None:
     ]
 
 
+def test_methods_on_a_network_that_guesses_are_not_compared() -> None:
+    guessing = {"top1_float_ci_low": 9.0}
+    series: Series = {"quant=a": [on_images(first(20), **guessing)], "quant=b": [on_images(first(60), **guessing)]}
+    assert against_best(rows_of(series)) == []
+    assert significantly_best(rows_of(series)) == []
+
+
 def test_the_images_decide_and_not_the_accuracies() -> None:
     """The same accuracies: with the same images right, one of 200 is a difference; with others, it tells nothing."""
     alike = {"a": [on_images(first(180))], "b": [on_images(first(170))]}
