@@ -14,7 +14,7 @@ from ptq_exp.export.network_file import load_quantized
 from ptq_exp.export.packed_file import read_packed
 from ptq_exp.networks import build_model, custom
 from ptq_exp.networks.graph.calling import contiguous_images, only_logits, returns_only_logits
-from ptq_exp.quantization.modules import unwrapped
+from ptq_exp.quantization.modules import copy_network, unwrapped
 
 
 class QuantizedNetwork(nn.Module):
@@ -51,13 +51,13 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
 
     The network takes uint8 images (N, C, H, W), or float images normalized by `about["mean"]` and `about["std"]`.
     `network` is needed for a network of your own if its source file has moved or changed: an instance of its class,
-    whose weights are replaced. A file never decides which other code runs.
+    which stays as it is. A file never decides which other code runs.
 
     Raises `UserError` if the file is missing, damaged or not a quantized network.
     """
     try:
         about = read_packed(Path(path))[1]
-        network = unwrapped(network).float() if network is not None else _built(Path(path), about)
+        network = copy_network(unwrapped(network)).float() if network is not None else _built(Path(path), about)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error
         raise UserError(

@@ -19,7 +19,7 @@ from ptq_exp.quantization.layers import (
     QuantizedOperation,
     quantized_layers,
 )
-from ptq_exp.quantization.modules import load_unique_state, make_plain, replace_module, unique_state
+from ptq_exp.quantization.modules import counters, load_unique_state, make_plain, replace_module, unique_state
 
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
@@ -28,15 +28,17 @@ def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> No
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in unique_state(model).items()
-        if name.removesuffix(".layer.weight") not in layers and not _is_implied(name, tensor)
+        if name.removesuffix(".layer.weight") not in layers and not _is_implied(model, name, tensor)
     }
     described = {name: _describe(layer) for name, layer in layers.items()}
     write_packed(path, tensors, described, metadata | _structure(model))
 
 
-def _is_implied(name: str, tensor: Tensor) -> bool:
+def _is_implied(model: nn.Module, name: str, tensor: Tensor) -> bool:
     """Whether the tensor need not be stored: a counter of training steps, or the zero-points of a symmetric grid."""
-    return name.endswith("num_batches_tracked") or (name.endswith(".zero_point") and not tensor.any())
+    place, _, last = name.rpartition(".")
+    symmetric = last == "zero_point" and isinstance(model.get_submodule(place), QuantizedLayer) and not tensor.any()
+    return symmetric or name in counters(model)
 
 
 def _describe(layer: QuantizedLayer) -> dict[str, Any]:
@@ -89,8 +91,8 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)
         _wrap_activations(float_model, metadata["activations"])
-        counters = {k: v for k, v in unique_state(float_model).items() if k.endswith("num_batches_tracked")}
-        load_unique_state(float_model, counters | tensors)
+        counted = {k: v for k, v in unique_state(float_model).items() if k in counters(float_model)}
+        load_unique_state(float_model, counted | tensors)
     except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
     return float_model, metadata

@@ -17,7 +17,7 @@ from ptq_exp.quantization.distillation import distill
 from ptq_exp.quantization.grids import TWO_SIDED, stored_bits
 from ptq_exp.quantization.hooks import BATCH
 from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.modules import replace_module
+from ptq_exp.quantization.modules import counters, replace_module
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.rounding import EIGHT, round_weights
 from ptq_exp.quantization.traced import Traced
@@ -158,8 +158,8 @@ def plan_mixed(context: Context) -> tuple[dict[str, float], Sensitivities]:
 def _bits_besides_codes(reference: Traced, options: QuantConfig) -> int:
     """Bits that a quantized network stores as float32: unquantized values, scales, and values added by quantization."""
     layers, state = reference.layers(options.layers), reference.network.state_dict()
-    weights = sum(layer.weight.numel() for layer in layers.values())
-    rest = sum(v.numel() for k, v in state.items() if not k.endswith("num_batches_tracked")) - weights
+    weights, skipped = sum(layer.weight.numel() for layer in layers.values()), counters(reference.network)
+    rest = sum(v.numel() for k, v in state.items() if k not in skipped) - weights
     scales = sum(layer.weight.shape[0] if options.granularity == "channel" else 1 for layer in layers.values())
     per_scale = 2 if options.grid in TWO_SIDED else 1  # with a zero-point
     # Quantization adds activation ranges, and biases to layers without one. The image has no range of its own.

@@ -1,8 +1,10 @@
 """What a quantization covers: operands, the tensors that stay float with their reasons, and what is unavailable."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.networks.graph import Wrapper, operands, unsteady
+from ptq_exp.networks.graph.operations import kind
 from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
@@ -27,8 +29,13 @@ def quantized_operands(reference: Traced, options: QuantConfig) -> dict[str, int
 def limits(reference: Traced, options: QuantConfig) -> list[str]:
     """One sentence for each part of the method that is not available, because the network cannot be traced, and one if
     its outputs vary."""
-    varies = unsteady(reference.network)
-    return [*_untraced(reference, options), *([f"The outputs of the network {varies}."] if varies else [])]
+    found = _untraced(reference, options)
+    graph = reference.graph if options.act_bits is not None and options.act_coverage == "all" else None
+    if graph and any(kind(node, graph.module(node)) is F.scaled_dot_product_attention for node in graph.nodes):
+        found.append("The scores and weights inside scaled_dot_product_attention stay float: it is one operation.")
+    if varies := unsteady(reference.network):
+        found.append(f"The outputs of the network {varies}.")
+    return found
 
 
 def _untraced(reference: Traced, options: QuantConfig) -> list[str]:

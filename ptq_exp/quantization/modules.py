@@ -140,6 +140,13 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
         setattr(parent, child, new)
 
 
+def counters(model: nn.Module) -> set[str]:
+    """The names of the counters of training steps, which only batch norms in training use."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    every = model.named_modules(remove_duplicate=False)
+    return {f"{name}.num_batches_tracked".lstrip(".") for name, module in every if isinstance(module, norms)}
+
+
 def first_names(model: nn.Module) -> dict[str, str]:
     """Map every key of the state dict to the first key of the same tensor, since a module may have several names."""
     first: dict[int, str] = {}

@@ -13,7 +13,7 @@ from ptq_exp.quantization.grids import stored_bits
 from ptq_exp.quantization.hooks import Inputs, watching
 from ptq_exp.quantization.layer_report import LayerReport
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
-from ptq_exp.quantization.modules import unique_state
+from ptq_exp.quantization.modules import counters, unique_state
 from ptq_exp.quantization.sparsity import percent_zero
 
 FLOAT_BYTES = 4
@@ -113,12 +113,10 @@ def make_report(context: Context) -> Report:
 
 def _float_numbers(network: nn.Module, quantized: set[str]) -> int:
     """The number of float32 values in a quantized network besides the codes of the layers called `quantized`."""
-    floats = 0
+    floats, skipped = 0, counters(network) | {f"{layer}.codes" for layer in quantized}
     for name, tensor in unique_state(network).items():
         # A symmetric grid has no zero-point to store.
-        replaced = name.endswith((".codes", "num_batches_tracked")) or (
-            name.endswith(".zero_point") and not tensor.any()
-        )
-        if not replaced and name.removesuffix(".layer.weight") not in quantized:
+        symmetric = name.removesuffix(".zero_point") in quantized and not tensor.any()
+        if name not in skipped and not symmetric and name.removesuffix(".layer.weight") not in quantized:
             floats += tensor.numel()
     return floats

@@ -24,6 +24,7 @@ from ptq_exp.quantization.allocation import one_layer_at_a_time
 from ptq_exp.quantization.coverage import covers_operations
 from ptq_exp.quantization.diagnosis import diagnose, diagnose_in_short
 from ptq_exp.quantization.learning import RECONSTRUCTION_VERSION, learns
+from ptq_exp.quantization.modules import counters
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.traced import Traced
@@ -77,9 +78,9 @@ def make_result(
     low, high = evaluation.interval()
     float_low, float_high = baseline.interval()
     drop_low, drop_high = drop_interval(baseline, evaluation, shared.dataset.test_labels)
-    state = shared.float_model.model.state_dict()
+    state, skipped = shared.float_model.model.state_dict(), counters(shared.float_model.model)
     hits = (evaluation.predictions == shared.dataset.test_labels.cpu()).tolist()
-    parameters = sum(value.numel() for name, value in state.items() if not name.endswith("num_batches_tracked"))
+    parameters = sum(value.numel() for name, value in state.items() if name not in skipped)
     return BitWidthResult(
         bits=bits,
         act_bits=config.quant.act_bits,

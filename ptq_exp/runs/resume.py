@@ -37,8 +37,17 @@ def finished(config: Config, start: JobStart, reports: Reports) -> JobRecord | N
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the files of an earlier job, because the sweep's report shows its figures."""
+    """Copy the files of an earlier job, because the sweep's report shows its figures. They replace those of another job
+    in the same folder."""
     target.mkdir(parents=True, exist_ok=True)
+    if source.resolve() == target.resolve():
+        return
     for path in source.iterdir():
-        if path.name not in NOT_COPIED and not (target / path.name).exists():
-            shutil.copytree(path, target / path.name) if path.is_dir() else shutil.copy2(path, target / path.name)
+        own = target / path.name
+        if path.name in NOT_COPIED:
+            continue
+        if path.is_dir():
+            shutil.rmtree(own, ignore_errors=True)
+            shutil.copytree(path, own)
+        elif not own.exists():
+            shutil.copy2(path, own)

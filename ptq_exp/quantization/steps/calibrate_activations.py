@@ -33,6 +33,8 @@ class CalibrateActivations(Step):
 
     def check(self, options: QuantConfig) -> None:
         check_choice("quant.act_rule", options.act_rule, OBSERVERS)
+        if options.act_alpha is not None and not math.isfinite(options.act_alpha):
+            raise UserError(f"quant.act_alpha={options.act_alpha} is not finite.")
         if options.scales == "power_of_two" and options.grid != "power_of_two":
             raise UserError(
                 f"quant.scales=power_of_two needs weights with such scales, too. Set quant.grid=power_of_two, not "

@@ -49,8 +49,9 @@ def output_means(model: nn.Module, names: list[str], images: Tensor) -> dict[str
     counts = dict.fromkeys(names, 0)
 
     def add(name: str, _: Inputs, output: Tensor) -> None:
-        # Channels are the second dimension of images, and the last dimension of a linear layer's output.
-        channels = output.movedim(1 if output.dim() == 4 else -1, 0).flatten(1).double()
+        module = model.get_submodule(name)
+        linear = isinstance(getattr(module, "layer", module), nn.Linear)  # its output may have four dimensions, too
+        channels = output.movedim(-1 if linear else -3, 0).flatten(1).double()
         totals[name] = totals[name] + channels.sum(1) if name in totals else channels.sum(1)
         counts[name] += channels.shape[1]
 

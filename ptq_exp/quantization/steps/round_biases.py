@@ -1,5 +1,7 @@
 """Biases as integer runtimes hold them: in an int32 accumulator."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -9,6 +11,8 @@ from ptq_exp.quantization.grids import FLOAT_ZERO_POINT
 from ptq_exp.quantization.layers import QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps.step import Step
+
+log = logging.getLogger(__name__)
 
 
 class RoundBiases(Step):
@@ -27,15 +31,20 @@ class RoundBiases(Step):
 
     def run(self, context: Context) -> None:
         if context.options.integer_biases:
-            for layer in quantized_layers(context.network).values():
-                round_bias(layer)
+            for name, layer in quantized_layers(context.network).items():
+                if too_large := round_bias(layer):
+                    log.warning("%s: %d biases need more than the 32 bits of an accumulator.", name, too_large)
 
 
 @torch.no_grad()
-def round_bias(layer: QuantizedLayer) -> None:
+def round_bias(layer: QuantizedLayer) -> int:
     """Round the bias to a multiple of (scale of the input) x (scale of the weights of its channel), in place
-    (Jacob et al. 2018, section 2.4)."""
+    (Jacob et al. 2018, section 2.4). Returns how many multiples exceed int32, as where the weights of a channel are
+    nearly zero."""
     bias = layer.layer.bias
-    if bias is not None and layer.activation is not None:
-        step = layer.activation.scale.double() * layer.scale.double().flatten()
-        layer.layer.bias = nn.Parameter((torch.round(bias.double() / step) * step).to(bias.dtype), requires_grad=False)
+    if bias is None or layer.activation is None:
+        return 0
+    step = layer.activation.scale.double() * layer.scale.double().flatten()
+    codes = torch.round(bias.double() / step)
+    layer.layer.bias = nn.Parameter((codes * step).to(bias.dtype), requires_grad=False)
+    return int((codes.abs() >= 2**31).sum())

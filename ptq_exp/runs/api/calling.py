@@ -79,7 +79,7 @@ def check_images(images: object) -> None:
 def as_labels(labels: Tensor | Sequence[int], images: Tensor) -> Tensor:
     """The labels as int64 (N,) on the device of `images`. Raises `UserError` unless there is one for each image."""
     found = torch.as_tensor(labels, device=images.device)
-    if found.dim() != 1 or found.is_floating_point() or len(found) != len(images):
+    if found.dim() != 1 or found.is_floating_point() or found.dtype == torch.bool or len(found) != len(images):
         raise UserError(
             f"Expected {len(images)} integer labels, one for each image, not {found.dtype} {tuple(found.shape)}."
         )

@@ -23,6 +23,8 @@ from ptq_exp.quantization import quantize as quantization
 from ptq_exp.quantization.context import Calibration
 from ptq_exp.quantization.idle import idle
 from ptq_exp.quantization.layer_report import LayerReport
+from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.quantization.modules import counters
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.report import FLOAT_BYTES, Report
 from ptq_exp.quantization.steps import check_method
@@ -69,8 +71,8 @@ class QuantizedModel:
     @property
     def size_bytes_float(self) -> int:
         """The size of the float network in float32."""
-        state = self.float_network.state_dict()
-        return FLOAT_BYTES * sum(x.numel() for name, x in state.items() if not name.endswith("num_batches_tracked"))
+        state, skipped = self.float_network.state_dict(), counters(self.float_network)
+        return FLOAT_BYTES * sum(x.numel() for name, x in state.items() if name not in skipped)
 
     def table(self) -> str:
         """The quantized layers as a table for the terminal."""
@@ -105,12 +107,17 @@ def quantize(
     """A quantized copy of `model`. See `ptq_exp.quantize`."""
     options = options_of(bits, method, changes)
     check_images(images)
-    given = model.network if isinstance(model, FloatNetwork) else model
+    given = model.network if isinstance(model, FloatNetwork | QuantizedModel) else model
+    if quantized_layers(given):
+        raise UserError("The network is quantized already. Give the float network.")
     network = ready_copy(given, images)
     seed = options.calibration_seed or 0
     chosen = as_given(drawn(images, options.calibration_images, seed).to(device_of(network)))
     warn_unless_normalized(network, chosen)
-    with exact(), torch.enable_grad():
+    device = device_of(network)
+    own_numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.inference_mode(False), exact(), torch.enable_grad(), own_numbers:
+        chosen = chosen.clone() if chosen.is_inference() else chosen.detach()
         result = quantization.quantize(network, options, options.bit_widths()[0], Calibration(chosen, seed), progress)
     about = {"quant": dataclasses.asdict(options), "contiguous": needs_contiguous_images(network)}
     about |= model.about if isinstance(model, FloatNetwork) else described(given, network, chosen)
