@@ -13,7 +13,7 @@ from ptq_exp.data.loader import Normalizer
 from ptq_exp.export.network_file import load_quantized
 from ptq_exp.export.packed_file import read_packed
 from ptq_exp.networks import build_model, custom
-from ptq_exp.networks.graph.calling import contiguous_images, only_logits, returns_only_logits
+from ptq_exp.networks.graph.calling import channels_last, contiguous_images, only_logits, returns_only_logits
 from ptq_exp.quantization.modules import copy_network, unwrapped
 
 
@@ -68,7 +68,10 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
         contiguous_images(network)
     if about["model"].get("instance") and not returns_only_logits(network):
         only_logits(network)
-    return QuantizedNetwork(load_quantized(Path(path), network)[0], about).to(device)
+    quantized = load_quantized(Path(path), network)[0]
+    if not about.get("contiguous"):
+        channels_last(quantized)  # as when it was saved: sums in another order differ in their last bits
+    return QuantizedNetwork(quantized, about).to(device)
 
 
 def _built(path: Path, about: dict[str, Any]) -> nn.Module:

@@ -80,6 +80,17 @@ def test_load_leaves_the_instance_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(first.network(x), second.network(x))
 
 
+@pytest.mark.parametrize("changes", [{}, {"act_bits": 4}], ids=["weights", "activations"])
+def test_a_loaded_network_computes_the_same_bits(changes: dict[str, Any], tmp_path: Path) -> None:
+    network, x = ready(
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
+    )
+    quantized = ptq_exp.quantize(network, x, bits=4, method="mse", **changes)
+    quantized.save(tmp_path / "q.safetensors")
+    loaded = ptq_exp.load(tmp_path / "q.safetensors", network=network)
+    assert torch.equal(loaded(x), quantized.network(x))
+
+
 def test_learning_leaves_the_random_numbers_of_the_caller() -> None:
     network, x = ready(Net())
     drawn = []
