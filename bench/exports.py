@@ -190,14 +190,15 @@ def table_of(lines: list[dict[str, Any]]) -> str:
     ]
     merged: dict[tuple[str, ...], dict[str, Any]] = {}
     for line in lines:
-        entry = merged.setdefault(tuple(line["task"]), {"by": {}, "alone": {}, "images": 0})
+        entry = merged.setdefault(tuple(line["task"]), {"by": {}, "alone": {}, "images": {}})
         measured = {export["metric"]: export for export in line["exports"] if export["agreement"] is not None}
         if line["workers"] == 1:
             entry["alone"] |= measured
-        if (images := line.get("images", ALL_IMAGES)) >= entry["images"]:
-            entry["by"] |= measured
-            entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
-            entry["images"] = images
+        images, before = line.get("images", ALL_IMAGES), entry["images"]
+        better = {metric: export for metric, export in measured.items() if images >= before.get(metric, 0)}
+        entry["by"] |= better
+        entry["images"] |= dict.fromkeys(better, images)
+        entry |= {key: line[key] for key in ("size_bytes", "integers") if line[key] is not None}
     for (name, row), entry in sorted(merged.items(), key=lambda item: _order(*item[0])):
         by, integers = entry["by"], entry.get("integers")
         sizes = [_size(by.get(metric)) for metric in ("packed", "program", "onnx")]
@@ -205,7 +206,8 @@ def table_of(lines: list[dict[str, Any]]) -> str:
             cell for key in ("onnx", "openvino") for cell in (_agreement(by.get(key)), _ratio(entry["alone"].get(key)))
         ]
         exact = [f"{integers[key]:.2f}" if integers else "" for key in ("agreement", "agreement_exact_biases")]
-        label = row if entry["images"] == ALL_IMAGES else f"{row} ({entry['images']:,} images)"
+        fewest = min((entry["images"][key] for key in ("onnx", "openvino") if key in by), default=ALL_IMAGES)
+        label = row if fewest == ALL_IMAGES else f"{row} ({fewest:,} images)"
         rows.append(f"| {name} | {label} | {entry['size_bytes']} | {' | '.join([*sizes, *runs, *exact])} |")
     return "\n".join(rows)
 
