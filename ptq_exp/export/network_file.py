@@ -24,21 +24,22 @@ from ptq_exp.quantization.modules import counters, load_unique_state, make_plain
 
 def save_quantized(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write `model` with packed codes. `load_quantized` returns `metadata` (JSON)."""
-    layers = quantized_layers(model)
+    layers, counted = quantized_layers(model), counters(model)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in unique_state(model).items()
-        if name.removesuffix(".layer.weight") not in layers and not _is_implied(model, name, tensor)
+        if name.removesuffix(".layer.weight") not in layers
+        and name not in counted
+        and not _is_implied(model, name, tensor)
     }
     described = {name: _describe(layer) for name, layer in layers.items()}
     write_packed(path, tensors, described, metadata | _structure(model))
 
 
 def _is_implied(model: nn.Module, name: str, tensor: Tensor) -> bool:
-    """Whether the tensor need not be stored: a counter of training steps, or the zero-points of a symmetric grid."""
+    """Whether the tensor need not be stored: the zero-points of a symmetric grid."""
     place, _, last = name.rpartition(".")
-    symmetric = last == "zero_point" and isinstance(model.get_submodule(place), QuantizedLayer) and not tensor.any()
-    return symmetric or name in counters(model)
+    return last == "zero_point" and isinstance(model.get_submodule(place), QuantizedLayer) and not tensor.any()
 
 
 def _describe(layer: QuantizedLayer) -> dict[str, Any]:
@@ -91,8 +92,9 @@ def load_quantized(path: Path, float_model: nn.Module) -> tuple[nn.Module, dict[
         for name, found in metadata["layers"].items():
             _wrap_layer(float_model, name, found, tensors)
         _wrap_activations(float_model, metadata["activations"])
-        counted = {k: v for k, v in unique_state(float_model).items() if k in counters(float_model)}
-        load_unique_state(float_model, counted | tensors)
+        counted = counters(float_model)
+        kept = {key: value for key, value in unique_state(float_model).items() if key in counted}
+        load_unique_state(float_model, kept | tensors)
     except (KeyError, AttributeError, TypeError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a quantized network of this architecture ({error}).") from error
     return float_model, metadata

@@ -28,7 +28,7 @@ def copy_network(model: nn.Module) -> nn.Module:
     computed = {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
     held = {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
     for name, module in model.named_modules():
-        if _keeps(vars(module).get("forward"), held):
+        if _keeps(vars(module).get("forward"), held, set()):
             raise UserError(
                 f"The forward function of {name or 'the network'} was replaced by a function that keeps a part of this "
                 f"network, so a copy would compute with the same weights. Define it as the method of a class."
@@ -39,19 +39,19 @@ def copy_network(model: nn.Module) -> nn.Module:
         raise UserError(f"The network cannot be copied, which quantization needs: {error}.") from error
 
 
-def _keeps(function: object, held: set[int]) -> bool:
+def _keeps(function: object, held: set[int], seen: set[int]) -> bool:
     """Whether a copy of this function would keep one of the objects with these ids. `copy` binds methods to the copy of
-    their module, but leaves the variables of plain functions."""
+    their module, but leaves the variables of plain functions. Functions in `seen` are not looked at again."""
     if isinstance(function, types.MethodType | functools.partial):
-        return _keeps(getattr(function, "__func__", None) or getattr(function, "func", None), held)
-    if not isinstance(function, types.FunctionType):
+        return _keeps(getattr(function, "__func__", None) or getattr(function, "func", None), held, seen)
+    if not isinstance(function, types.FunctionType) or id(function) in seen:
         return False
+    seen.add(id(function))
     enclosed = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
     enclosed += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     enclosed += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
     owners = [getattr(value, "__self__", value) for value in enclosed]
-    others = (value for value in enclosed if value is not function)
-    return any(id(value) in held for value in owners) or any(_keeps(value, held) for value in others)
+    return any(id(value) in held for value in owners) or any(_keeps(value, held, seen) for value in enclosed)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
