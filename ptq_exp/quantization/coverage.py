@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq_exp.networks.graph import Wrapper, operands, unsteady
-from ptq_exp.networks.graph.operations import kind
 from ptq_exp.quantization.effective_weights import uses_parameter
 from ptq_exp.quantization.layers import QuantizedLayer
 from ptq_exp.quantization.options import QuantConfig
@@ -31,7 +30,7 @@ def limits(reference: Traced, options: QuantConfig) -> list[str]:
     its outputs vary."""
     found = _untraced(reference, options)
     graph = reference.graph if options.act_bits is not None and options.act_coverage == "all" else None
-    if graph and any(kind(node, graph.module(node)) is F.scaled_dot_product_attention for node in graph.nodes):
+    if graph and graph.computes(F.scaled_dot_product_attention):
         found.append("The scores and weights inside scaled_dot_product_attention stay float: it is one operation.")
     if varies := unsteady(reference.network):
         found.append(f"The outputs of the network {varies}.")

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ptq_exp.base.errors import UserError
 from ptq_exp.networks.graph.calling import logits_of, standard_strides
-from ptq_exp.networks.graph.operations import Operation, in_place, is_size, mark_fixed, only_adds
+from ptq_exp.networks.graph.operations import Operation, in_place, is_size, kind, mark_fixed, only_adds
 from ptq_exp.networks.graph.sizes import KnownSizes, SizedProxy
 
 Classes = tuple[type[nn.Module], ...]
@@ -135,6 +135,10 @@ class Graph:
         if isinstance(module, self.opaque):
             return module if any(isinstance(inner, nn.Conv2d | nn.Linear) for inner in module.modules()) else None
         return module if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+    def computes(self, function: Callable[..., Any]) -> bool:
+        """Whether the network calls this function, which `expose` may have made a module of."""
+        return any(kind(node, self.module(node)) is function for node in self.nodes)
 
     def once(self, module: nn.Module) -> bool:
         """Whether the module is called exactly once."""
