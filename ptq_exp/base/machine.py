@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Drop what compiled code writes to standard output, such as the debugging lines of solvers."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
 # mallopt's parameters (malloc.h): the size in bytes from which a block has its own pages, which are returned to the
 # system immediately when it is freed; and the free memory at the end of the heap from which it is returned.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -119,3 +105,17 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drop what compiled code writes to standard output, such as the debugging lines of solvers."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

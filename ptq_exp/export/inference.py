@@ -57,7 +57,7 @@ def load(path: str | Path, device: str = "cpu", network: nn.Module | None = None
     """
     try:
         about = read_packed(Path(path))[1]
-        network = copy_network(unwrapped(network)).float() if network is not None else _built(Path(path), about)
+        network = copy_network(unwrapped(network)).cpu().float() if network is not None else _built(Path(path), about)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = "it has no metadata of a quantized network" if isinstance(error, KeyError | TypeError) else error
         raise UserError(

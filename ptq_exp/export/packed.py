@@ -6,7 +6,6 @@ from ptq_exp.export.formats import Format, Subject, Written, runner
 from ptq_exp.export.inference import load
 from ptq_exp.export.network_file import save_quantized
 from ptq_exp.quantization.layers import quantized_layers
-from ptq_exp.quantization.modules import copy_network
 
 
 class Packed(Format):
@@ -22,6 +21,6 @@ class Packed(Format):
         return [
             Written(
                 path, "PyTorch, ptq_exp.load", "packed",
-                lambda file: runner(load(file, network=None if like is None else copy_network(like).cpu()).network),
+                lambda file: runner(load(file, network=like).network),
             )
         ]  # fmt: skip

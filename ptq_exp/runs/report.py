@@ -98,7 +98,8 @@ def kept(folder: Path) -> JobRecord | SweepRecord:
         return job
     sweep = read_sweep(folder)
     if not sweep.jobs:
-        below = sorted(file.parent for file in folder.glob(f"**/{RESULTS_FILE}"))
+        # DATE/TIME/JOB at most: a deeper look would read all folders of a package or a disk.
+        below = [file.parent for depth in (1, 2, 3) for file in folder.glob("*/" * depth + RESULTS_FILE)]
         runs = sorted({place.parent if (place.parent / SWEEP_FILE).is_file() else place for place in below})
         where = f"The last of the {len(runs)} runs below it is {runs[-1]}." if runs else "Runs are in outputs/."
         raise UserError(f"{folder} has no finished job, so there is nothing to report. {where}")
