@@ -41,6 +41,7 @@ TABLES = {  # method: the name of its table in docs/results.md
     "best reconstruction.steps=1000 reconstruction.lr=0.05": "half of the steps",
     "patient calibration_images=16384": "patient, more images",
     "patient calibration_images=16384 reconstruction.distill_steps=30000": "patient, more images and steps",
+    "patient calibration_images=16384 reconstruction.distill_batch_size=128": "patient, more images per step",
 }  # fmt: skip
 
 # Row: bits, changes to the preset, and the results of other tools (measured Nov 2026 as described in docs/results.md).

@@ -50,65 +50,7 @@ REMARKS = {
 }
 MIRRORED = "reconstruction.distill_mirrored=true"
 FAST = ("trainer=fast", "optimizer=nesterov", "scheduler=onecycle")  # overrides for networks that are trained here
-STEPS = [
-    "",
-    "## Steps of learning",
-    "",
-    "The figures show the divergence from the float network on 10,000 JPEG training images against the time to "
-    "quantize, for `quant=best` with other numbers of steps: per block + on the whole network (`python -m "
-    "bench.steps`, 2026-11-26, torch 2.11, seed 0; ResNet-20 on an NVIDIA H200, the others on an H100). The labelled "
-    "settings are those that no other one dominates. The ResNet-56 was trained with `trainer=fast`. Its W2A2 was "
-    "measured later, on an H200 (2026-11-27), after another training.",
-    "",
-    "Steps per block are worth more than steps on the network. Distillation without reconstruction is worthwhile only "
-    "for very short runs. With a quarter of the steps per block and 40 % of those on the network, quantization "
-    "takes about half of the time. The divergence is then up to 1.5 times as high (ResNet-56 at W2), and the same for "
-    "ResNet-56 at W4A4 and mobilenet_v2 at W2.",
-    "",
-    "A learning rate of 0.05 for the rounding variables with 1,000 steps per block, instead of 0.01 with 2,000, takes "
-    "0.6 to 0.9 of the time. On ResNet-20, the divergence was 6 % (W2) and 2 % (W3, W4A4, W2A2) lower in one "
-    "run. In another, it was 9 % lower at W2, 1 % lower at W4A4 and 3 % higher at W2A2. On wrn16_2 at W4A4, it was 7 % "
-    "and 2 % lower. These are single runs (NVIDIA H200, 2026-11-26, seed 0), and two runs of one setting differ by up "
-    "to 3 %. With several seeds, top-1 is the same on ResNet-20 and 0.06 points lower on three other networks "
-    "([results](results.md#half-of-the-steps)), so the preset is unchanged.",
-    "",
-    "If the distillation also has temperature 2 and images with rectangles of others, mobilenet_v2 at W4A4 gains 9 % "
-    "(top-1 81.51), wrn16_2 at W4A4 16 % (87.98) and ResNet-20 at W3 11 %, while ResNet-20 at W2A2 loses 22 %. "
-    "`quant=patient` has both.",
-    "",
-    "Two other ways to reduce the steps do not help: ResNet-20, one run of each, NVIDIA H200, torch 2.11, 2026-11-26 "
-    "(W2) and 27, `python -m bench.starts --only ResNet-20 W2 W4A4 W2A2`. Steps are per block + on the network.",
-    "",
-    "| steps | start | W2 | W4A4 | W2A2 |",
-    "|---|---|---|---|---|",
-    "| 0 + 1,000 | float weights | 0.282 (4.5 s) | 0.092 (6.2 s) | 0.578 (6.6 s) |",
-    "| | neighbouring bit width | 0.250 (4.4 s) | 0.080 (13.8 s) | 0.489 (14.3 s) |",
-    "| 250 + 500 | float weights | 0.180 (4.6 s) | 0.076 (6.5 s) | 0.481 (6.5 s) |",
-    "| | neighbouring bit width | 0.199 (3.9 s) | 0.076 (13.5 s) | 0.478 (14.0 s) |",
-    "| 2,000 + 2,500 | float weights | 0.107 (15.3 s) | 0.064 (21.3 s) | 0.367 (21.8 s) |",
-    "| | neighbouring bit width | 0.125 (15.0 s) | 0.068 (28.3 s) | 0.377 (28.7 s) |",
-    "| early stopping + 2,500 | float weights | 0.127 (16.5 s) | 0.072 (16.3 s) | 0.401 (18.1 s) |",
-    "| its mean on every block + 2,500 | float weights | 0.119 (12.5 s) | 0.073 (14.8 s) | 0.393 (15.3 s) |",
-    "",
-    "* **Warm starts** begin with the weights that `quant=best` learned at 3 bits (W2), at 5 bits for weights and "
-    "activations (W4A4) or at 3 (W2A2). The time for these is not counted. Warm starts help only without learned "
-    "rounding.",
-    "* **Early stopping.** Each block tried 125, 250, 500, 1,000 and 2,000 steps, and stopped at the first number "
-    "whose error was not at least 5 % below that of the number before. The blocks stopped at 1,023, 273 and 455 steps "
-    "in the mean. The same number of steps on every block is as accurate and faster: the error of a block does not "
-    "predict how much further steps help the network.",
-    "* With a tenth of all steps (`--share 0.1`, 2 CPU cores, torch 2.15), the divergence at W2 was 0.154, 0.172 with "
-    "a warm start and 0.213 with early stopping.",
-    "",
-    *(
-        f"![{name}: divergence against seconds at W2, W3, W4A4 and W2A2](figures/{file}.png)"
-        for name, file in (
-            ("ResNet-20", "steps_resnet20"),
-            ("ResNet-56", "steps_resnet56"),
-            ("mobilenet_v2", "steps_mobilenet_v2"),
-        )
-    ),
-]
+STEPS = PROJECT_ROOT / "bench" / "steps.md"  # prose of the page, with measured tables
 PACKAGES = ("torch", "torchvision", "hydra-core", "mlflow", "aimet-torch")
 
 
@@ -259,7 +201,7 @@ def write_page() -> None:
             page += ["", f"## {title}", *REMARKS.get(name, [])]
         for file in files:
             page += ["", section(json.loads(file.read_text()))]
-    PAGE.write_text("\n".join([*page, *STEPS]) + "\n")
+    PAGE.write_text("\n".join([*page, "", STEPS.read_text()]))
 
 
 def _wait(device: torch.device) -> None:
