@@ -156,10 +156,21 @@ def observe(
 
 
 def _histogram(x: Tensor, low: float, high: float) -> Tensor:
-    """The counts of `BINS` bins from `low` to `high`, in float64."""
-    # On the CPU: CUDA has no deterministic histogram. In parts, because torch counts in float32, which ends at 2^24.
-    parts = x.flatten().float().cpu().split(COUNTED)
-    return sum((torch.histc(part, BINS, low, high).double() for part in parts), torch.zeros(BINS, dtype=torch.float64))
+    """The counts of `BINS` bins from `low` to `high`, in float64 on the CPU. No value lies outside."""
+    count = counts_of_bins if x.is_cuda else _torch_histogram  # torch's own is not deterministic on CUDA
+    parts = x.flatten().float().split(COUNTED)  # because it counts in float32, which ends at 2^24
+    return torch.stack([count(part, low, high).double() for part in parts]).sum(0).cpu()
+
+
+def _torch_histogram(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.histc(x, BINS, low, high)
+
+
+def counts_of_bins(x: Tensor, low: float, high: float) -> Tensor:
+    """What `torch.histc` counts of float32 values from `low` to `high`, as integers."""
+    ends = torch.tensor([low, high], device=x.device)
+    bins = ((x - ends[0]) * BINS / (ends[1] - ends[0])).long()
+    return torch.bincount(bins.clamp_(max=BINS - 1), minlength=BINS)
 
 
 def _numbered(name: str, inputs: Inputs) -> list[tuple[tuple[str, int], Tensor]]:

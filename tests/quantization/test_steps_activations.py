@@ -7,7 +7,7 @@ import torch
 from conftest import mostly_slow, network, quantize
 from samples import LEARNED, error, images
 
-from ptq_exp.quantization.activations import _histogram
+from ptq_exp.quantization.activations import BINS, _histogram, counts_of_bins
 from ptq_exp.quantization.layers import (
     ActivationQuantizer,
     QuantizedOperation,
@@ -111,3 +111,18 @@ def test_a_histogram_counts_more_values_than_float32_can() -> None:
     values[:1000] = 1.0
     counts = _histogram(values, 0.0, 1.0)
     assert (counts[0].item(), counts[-1].item()) == (2**24, 1000)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cuda_counts_the_bins_that_torch_counts(seed: int) -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(seed)) * (seed + 0.37)
+    low, high = float(values.min()), float(values.max())
+    for part, ends in ((values, (low, high)), (values.abs(), (0.0, max(-low, high))), (values.relu(), (0.0, high))):
+        assert torch.equal(counts_of_bins(part, *ends).float(), torch.histc(part, BINS, *ends))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_histogram_on_a_gpu_is_that_of_the_cpu() -> None:
+    values = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).relu()
+    assert torch.equal(_histogram(values.cuda(), 0.0, 6.0), _histogram(values, 0.0, 6.0))
