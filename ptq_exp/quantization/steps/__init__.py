@@ -12,6 +12,7 @@ from ptq_exp.quantization.steps.reconstruct import Reconstruct
 from ptq_exp.quantization.steps.reestimate_batch_norm import ReestimateBatchNorm
 from ptq_exp.quantization.steps.round_biases import RoundBiases
 from ptq_exp.quantization.steps.round_weights import RoundWeights
+from ptq_exp.quantization.steps.separate_ties import SeparateTies
 from ptq_exp.quantization.steps.step import Step
 
 STEPS: tuple[Step, ...] = (
@@ -22,6 +23,7 @@ STEPS: tuple[Step, ...] = (
     CalibrateActivations(),
     Reconstruct(),
     Distill(),
+    SeparateTies(),
     CalibrateAfterLearning(),
     CorrectBiases(),
     ReestimateBatchNorm(),
