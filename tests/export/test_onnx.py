@@ -90,7 +90,7 @@ def test_few_bits_of_activations_pass_pooling_and_clipping(bits: int, tmp_path: 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_tensor_that_is_quantized_twice_keeps_both_roundings(bits: int, tmp_path: Path) -> None:
     """A dense block quantizes what it concatenates and then the result. ONNX Runtime merges two quantizers, and
-    OpenVINO clips the first codes at a whole one, unless a comparison is between them."""
+    OpenVINO clips the first codes at a whole one, unless `Max` or a comparison is between them."""
     torch.manual_seed(1)
     model = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10).eval()
     subject = subject_of(model, bits, size=64, **EVERYTHING | {"act_bits": bits})
@@ -100,7 +100,7 @@ def test_a_tensor_that_is_quantized_twice_keeps_both_roundings(bits: int, tmp_pa
     before = {name: node.op_type for node in nodes for name in node.output}
     inputs = [before.get(node.input[0]) for node in nodes if node.op_type in ("Clip", "QuantizeLinear")]
     assert not {"Concat", "AveragePool", "DequantizeLinear"} & set(inputs)
-    assert inputs.count("Where") >= 4
+    assert inputs.count("Where" if bits == 4 else "Max") >= 4
 
 
 def test_weights_do_not_saturate_on_processors_without_vnni(tmp_path: Path) -> None:

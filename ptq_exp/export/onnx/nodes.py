@@ -106,23 +106,26 @@ def quantizer_nodes(
 
     The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still have
     the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a whole
-    one. Neither happens behind a comparison.
+    one. Neither happens behind `Max`, nor behind a comparison where `Max` and `Min` would be taken for `Clip`.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
     width, step = max(8, nodes.width(grid.levels)), quantizer.scale
-    if again or grid.levels < 2**width:  # the type saturates at more levels
-        ends = [nodes.constant(end, code * step) for end, code in (("lowest", grid.low), ("highest", grid.high))]
-        source = _compared(nodes, source, *ends) if again else nodes.node("Clip", [source, *ends], "clipped")
+    narrow = grid.levels < 2**width  # else the type saturates
+    lowest = nodes.constant("lowest", grid.low * step) if again or narrow else ""
+    highest = nodes.constant("highest", grid.high * step) if narrow else ""
+    if again:
+        source = nodes.node("Max", [source, lowest], "raised")
+        source = _lowered(nodes, source, highest) if narrow else source
+    elif narrow:
+        source = nodes.node("Clip", [source, lowest, highest], "clipped")
     zero_point = nodes.constant("zero_point", torch.tensor(-grid.low), UNSIGNED[width])
     scale = nodes.constant("scale", step)
     codes = nodes.node("QuantizeLinear", [source, scale, zero_point], "codes")
     return nodes, nodes.node("DequantizeLinear", [codes, scale, zero_point], "quantized")
 
 
-def _compared(nodes: Nodes, source: str, lowest: str, highest: str) -> str:
-    """The same as `Clip`."""
-    for kind, end in (("Less", lowest), ("Greater", highest)):
-        beyond = nodes.node(kind, [source, end], kind.lower())
-        source = nodes.node("Where", [beyond, end, source], f"{kind.lower()}_clipped")
-    return source
+def _lowered(nodes: Nodes, source: str, highest: str) -> str:
+    """The same as `Min`."""
+    beyond = nodes.node("Greater", [source, highest], "greater")
+    return nodes.node("Where", [beyond, highest, source], "lowered")
