@@ -52,15 +52,15 @@ def test_rare_values_and_wide_quantizers_stay_as_they_are() -> None:
     assert (rare.alpha.item(), wide.alpha.item()) == (3.0, 255.0)
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_only_learned_scales_are_changed(learned: bool) -> None:
+@pytest.mark.parametrize(("rounding", "act_learned"), [("block", True), ("block", False), ("nearest", True)])
+def test_only_learned_scales_are_changed(rounding: str, act_learned: bool) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(3)).eval()
     x = images([1.5, 3.0]).view(16, 1, 2, 4)
     network(x)
     short = ReconstructionConfig(steps=1, batch_size=4, act_lr=0)
-    changes = {"act_bits": 2, "act_rule": "max", "act_input_image": True, "act_learned": learned}
-    options = QuantConfig(**LEARNED | changes, rounding="block", reconstruction=short)
+    changes = {"act_bits": 2, "act_rule": "max", "act_input_image": True, "act_learned": act_learned}
+    options = QuantConfig(**LEARNED | changes, rounding=rounding, reconstruction=short)
     quantized = quantize(network, options, 2, Calibration(x)).network
     (first, *_) = (module for module in quantized.modules() if isinstance(module, ActivationQuantizer))
-    assert (first.alpha.item() != 3.0) == learned
+    assert (first.alpha.item() != 3.0) == (rounding == "block" and act_learned)
     assert first.alpha.item() == pytest.approx(3.0, rel=1e-4)

@@ -106,7 +106,7 @@ def quantizer_nodes(
 
     The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still have
     the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a whole
-    one. Neither happens behind `Max`, nor behind a comparison where `Max` and `Min` would be taken for `Clip`.
+    one. Neither happens behind `Max`. OpenVINO takes `Max` and `Min` for `Clip`, so the upper end is compared.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
