@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, VisionTransformer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -156,6 +156,18 @@ def test_both_runtimes_take_means_over_tokens(keep: bool, tmp_path: Path) -> Non
     assert [node.op_type for node in graph.node].count("ReduceMean") == 1
     read = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= read
+
+
+def test_both_runtimes_concatenate_a_class_token(tmp_path: Path) -> None:
+    """OpenVINO would move the quantizer of the other tokens in front of their reshaping, with wrong levels."""
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10).eval()
+    nn.init.normal_(model.conv_proj.weight, std=0.1)
+    nn.init.normal_(model.heads.head.weight, std=0.5)
+    subject = subject_of(model, 8, **EVERYTHING)
+    for export in export_all(["onnx"], subject, tmp_path / "q", random_tests(subject, 100)):
+        assert export.agreement is not None, export.note
+        assert export.agreement >= 98, export
 
 
 class Unusual(nn.Module):

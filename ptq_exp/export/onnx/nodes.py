@@ -100,21 +100,21 @@ def _levels(nodes: Nodes, layer: QuantizedLayer, grid: LevelGrid) -> str:
 
 
 def quantizer_nodes(
-    name: str, quantizer: ActivationQuantizer, source: str, opset: int, again: bool = False
+    name: str, quantizer: ActivationQuantizer, source: str, opset: int, stays: bool = False
 ) -> tuple[Nodes, str]:
     """The tensor called `source` rounded to the quantizer's levels, and the name of the result.
 
-    The codes are unsigned: the zero-point is minus the lowest code. `again` tells that runtimes may still have
-    the codes of an earlier quantizer. ONNX Runtime then merges both, and OpenVINO clips the earlier codes at a whole
-    one. Neither happens behind `Max`. OpenVINO takes `Max` and `Min` for `Clip`, so the upper end is compared.
+    The codes are unsigned: the zero-point is minus the lowest code. With `stays`, no runtime may move the quantizer to
+    an earlier operator or merge it with an earlier quantizer: neither happens behind `Max`. OpenVINO takes `Max` and
+    `Min` for `Clip`, so the upper end is compared.
     """
     nodes, grid = Nodes(name, opset), quantizer.grid
     # The type is not stored. ONNX Runtime moves it to operators that do not have four-bit types, such as MaxPool.
     width, step = max(8, nodes.width(grid.levels)), quantizer.scale
     narrow = grid.levels < 2**width  # else the type saturates
-    lowest = nodes.constant("lowest", grid.low * step) if again or narrow else ""
+    lowest = nodes.constant("lowest", grid.low * step) if stays or narrow else ""
     highest = nodes.constant("highest", grid.high * step) if narrow else ""
-    if again:
+    if stays:
         source = nodes.node("Max", [source, lowest], "raised")
         source = _lowered(nodes, source, highest) if narrow else source
     elif narrow:

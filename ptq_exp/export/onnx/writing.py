@@ -26,6 +26,7 @@ IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
 # Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
 ON_CODES = {"AveragePool", "Concat", "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
             "Unsqueeze"}  # fmt: skip
+REARRANGING = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 # Ends of the names of constants that get numbers instead.
 NUMBERED = (".scale", ".offset", ".zero_point", ".lowest", ".highest", ".factor", ".summand")
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network
@@ -97,6 +98,7 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
     seen: dict[str, int] = {}
     quantized: dict[tuple[str, int, int, float], str] = {}  # two layers that quantize a tensor alike share the nodes
     decoded: set[str] = set()  # tensors behind a quantizer and operators on codes
+    fixed = _fixed(graph)
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         if node.domain != DOMAIN:
@@ -116,8 +118,9 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
         alike = node.input[0], module.grid.low, module.grid.high, module.alpha.item()
         if alike not in quantized:
             seen[name] = seen.get(name, 0) + 1
-            unique = name if seen[name] == 1 else f"{name}.{seen[name]}"
-            found, quantized[alike] = quantizer_nodes(unique, module, node.input[0], opset, node.input[0] in decoded)
+            unique, source = name if seen[name] == 1 else f"{name}.{seen[name]}", node.input[0]
+            stays = source in decoded or node.output[0] in fixed
+            found, quantized[alike] = quantizer_nodes(unique, module, source, opset, stays)
             decoded.add(quantized[alike])
             graph.initializer.extend(found.constants)
             body += found.nodes
@@ -129,6 +132,23 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
         graph.initializer.extend(found.constants)
     del graph.node[:]
     graph.node.extend([node for found in first for node in found.nodes] + body)
+
+
+def _fixed(graph: GraphProto) -> set[str]:
+    """The results of quantizers that runtimes must not merge with the operator in front, or move before it.
+
+    ONNX Runtime's softmax of codes is inexact. Where a class token joins the tokens that a convolution's values are
+    made into, OpenVINO moves their quantizer before the reshaping, with wrong levels.
+    """
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    joined = {name for node in graph.node if node.op_type == "Concat" for name in node.input}
+    fixed: set[str] = set()
+    for node in graph.node:
+        if node.domain == DOMAIN and node.input:  # a quantizer
+            kind, result = made_by.get(node.input[0]), node.output[0]
+            if kind == "Softmax" or (kind in REARRANGING and result in joined):
+                fixed.add(result)
+    return fixed
 
 
 def _strip(model: ModelProto) -> None:
