@@ -137,17 +137,24 @@ def _replace(graph: GraphProto, modules: dict[str, nn.Module], opset: int) -> No
 def _fixed(graph: GraphProto) -> set[str]:
     """The results of quantizers that runtimes must not merge with the operator in front, or move before it.
 
-    ONNX Runtime's softmax of codes is inexact. Where a class token joins the tokens that a convolution's values are
-    made into, OpenVINO moves their quantizer before the reshaping, with wrong levels.
+    ONNX Runtime's softmax of codes is inexact. OpenVINO merges a sum that is quantized with the convolution in front,
+    whose own quantizer then does not round. Where a class token joins the tokens that a convolution's values are made
+    into, it moves their quantizer before the reshaping, with wrong levels.
     """
-    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    made_by = {name: node for node in graph.node for name in node.output}
     joined = {name for node in graph.node if node.op_type == "Concat" for name in node.input}
     fixed: set[str] = set()
     for node in graph.node:
-        if node.domain == DOMAIN and node.input:  # a quantizer
-            kind, result = made_by.get(node.input[0]), node.output[0]
-            if kind == "Softmax" or (kind in REARRANGING and result in joined):
-                fixed.add(result)
+        if node.domain != DOMAIN or not node.input or node.input[0] not in made_by:  # no quantizer, or of the image
+            continue
+        source, result = made_by[node.input[0]], node.output[0]
+        if source.op_type == "Softmax" or (source.op_type in REARRANGING and result in joined):
+            fixed.add(result)
+        if source.op_type in ("Relu", "Clip"):
+            source = made_by.get(source.input[0], source)
+        operands = [made_by.get(name) for name in source.input]
+        if source.op_type == "Add" and any(operand and operand.domain == DOMAIN for operand in operands):
+            fixed.add(result)
     return fixed
 
 
