@@ -60,7 +60,8 @@ SETTINGS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 STEPS, IMAGES = 400, 2048
 ALL_IMAGES = 10_000  # test images
-LARGE = {"vgg16": ("W2", "W4", "W4A4", "W2A2", "integer W8A8", "integer W7A8")}  # the rows of a network whose files are large
+# The rows of a network whose files are large.
+LARGE = {"vgg16": ("W2", "W4", "W4A4", "W2A2", "integer W8A8", "integer W7A8")}
 
 Task = tuple[str, str]  # network, row
 
