@@ -18,7 +18,7 @@ def _distills(options: QuantConfig) -> bool:
 
 
 def _learns(options: QuantConfig) -> bool:
-    return options.rounding != "nearest" or _distills(options)
+    return options.learns
 
 
 # Keys, when they have an effect, and what is missing otherwise. Rules of your own may read the keys of all rules.

@@ -186,6 +186,11 @@ class QuantConfig:
         return self.act_bits if self.act_learned else None
 
     @property
+    def learns(self) -> bool:
+        """Whether weights are learned where it is worthwhile, not only rounded to nearest."""
+        return self.rounding != "nearest" or self.reconstruction.distill_steps > 0
+
+    @property
     def quantizes_image(self) -> bool:
         """Whether the image that enters the first layer is quantized, if activations are."""
         return self.act_input_image or self.act_coverage == "all"

@@ -23,10 +23,9 @@ from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 
 IR_VERSIONS = {FOUR_BITS: 10, TWO_BITS: 13}  # the first that have these opsets
-# Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
-ON_CODES = {"AveragePool", "Concat", "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-            "Unsqueeze"}  # fmt: skip
 REARRANGING = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+# Operators that runtimes run on codes, so that a quantizer behind them meets those of an earlier quantizer.
+ON_CODES = REARRANGING | {"AveragePool", "Concat", "MaxPool", "Relu", "Slice", "Split"}
 # Ends of the names of constants that get numbers instead.
 NUMBERED = (".scale", ".offset", ".zero_point", ".lowest", ".highest", ".factor", ".summand")
 ABOUT = ("classes", "mean", "std", "model", "quant", "top1")  # what the file says of its network

@@ -29,8 +29,7 @@ class SeparateTies(Step):
 
     def run(self, context: Context) -> None:
         options = context.options
-        learns = options.rounding != "nearest" or options.reconstruction.distill_steps > 0
-        learned = learns and options.learned_act_bits is not None and worth_learning(context)
+        learned = options.learns and options.learned_act_bits is not None and worth_learning(context)
         if learned and options.scales == "real":
             separate_ties(context.network, context.images[:IMAGES])
 
