@@ -39,8 +39,11 @@ class _Layer(DecodedLayer):
 
 
 def with_placeholders(network: nn.Module) -> nn.Module:
-    """A copy of `network` on the CPU whose weights and quantizers are single nodes, named as their modules."""
-    network = copy.deepcopy(network)
+    """A copy of `network` on the CPU whose weights and quantizers are single nodes, named as their modules.
+
+    With channels last, the exporter would write `as_strided` behind a pooling layer: five operators and a slow Gather.
+    """
+    network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     for name, layer in quantized_layers(network).items():
         replace_module(network, name, _Layer(name, layer))
     for name, module in list(network.named_modules()):

@@ -6,7 +6,7 @@ It knows torch alone. No class of a network is asked for hints.
 from ptq_exp.networks.graph.blocks import Block, blocks
 from ptq_exp.networks.graph.exposing import expose, exposed, operands
 from ptq_exp.networks.graph.operations import Wrapper
-from ptq_exp.networks.graph.pairs import batch_norm_pairs, layer_pairs
+from ptq_exp.networks.graph.pairs import Concatenated, batch_norm_pairs, concatenated, layer_pairs
 from ptq_exp.networks.graph.tracing import (
     Classes,
     Graph,
@@ -21,12 +21,14 @@ from ptq_exp.networks.graph.tracing import (
 __all__ = [
     "Block",
     "Classes",
+    "Concatenated",
     "Graph",
     "Wrapper",
     "alone",
     "batch_norm_pairs",
     "blocks",
     "check_trace",
+    "concatenated",
     "expose",
     "exposed",
     "image_shape",

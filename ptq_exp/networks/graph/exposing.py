@@ -14,6 +14,7 @@ from ptq_exp.networks.graph.operations import (
     given,
     is_addition,
     is_size,
+    joins_channels,
     kind,
     only_numbers,
     passes_levels,
@@ -27,7 +28,8 @@ def operations(graph: Graph, additions_only: bool) -> list[fx.Node]:
     """The operations of a network that need levels for their operands: additions of two computed tensors, or all.
 
     All are the operations that are no layers and compute new values: additions, products, average pooling,
-    concatenation, norms and curved activation functions.
+    concatenation, norms and curved activation functions. A batch norm of concatenated channels is left out: each
+    channel has the levels of its part, and its scale goes into the factor of the norm.
     """
     return [node for node in graph.nodes if _computes(node, graph, additions_only)]
 
@@ -98,6 +100,8 @@ def _computes(node: fx.Node, graph: Graph, additions_only: bool) -> bool:
     if node.op in ("placeholder", "get_attr", "output") or is_size(node) or not sources(node) or only_numbers(node):
         return False
     if node.op == "call_module" and (graph.layer(node) is not None or str(node.target) in graph.untraced):
+        return False
+    if kind(node, module) is nn.BatchNorm2d and joins_channels(source := sources(node)[0], graph.module(source)):
         return False
     return not passes_levels(kind(node, module))
 

@@ -180,13 +180,26 @@ def is_concatenation(node: fx.Node, module: nn.Module | None = None) -> bool:
     return kind(node, module) in CONCATENATIONS and len(sources(node)) >= 2
 
 
+def joins_channels(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether the node concatenates images or maps (N, C, H, W) along their channels."""
+    if kind(node, module) not in CONCATENATIONS - {torch.stack}:
+        return False
+    args, named = arguments(node, module)
+    return named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0)) in (1, -3)
+
+
 def stacks(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node stacks tensors in front of the dimension of the images."""
     if kind(node, module) is not torch.stack:
         return False
+    args, named = arguments(node, module)
+    return bool(named.get("dim", args[1] if len(args) > 1 else 0) == 0)
+
+
+def arguments(node: fx.Node, module: nn.Module | None = None) -> Any:
+    """The positional and the named arguments of the function that the node calls, as a module or not."""
     inner = unwrapped(module)
-    args, kwargs = inner.arguments if isinstance(inner, Operation) else (node.args, node.kwargs)
-    return bool(kwargs.get("dim", args[1] if len(args) > 1 else 0) == 0)
+    return inner.arguments if isinstance(inner, Operation) else (node.args, node.kwargs)
 
 
 def is_product(node: fx.Node, module: nn.Module | None = None) -> bool:

@@ -3,9 +3,11 @@
 Every function takes `opaque`, classes of modules that are not traced into.
 """
 
+from dataclasses import dataclass
+
 from torch import fx, nn
 
-from ptq_exp.networks.graph.operations import HOMOGENEOUS, POOLINGS, kind
+from ptq_exp.networks.graph.operations import HOMOGENEOUS, POOLINGS, joins_channels, kind
 from ptq_exp.networks.graph.tracing import Classes, Graph, alone
 
 
@@ -19,10 +21,7 @@ def batch_norm_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, 
     graph = Graph(model, opaque)
     pairs = []
     for node in graph.nodes:
-        norm = graph.module(node)
-        if not isinstance(norm, nn.BatchNorm2d) or not alone(norm, nn.BatchNorm2d) or not graph.once(norm):
-            continue
-        if norm.running_mean is None or norm.running_var is None or len(node.all_input_nodes) != 1:
+        if not _is_fixed_norm(graph, node) or len(node.all_input_nodes) != 1:
             continue
         (source,) = node.all_input_nodes
         conv = graph.module(source)
@@ -56,6 +55,57 @@ def layer_pairs(model: nn.Module, opaque: Classes = ()) -> list[tuple[str, str]]
             elif not (_passes(graph, here) or (not flat and kind(here, second) in POOLINGS)):
                 break
     return pairs
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """A convolution whose channels only reach batch norms, each time concatenated with other channels."""
+
+    layer: str
+    norms: tuple[tuple[str, int], ...]  # each norm, and the number that the first of the channels has in it
+
+
+def concatenated(model: nn.Module) -> list[Concatenated]:
+    """Every such convolution of a network with functional operations, as in a DenseNet.
+
+    Only ReLU, pooling and the like lie between the convolution and the concatenations. Raises `UserError` if the
+    network cannot be traced.
+    """
+    graph = Graph(model)
+    found: dict[fx.Node, list[tuple[str, int]]] = {}  # what is concatenated -> where it goes
+    for node in graph.nodes:
+        parts = node.args[0] if node.args and joins_channels(node) else ()
+        if not isinstance(parts, list | tuple) or not all(_is_fixed_norm(graph, user) for user in node.users):
+            continue
+        first = 0
+        for part in parts:
+            if (maker := _maker(graph, part)) is None:
+                break  # the numbers of the channels behind it are unknown
+            found.setdefault(part, []).extend((str(user.target), first) for user in node.users)
+            first += graph.modules[str(maker.target)].out_channels
+    return [
+        Concatenated(str(maker.target), tuple(norms))
+        for part, norms in found.items()
+        if (maker := _maker(graph, part)) and len(norms) == sum(len(user.users) for user in part.users)
+    ]
+
+
+def _maker(graph: Graph, node: fx.Node) -> fx.Node | None:
+    """The convolution that computes the channels of `node`, and nothing else that is used."""
+    while not isinstance(layer := graph.module(node), nn.Conv2d):
+        if not (_passes(graph, node) or kind(node, layer) in POOLINGS) or len(node.all_input_nodes) != 1:
+            return None
+        (node,) = node.all_input_nodes
+        if len(node.users) != 1:
+            return None
+    return node if graph.own(layer) else None
+
+
+def _is_fixed_norm(graph: Graph, node: fx.Node) -> bool:
+    """Whether the node calls a batch norm that is called once and has running statistics."""
+    norm = graph.module(node)
+    plain = isinstance(norm, nn.BatchNorm2d) and alone(norm, nn.BatchNorm2d) and graph.once(norm)
+    return plain and norm.running_mean is not None and norm.running_var is not None
 
 
 def _passes(graph: Graph, node: fx.Node) -> bool:

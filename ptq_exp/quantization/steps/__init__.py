@@ -2,6 +2,7 @@
 
 from ptq_exp.base.options import check_options
 from ptq_exp.quantization.options import QuantConfig
+from ptq_exp.quantization.steps.balance_channels import BalanceChannels
 from ptq_exp.quantization.steps.calibrate_activations import CalibrateActivations, CalibrateAfterLearning
 from ptq_exp.quantization.steps.correct_biases import CorrectBiases
 from ptq_exp.quantization.steps.distill import Distill
@@ -18,6 +19,7 @@ from ptq_exp.quantization.steps.step import Step
 STEPS: tuple[Step, ...] = (
     FoldBatchNorm(),
     Equalize(),
+    BalanceChannels(),
     ExposeOperations(),
     RoundWeights(),
     CalibrateActivations(),
