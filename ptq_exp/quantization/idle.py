@@ -26,7 +26,8 @@ _RULES = ("first_conv_std", "std", "max", "percentile", "mse", "lp")
 _NEEDS: list[tuple[tuple[str, ...], Condition, str]] = [
     (
         ("act_alpha", "act_rule", "act_percentile", "act_coverage", "act_zero_point", "act_learned", "act_input_image",
-         "act_residual", "scales", "reconstruction.act_lr", "reconstruction.act_up_to_bits", "reconstruction.drop"),
+         "act_residual", "reduce_range", "scales", "reconstruction.act_lr", "reconstruction.act_up_to_bits",
+         "reconstruction.drop"),
         lambda options: options.act_bits is not None, "without quant.act_bits",
     ),
     (("act_rule", "act_percentile"), lambda options: options.act_alpha is None, "with quant.act_alpha"),

@@ -16,7 +16,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer
 from ptq_exp.quantization.modules import load_unique_state, unique_state
 from ptq_exp.quantization.options import QuantConfig
 
-RECONSTRUCTION_VERSION = 8  # raised when learned rounding changes, so that older units in the store are not used
+RECONSTRUCTION_VERSION = 9  # raised when learned rounding changes, so that older units in the store are not used
 
 
 def worth_learning(context: Context) -> bool:

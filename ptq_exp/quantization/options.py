@@ -140,6 +140,11 @@ class QuantConfig:
     act_zero_point: bool = option(
         False, "true: tensors with negative values get a zero-point instead of a signed symmetric range"
     )
+    reduce_range: bool = option(
+        False,
+        "true: at most 7 bits, sign included, for weights of layers whose input has negative values. Sums of two "
+        "products then fit the 16 bits of processors without VNNI (needs act_bits, and grid=symmetric or power_of_two)",
+    )
     act_learned: bool = option(
         True,
         "with learned rounding, true: weights are learned with quantized activations, whose clipping values are "

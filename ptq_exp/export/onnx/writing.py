@@ -19,6 +19,7 @@ from ptq_exp.export.onnx.names import DOMAIN, IMAGES, LOGITS
 from ptq_exp.export.onnx.nodes import FOUR_BITS, TWO_BITS, Nodes, quantizer_nodes, weight_nodes
 from ptq_exp.export.onnx.norms import simplify_norms
 from ptq_exp.export.onnx.placeholders import with_placeholders
+from ptq_exp.export.onnx.pooling import quantize_before_pooling
 from ptq_exp.quantization.grids import code_width
 from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 
@@ -47,6 +48,7 @@ def to_onnx(subject: Subject, opsets: Iterable[int]) -> list[ModelProto]:
 def _finished(written: ModelProto, subject: Subject, opset: int) -> ModelProto:
     model = copy.deepcopy(written)
     _replace(model.graph, dict(subject.network.named_modules()), opset)
+    quantize_before_pooling(model.graph)
     _strip(model)
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", opset))

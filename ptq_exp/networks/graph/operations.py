@@ -188,6 +188,13 @@ def joins_channels(node: fx.Node, module: nn.Module | None = None) -> bool:
     return named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0)) in (1, -3)
 
 
+def joined(node: fx.Node, module: nn.Module | None = None) -> list[fx.Node]:
+    """The tensors that a concatenation joins, in their order. Empty if they are not listed in the call."""
+    args, _ = arguments(node, module)
+    parts = args[0] if args and isinstance(args[0], list | tuple) else ()
+    return [node.all_input_nodes[part.number] if isinstance(part, Place) else part for part in parts]
+
+
 def stacks(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether the node stacks tensors in front of the dimension of the images."""
     if kind(node, module) is not torch.stack:

@@ -3,11 +3,12 @@
 Every function takes `opaque`, classes of modules that are not traced into.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ptq_exp.networks.graph.operations import HOMOGENEOUS, POOLINGS, joins_channels, kind
+from ptq_exp.networks.graph.operations import HOMOGENEOUS, POOLINGS, joined, joins_channels, kind
 from ptq_exp.networks.graph.tracing import Classes, Graph, alone
 
 
@@ -62,31 +63,32 @@ class Concatenated:
     """A convolution whose channels only reach batch norms, each time concatenated with other channels."""
 
     layer: str
+    joins: tuple[tuple[str, int], ...]  # each concatenation, and the place of the channels among its tensors
     norms: tuple[tuple[str, int], ...]  # each norm, and the number that the first of the channels has in it
+    direct: bool  # whether nothing lies between the convolution and the concatenations
 
 
-def concatenated(model: nn.Module) -> list[Concatenated]:
-    """Every such convolution of a network with functional operations, as in a DenseNet.
+def concatenated(graph: Graph) -> list[Concatenated]:
+    """Every such convolution, as in a DenseNet. Only ReLU, pooling and the like lie between it and the concatenations.
 
-    Only ReLU, pooling and the like lie between the convolution and the concatenations. Raises `UserError` if the
-    network cannot be traced.
+    The concatenations may be functions or the modules that `expose` makes of them.
     """
-    graph = Graph(model)
-    found: dict[fx.Node, list[tuple[str, int]]] = {}  # what is concatenated -> where it goes
+    joins: dict[fx.Node, list[tuple[str, int]]] = defaultdict(list)
+    norms: dict[fx.Node, list[tuple[str, int]]] = defaultdict(list)
     for node in graph.nodes:
-        parts = node.args[0] if node.args and joins_channels(node) else ()
-        if not isinstance(parts, list | tuple) or not all(_is_fixed_norm(graph, user) for user in node.users):
+        if not joins_channels(node, graph.module(node)) or not all(_is_fixed_norm(graph, n) for n in node.users):
             continue
         first = 0
-        for part in parts:
+        for place, part in enumerate(joined(node, graph.module(node))):
             if (maker := _maker(graph, part)) is None:
                 break  # the numbers of the channels behind it are unknown
-            found.setdefault(part, []).extend((str(user.target), first) for user in node.users)
+            joins[part].append((str(node.target), place))
+            norms[part] += [(str(norm.target), first) for norm in node.users]
             first += graph.modules[str(maker.target)].out_channels
     return [
-        Concatenated(str(maker.target), tuple(norms))
-        for part, norms in found.items()
-        if (maker := _maker(graph, part)) and len(norms) == sum(len(user.users) for user in part.users)
+        Concatenated(str(maker.target), tuple(joins[part]), tuple(norms[part]), direct=maker is part)
+        for part in joins
+        if (maker := _maker(graph, part)) and len(norms[part]) == sum(len(user.users) for user in part.users)
     ]
 
 

@@ -9,6 +9,7 @@ from ptq_exp.quantization.steps.distill import Distill
 from ptq_exp.quantization.steps.equalize import Equalize
 from ptq_exp.quantization.steps.expose_operations import ExposeOperations
 from ptq_exp.quantization.steps.fold_batch_norm import FoldBatchNorm
+from ptq_exp.quantization.steps.move_zero_points import MoveZeroPoints
 from ptq_exp.quantization.steps.reconstruct import Reconstruct
 from ptq_exp.quantization.steps.reestimate_batch_norm import ReestimateBatchNorm
 from ptq_exp.quantization.steps.round_biases import RoundBiases
@@ -25,10 +26,11 @@ STEPS: tuple[Step, ...] = (
     CalibrateActivations(),
     Reconstruct(),
     Distill(),
-    SeparateTies(),
     CalibrateAfterLearning(),
+    SeparateTies(),
     CorrectBiases(),
     ReestimateBatchNorm(),
+    MoveZeroPoints(),
     RoundBiases(),
 )
 

@@ -1,9 +1,11 @@
 """Channels of equal magnitude where they are concatenated for batch norms."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from ptq_exp.networks.graph import concatenated
+from ptq_exp.networks.graph import Graph, concatenated
 from ptq_exp.quantization.context import Context
 from ptq_exp.quantization.steps.step import Step
 
@@ -27,24 +29,27 @@ class BalanceChannels(Step):
 def balance(model: nn.Module) -> None:
     """Divide the channels of each `concatenated` convolution by their root mean square, in place.
 
-    The root mean squares are those of the running statistics of the first batch norm. The function of the network stays
-    the same: the running statistics of all batch norms of these channels are divided, too.
+    The root mean squares are the smallest in the running statistics of the batch norms. The function of the network
+    stays the same: the running statistics of all batch norms of these channels are divided, too.
     """
-    for found in concatenated(model):
-        conv = model.get_submodule(found.layer)
-        norms = [(model.get_submodule(name), slice(first, first + len(conv.weight))) for name, first in found.norms]
+    for found in concatenated(Graph(model)):
+        conv: Any = model.get_submodule(found.layer)
+        norms: list[tuple[Any, slice]] = [
+            (model.get_submodule(name), slice(first, first + len(conv.weight))) for name, first in found.norms
+        ]
         factor = torch.stack([_allowed(norm, own) for norm, own in norms]).amin(0)
         conv.weight.div_(factor.view(-1, 1, 1, 1))
         if conv.bias is not None:
             conv.bias.div_(factor)
         for norm, own in norms:
             norm.running_mean[own] /= factor
-            norm.running_var[own] = (norm.running_var[own] + norm.eps) / factor**2 - norm.eps
+            norm.running_var[own] = ((norm.running_var[own] + norm.eps) / factor**2 - norm.eps).clamp_(min=0)
 
 
 def _allowed(norm: nn.BatchNorm2d, own: slice) -> torch.Tensor:
     """The root mean square of each channel, at most what leaves a positive variance beside `eps`."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     variance = norm.running_var[own]
     root = torch.sqrt(variance + norm.running_mean[own] ** 2)
     factor = torch.minimum(root, torch.sqrt((variance + norm.eps) / norm.eps))
