@@ -106,8 +106,9 @@ def _maker(graph: Graph, node: fx.Node) -> fx.Node | None:
 def _is_fixed_norm(graph: Graph, node: fx.Node) -> bool:
     """Whether the node calls a batch norm that is called once and has running statistics."""
     norm = graph.module(node)
-    plain = isinstance(norm, nn.BatchNorm2d) and alone(norm, nn.BatchNorm2d) and graph.once(norm)
-    return plain and norm.running_mean is not None and norm.running_var is not None
+    if not isinstance(norm, nn.BatchNorm2d) or not alone(norm, nn.BatchNorm2d) or not graph.once(norm):
+        return False
+    return norm.running_mean is not None and norm.running_var is not None
 
 
 def _passes(graph: Graph, node: fx.Node) -> bool:
