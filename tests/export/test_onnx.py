@@ -87,20 +87,97 @@ def test_few_bits_of_activations_pass_pooling_and_clipping(bits: int, tmp_path: 
         assert export.agreement >= 95, export
 
 
+class Squeezed(nn.Module):
+    """Each stage concatenates what two convolutions return, and the next convolution quantizes the result again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.narrow = nn.ModuleList([nn.Conv2d(8, 4, 1) for _ in range(4)])
+        self.wide = nn.ModuleList([nn.Conv2d(8, 4, 3, padding=1) for _ in range(4)])
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        for narrow, wide in zip(self.narrow, self.wide, strict=True):
+            x = torch.relu(torch.cat([narrow(x), 3 * wide(x)], 1))
+        return self.head(x.mean((2, 3)))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_tensor_that_is_quantized_twice_keeps_both_roundings(bits: int, tmp_path: Path) -> None:
-    """A dense block quantizes what it concatenates and then the result. ONNX Runtime merges two quantizers, and
+    """A concatenation quantizes its parts, and the layer behind it the result. ONNX Runtime merges two quantizers, and
     OpenVINO clips the first codes at a whole one, unless `Max` or a comparison is between them."""
     torch.manual_seed(1)
-    model = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10).eval()
-    subject = subject_of(model, bits, size=64, **EVERYTHING | {"act_bits": bits})
+    subject = subject_of(Squeezed().eval(), bits, **EVERYTHING | {"act_bits": bits})
     for export in export_all(["onnx"], subject, tmp_path / "q", random_tests(subject, 16)):
         assert export.agreement == 100.0, export
     nodes = onnx.load(tmp_path / "q.onnx").graph.node
     before = {name: node.op_type for node in nodes for name in node.output}
     inputs = [before.get(node.input[0]) for node in nodes if node.op_type in ("Clip", "QuantizeLinear")]
-    assert not {"Concat", "AveragePool", "DequantizeLinear"} & set(inputs)
+    assert not {"Concat", "DequantizeLinear"} & set(inputs)
     assert inputs.count("Where" if bits == 4 else "Max") >= 4
+
+
+def dense_net() -> nn.Module:
+    torch.manual_seed(1)
+    model = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=10)
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(8, 3, 64, 64))
+    return model.eval()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_dense_block_is_quantized_once_and_pools_codes(bits: int, tmp_path: Path) -> None:
+    subject = subject_of(dense_net(), bits, size=64, **EVERYTHING | {"act_bits": bits})
+    for export in export_all(["onnx"], subject, tmp_path / "q", random_tests(subject, 16)):
+        assert export.agreement == 100.0, export
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    before = {name: node for node in graph.node for name in node.output}
+    behind = [node.op_type for node in graph.node if node.input and before.get(node.input[0], node).op_type == "Concat"]
+    assert set(behind) == {"Mul"}  # the batch norms
+    (pool,) = (node for node in graph.node if node.op_type == "MaxPool")
+    assert before[pool.input[0]].op_type == ("DequantizeLinear" if bits == 8 else "Relu")
+    if bits == 8:  # with fewer, the values are clipped in front of the quantizer
+        zero = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        parts = {name for node in graph.node if node.op_type == "Concat" for name in node.input}
+        features = [before[name] for name in parts if before[before[before[name].input[0]].input[0]].op_type == "Conv"]
+        assert features
+        assert not any(zero[node.input[2]].any() for node in features)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_quantizer_moves_in_front_of_max_pooling_only_if_nothing_else_reads_the_tensors(
+    twice: bool, tmp_path: Path
+) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            y = self.second(nn.functional.max_pool2d(x, 3, 2, padding=1)).mean((2, 3))
+            return self.head(y + x.amax((2, 3)) if twice else y)
+
+    torch.manual_seed(0)
+    subject = subject_of(Pooled().eval(), 8, **EVERYTHING)
+    for export in export_all(["onnx"], subject, tmp_path / "q", random_tests(subject, 16)):
+        assert export.agreement == 100.0, export
+    nodes = onnx.load(tmp_path / "q.onnx").graph.node
+    before = {name: node.op_type for node in nodes for name in node.output}
+    (pool,) = (node for node in nodes if node.op_type == "MaxPool")
+    assert before[pool.input[0]] == ("Relu" if twice else "DequantizeLinear")
+
+
+def test_the_memory_layout_of_the_network_adds_no_operators(tmp_path: Path) -> None:
+    """torch decomposes pooling with channels last into `as_strided`, which ONNX writes as five operators."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    subject = subject_of(model.to(memory_format=torch.channels_last), 8)
+    Onnx().write(subject.unquantized(), tmp_path, "float")
+    kinds = {node.op_type for node in onnx.load(tmp_path / "float.onnx").graph.node}
+    assert not kinds & {"Gather", "Range"}
 
 
 def test_weights_do_not_saturate_on_processors_without_vnni(tmp_path: Path) -> None:
@@ -112,9 +189,10 @@ def test_weights_do_not_saturate_on_processors_without_vnni(tmp_path: Path) -> N
     behind_image = {name for name, kind in kinds.items() if kind == "uint8"}
     assert behind_image == {"conv1.codes"}
     assert {kinds[name] for name in kinds.keys() - behind_image} == {"int8"}
-    subject = subject_of(small_resnet(), 7, **EVERYTHING)
-    export_all(["onnx"], subject, tmp_path / "q7", random_tests(subject, 4))
-    assert set(kinds_of_codes(tmp_path / "q7.onnx").values()) == {"int8"}
+    for bits, reduced in ((7, False), (8, True)):
+        subject = subject_of(small_resnet(), bits, **EVERYTHING | {"reduce_range": reduced})
+        export_all(["onnx"], subject, tmp_path / f"q{bits}{reduced}", random_tests(subject, 4))
+        assert set(kinds_of_codes(tmp_path / f"q{bits}{reduced}.onnx").values()) == {"int8"}
 
 
 def test_any_number_of_images_and_no_traces_of_this_machine(tmp_path: Path) -> None:

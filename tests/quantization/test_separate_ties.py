@@ -53,14 +53,46 @@ def test_rare_values_and_wide_quantizers_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("rounding", "act_learned"), [("block", True), ("block", False), ("nearest", True)])
-def test_only_learned_scales_are_changed(rounding: str, act_learned: bool) -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(3)).eval()
+def test_only_learned_scales_are_changed_behind_the_image(rounding: str, act_learned: bool) -> None:
+    network = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(3)).eval()
     x = images([1.5, 3.0]).view(16, 1, 2, 4)
     network(x)
+    with torch.no_grad():
+        network[1].weight.fill_(1)
+        network[1].bias.fill_(0)
     short = ReconstructionConfig(steps=1, batch_size=4, act_lr=0)
-    changes = {"act_bits": 2, "act_rule": "max", "act_input_image": True, "act_learned": act_learned}
+    changes = {"act_bits": 2, "act_rule": "max", "act_learned": act_learned}
     options = QuantConfig(**LEARNED | changes, rounding=rounding, reconstruction=short)
     quantized = quantize(network, options, 2, Calibration(x)).network
-    (first, *_) = (module for module in quantized.modules() if isinstance(module, ActivationQuantizer))
-    assert (first.alpha.item() != 3.0) == (rounding == "block" and act_learned)
-    assert first.alpha.item() == pytest.approx(3.0, rel=1e-4)
+    (second, *_) = (module for module in quantized.modules() if isinstance(module, ActivationQuantizer))
+    assert (second.alpha.item() != 3.0) == (rounding == "block" and act_learned)
+    assert second.alpha.item() == pytest.approx(3.0, rel=1e-4)
+
+
+PIXELS = {"sign_bit": "included", "layers": "all", "act_bits": 8, "act_rule": "max", "act_input_image": True}
+
+
+def quantizer_of_the_image(x: Tensor, **changes: object) -> ActivationQuantizer:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(3)).eval()
+    network(x)
+    quantized = quantize(network, QuantConfig(**PIXELS | changes), 8, Calibration(x)).network
+    return next(module for module in quantized.modules() if isinstance(module, ActivationQuantizer))
+
+
+def test_a_pixel_on_the_boundary_between_two_levels_leaves_it() -> None:
+    x = images([0.5 + 100, 255.0], rare=3.2).view(16, 1, 2, 4)
+    quantizer = quantizer_of_the_image(x)
+    assert 0 < abs(quantizer.alpha.item() / 255 - 1) < 1.1e-4
+    position = x.double() / quantizer.scale.double()
+    assert (position - position.floor() - 0.5).abs().min() >= 9e-5
+
+
+@pytest.mark.parametrize("changes", [{"act_alpha": 255.0}, {"scales": "power_of_two", "grid": "power_of_two"}])
+def test_a_given_range_and_scales_that_are_powers_of_two_stay(changes: dict[str, object]) -> None:
+    x = images([0.5 + 100, 255.0], rare=3.2).view(16, 1, 2, 4)
+    assert quantizer_of_the_image(x, **changes).alpha.item() == 255.0
+
+
+def test_without_pixels_on_a_boundary_the_range_of_the_image_stays() -> None:
+    x = images([100.2, 255.0], rare=3.2).view(16, 1, 2, 4)
+    assert quantizer_of_the_image(x).alpha.item() == 255.0

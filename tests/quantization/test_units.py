@@ -199,4 +199,5 @@ def test_each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch, act_bits: 
     )
     quantized = quantize(build("post-activation"), options, 2, Calibration(images(8)))
     assert traces.count(quantized.reference) == traces.count(quantized.network) == 1
-    assert len(traces) == (2 if act_bits is None else 3)  # one more before functions become modules
+    # Two more for concatenated channels, and before functions become modules.
+    assert len(traces) == (2 if act_bits is None else 4)

@@ -63,7 +63,7 @@ class Concatenated:
     """A convolution whose channels only reach batch norms, each time concatenated with other channels."""
 
     layer: str
-    joins: tuple[tuple[str, int], ...]  # each concatenation, and the place of the channels among its tensors
+    joins: tuple[tuple[str, int], ...]  # each concatenation, and the place of the channels among its operands
     norms: tuple[tuple[str, int], ...]  # each norm, and the number that the first of the channels has in it
     direct: bool  # whether nothing lies between the convolution and the concatenations
 
@@ -79,10 +79,10 @@ def concatenated(graph: Graph) -> list[Concatenated]:
         if not joins_channels(node, graph.module(node)) or not all(_is_fixed_norm(graph, n) for n in node.users):
             continue
         first = 0
-        for place, part in enumerate(joined(node, graph.module(node))):
+        for part in joined(node, graph.module(node)):
             if (maker := _maker(graph, part)) is None:
                 break  # the numbers of the channels behind it are unknown
-            joins[part].append((str(node.target), place))
+            joins[part].append((str(node.target), node.all_input_nodes.index(part)))
             norms[part] += [(str(norm.target), first) for norm in node.users]
             first += graph.modules[str(maker.target)].out_channels
     return [

@@ -21,7 +21,8 @@ class BalanceChannels(Step):
     reads = ("act_bits", "act_coverage")
 
     def run(self, context: Context) -> None:
-        if context.options.act_bits is not None and context.options.act_coverage == "all":
+        unfolded = any(isinstance(module, nn.BatchNorm2d) for module in context.reference.modules())
+        if unfolded and context.options.act_bits is not None and context.options.act_coverage == "all":
             context.change_reference(balance)
 
 
