@@ -3,6 +3,8 @@
 Every quantized layer multiplies integer codes and adds them exactly. The bias is rounded to a multiple of the product
 of both scales, as an int32 bias of an integer runtime. Scales are exact products, and everything between two layers
 is computed in double precision (Jacob et al. 2018, section 2.2). Codes are kept in doubles, which are exact up to 2^53.
+Sums below 2^24 are exact in float32 in any order, and are computed there, because convolutions of doubles take ten
+times as long.
 """
 
 import copy
@@ -20,6 +22,7 @@ from ptq_exp.quantization.layers import ActivationQuantizer, AroundLayer, Quanti
 from ptq_exp.quantization.modules import replace_module
 
 IMAGES, BATCH = 512, 32
+EXACT = 2**24  # smaller integers and their sums are exact in float32
 
 
 def fully_quantized(network: nn.Module, coverage: str) -> bool:
@@ -54,8 +57,8 @@ class _Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         now = self.state[0]
         position = x.double() / self.scale  # the code of the network may have changed the type
-        away = torch.where(x < 0, torch.ceil(position - 0.5), torch.floor(position + 0.5))
-        codes = torch.clamp(away if now.half_away else torch.round(position), self.grid.low, self.grid.high)
+        rounded = _half_away(position) if now.half_away else torch.round(position)
+        codes = rounded.clamp_(self.grid.low, self.grid.high)
         call = len(now.codes[self.name])
         now.codes[self.name].append(codes)
         if now.forced is not None:
@@ -70,6 +73,10 @@ class _Quantizer(nn.Module):
         return codes * self.scale
 
 
+def _half_away(position: Tensor) -> Tensor:
+    return torch.where(position < 0, torch.ceil(position - 0.5), torch.floor(position + 0.5))
+
+
 class _Layer(AroundLayer):
     """A `QuantizedLayer` in integers. With a zero-point between two levels, the sum of the inputs is needed, too."""
 
@@ -80,6 +87,7 @@ class _Layer(AroundLayer):
         self.activation = _Quantizer(name, layer.activation, state)
         self.scale = layer.scale.double().flatten() * self.activation.scale
         self.codes, self.zero_point = layer.codes.double(), layer.zero_point.double().flatten()
+        self.parts = self._exact_parts()
         bias = torch.zeros(()) if layer.layer.bias is None else layer.layer.bias
         self.exact_bias = bias.double() / self.scale
         self.bias_codes = torch.round(self.exact_bias)
@@ -108,7 +116,34 @@ class _Layer(AroundLayer):
             return sums
         return sums - self._product(codes, torch.ones_like(self.codes)) * self._channels(self.zero_point)
 
+    def _exact_parts(self) -> list[slice]:
+        """Parts of the input channels whose sums are exact in float32; none if there is no such partition."""
+        count = self.codes.shape[1]
+        for size in (count, count // 2, count // 4, count // 8, count // 16):
+            parts = [slice(first, first + size) for first in range(0, count, max(size, 1))]
+            if size and all(self._largest_sum(self.codes[:, own]) < EXACT for own in parts):
+                return parts
+            if isinstance(self.layer, nn.Conv2d) and self.layer.groups > 1:
+                break
+        return []
+
+    def _largest_sum(self, codes: Tensor) -> float:
+        """The largest magnitude of a sum with these codes of the weights, without the bias, for any image."""
+        grid = self.activation.grid
+        return float(codes.abs().clamp(min=1).flatten(1).sum(1).max()) * max(abs(grid.low), abs(grid.high))
+
     def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
+        if not self.parts:
+            return self._sums(codes, weights)
+        codes, weights = codes.float(), weights.float()
+        if len(self.parts) == 1:  # also for groups
+            return self._sums(codes, weights).double()
+        channels = -1 if isinstance(self.layer, nn.Linear) else 1
+        given = [codes.narrow(channels, own.start, weights[:, own].shape[1]) for own in self.parts]
+        sums = [self._sums(x, weights[:, own]).double() for x, own in zip(given, self.parts, strict=True)]
+        return torch.stack(sums).sum(0)
+
+    def _sums(self, codes: Tensor, weights: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
             return F.linear(codes, weights)
         return self.layer._conv_forward(codes, weights, None)

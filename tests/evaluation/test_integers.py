@@ -8,8 +8,9 @@ from exported import EVERYTHING, random_tests, small_resnet, subject_of
 from torch import nn
 
 from ptq_exp.base.errors import UserError
-from ptq_exp.evaluation.integers import check_integers, fully_quantized
-from ptq_exp.quantization.layers import quantized_layers
+from ptq_exp.evaluation.integers import accumulators, check_integers, fully_quantized
+from ptq_exp.quantization.grids import weight_grid
+from ptq_exp.quantization.layers import ActivationQuantizer, QuantizedLayer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.steps import check_method
 
@@ -59,6 +60,34 @@ def test_accumulators_are_those_of_an_example_by_hand() -> None:
     codes = layer.activation.scale.reciprocal() * tests.normalize(tests.images).flatten(1)[:, :3]
     sums = codes.round().clamp(-128, 127) @ layer.codes.float().T
     assert row.accumulator_bits == int(sums.abs().max()).bit_length() + 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "bits"), [(2000, 1, 8), (2001, 1, 8), (64, 1, 12), (64, 64, 8), (16, 1, 4)]
+)
+@pytest.mark.parametrize("linear", [False, True])
+def test_sums_are_exact_however_large_they_are(channels: int, groups: int, bits: int, linear: bool) -> None:
+    """Float32 alone would round sums above 2^24."""
+    torch.manual_seed(0)
+    layer = nn.Linear(channels, 8) if linear else nn.Conv2d(channels, max(8, groups), 3, groups=groups)
+    with torch.no_grad():
+        layer.weight.uniform_(0.9, 1.0)
+    grid = weight_grid(bits, "included", "symmetric")
+    scale = torch.tensor([1 / grid.high])
+    quantized = QuantizedLayer(layer, grid, scale, torch.tensor([0.0]), bits)
+    quantized.activation = ActivationQuantizer(8, 255.0)
+    x = torch.randint(200, 256, (2, channels) if linear else (2, channels, 4, 4)).float()
+    codes, sums, biases = accumulators(quantized, x)
+    whole = quantized.codes.long()
+    if linear:
+        wanted = x.long() @ whole.T + biases.long()
+    else:
+        patches = torch.nn.functional.unfold(x.double(), 3).long().view(2, groups, -1, 4)
+        products = torch.einsum("gok,ngkp->ngop", whole.view(groups, len(whole) // groups, -1), patches)
+        wanted = products.reshape(2, len(whole), 2, 2) + biases.long().view(-1, 1, 1)
+    assert torch.equal(sums.long(), wanted)
+    if channels >= 2000:
+        assert int(sums.abs().max()) > 2**24
 
 
 def test_it_needs_levels_everywhere() -> None:
