@@ -61,7 +61,7 @@ SETTINGS: dict[str, tuple[str, int, dict[str, Any]]] = {
 STEPS, IMAGES = 400, 2048
 ALL_IMAGES = 10_000  # test images
 # The rows of a network whose files are large.
-LARGE = {"vgg16": ("W2", "W4", "W4A4", "W2A2", "integer W8A8", "integer W7A8")}
+LARGE = {"vgg16": ("W2", "W4", "W8A8", "W4A8", "W4A4", "W2A2", "integer W8A8", "integer W7A8")}
 
 Task = tuple[str, str]  # network, row
 

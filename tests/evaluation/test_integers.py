@@ -77,7 +77,7 @@ def test_sums_are_exact_however_large_they_are(channels: int, groups: int, bits:
     quantized = QuantizedLayer(layer, grid, scale, torch.tensor([0.0]), bits)
     quantized.activation = ActivationQuantizer(8, 255.0)
     x = torch.randint(200, 256, (2, channels) if linear else (2, channels, 4, 4)).float()
-    codes, sums, biases = accumulators(quantized, x)
+    _, sums, biases = accumulators(quantized, x)
     whole = quantized.codes.long()
     if linear:
         wanted = x.long() @ whole.T + biases.long()
