@@ -29,7 +29,7 @@ def share_out(tasks: list[Any], workers: int, setup: Setup, arguments: Any, resu
         queue.put(task)
     target, count = _work, min(workers, len(tasks))
     processes = [
-        context.Process(target=target, args=(queue, setup, arguments, results, deadline)) for _ in range(count)
+        context.Process(target=target, args=(queue, setup, arguments, results, deadline, count)) for _ in range(count)
     ]
     for process in processes:
         process.start()
@@ -39,10 +39,10 @@ def share_out(tasks: list[Any], workers: int, setup: Setup, arguments: Any, resu
         raise SystemExit("A worker failed. The measurements of the others are kept.")
 
 
-def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: float) -> None:
+def _work(queue: Any, setup: Setup, arguments: Any, results: Path, deadline: float, workers: int) -> None:
     device = pick_device("auto")
-    if device.type == "cuda":
-        torch.set_num_threads(2)
+    # More threads than cores wait for each other in loops, and everything takes up to a hundred times as long.
+    torch.set_num_threads(2 if device.type == "cuda" else max(1, torch.get_num_threads() // workers))
     measure = setup(arguments)
     while time.time() < deadline:
         try:
