@@ -119,12 +119,11 @@ class _Layer(AroundLayer):
     def _exact_parts(self) -> list[slice]:
         """Parts of the input channels whose sums are exact in float32; none if there is no such partition."""
         count = self.codes.shape[1]
-        for size in (count, count // 2, count // 4, count // 8, count // 16):
-            parts = [slice(first, first + size) for first in range(0, count, max(size, 1))]
-            if size and all(self._largest_sum(self.codes[:, own]) < EXACT for own in parts):
+        groups = isinstance(self.layer, nn.Conv2d) and self.layer.groups > 1
+        for size in [count] if groups else [count // number for number in (1, 2, 4, 8, 16) if number <= count]:
+            parts = [slice(first, first + size) for first in range(0, count, size)]
+            if all(self._largest_sum(self.codes[:, own]) < EXACT for own in parts):
                 return parts
-            if isinstance(self.layer, nn.Conv2d) and self.layer.groups > 1:
-                break
         return []
 
     def _largest_sum(self, codes: Tensor) -> float:
