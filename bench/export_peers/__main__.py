@@ -6,7 +6,8 @@ test images, agreement with the tool's own simulation, and the speed relative to
 in turns. Every tool and every runtime has a process of its own, and one thread.
 
 Writes bench/results/export_peers.json and the table of docs/export.md. With `--folder`, the files stay there, and a
-later call writes only those that are missing. Needs neither Hydra nor MLflow.
+later call writes only those that are missing. `--network` quantizes one of bench.foreign instead, which has a file and
+a table of its own. Needs neither Hydra nor MLflow.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from bench.export_peers.running import RUNTIMES
 from bench.export_peers.table import table_of
 from bench.export_peers.writers import TOOLS
 from bench.peers.__main__ import SHARED
+from bench.peers.networks import NETWORKS
 from bench.workers import read_lines
 from ptq_exp.base.machine import installed
 from ptq_exp.base.paths import PROJECT_ROOT
 
-RESULTS = PROJECT_ROOT / "bench" / "results" / "export_peers.json"
+RESULTS = PROJECT_ROOT / "bench" / "results"
+RESNET = "resnet20"
 PAGE = PROJECT_ROOT / "docs" / "export.md"
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "aimet-torch", "brevitas", "qonnx", "nncf", "torchao")
 
@@ -40,13 +43,20 @@ def main() -> None:
     """Let every tool write its files, run them, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--tool", nargs="*", choices=TOOLS, default=list(TOOLS), help="default: all")
+    parser.add_argument("--widths", nargs="*", choices=WIDTHS, default=list(WIDTHS), help="default: all")
+    parser.add_argument("--network", choices=NETWORKS, default=RESNET)
+    parser.add_argument("--networks", type=Path, default=SHARED / "checkpoints" / "foreign")
+    parser.add_argument("--limit", type=int, help="number of test images; default: all")
     parser.add_argument("--checkpoint", default=str(SHARED / "checkpoints" / "resnet20-12fca82f.th"))
     parser.add_argument("--jpeg", default=str(SHARED / "data" / "cifar10-jpeg.tar.gz"))
     parser.add_argument("--cache", default=None, help="folder of decoded images")
     parser.add_argument("--folder", type=Path, help="folder for the files; default: a temporary one")
     parser.add_argument("--write-only", action="store_true", help="write the files, and run none")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="default: export_peers.json in bench/results")
     arguments = parser.parse_args()
+    other = "" if arguments.network == RESNET else f" {arguments.network}"
+    default = RESULTS / f"export_peers{other.replace(' ', '_')}.json"
+    arguments.results = arguments.results or default
     with tempfile.TemporaryDirectory() as scratch:
         arguments.folder = arguments.folder or Path(scratch)
         arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +68,8 @@ def main() -> None:
     arguments.results.write_text(json.dumps(result, indent=1) + "\n")
     table = table_of(result)
     print(table)
-    if arguments.results == RESULTS:
-        write_between(PAGE, "export peers", table)
+    if arguments.results == default:
+        write_between(PAGE, f"export peers{other}", table)
 
 
 def written(arguments: argparse.Namespace) -> list[Line]:
@@ -67,7 +77,8 @@ def written(arguments: argparse.Namespace) -> list[Line]:
     notes = arguments.folder / "written.jsonl"
     done = {tuple(line["task"]) for line in read_lines(notes) if "error" not in line}
     for tool in arguments.tool:
-        tasks = [(tool, width) for width in WIDTHS if width not in TOOLS[tool][1] and (tool, width) not in done]
+        possible = [width for width in arguments.widths if width not in TOOLS[tool][1]]
+        tasks = [(tool, width) for width in possible if (tool, width) not in done]
         if tasks:
             apart(write_files, tasks, arguments, notes)
     found = {tuple(line["task"]): line for line in read_lines(notes)}
@@ -110,7 +121,8 @@ def about() -> dict[str, Any]:
 
 def option_names(words: list[str]) -> list[str]:
     """The options of the command line that are no paths of this machine."""
-    return [word for word in words if word in TOOLS or word == "--tool"]
+    shown = {*TOOLS, *NETWORKS, *WIDTHS, "--tool", "--network", "--widths", "--limit"}
+    return [word for word in words if word in shown or word.isdigit()]
 
 
 def processor() -> str:

@@ -26,7 +26,7 @@ from ptq_exp.quantization.modules import copy_network
 from ptq_exp.quantization.steps.fold_batch_norm import fold_batch_norm
 from ptq_exp.runs.fitting import FloatModel
 
-NETWORK, SEED, BATCH = "resnet20", 0, 100
+SEED, BATCH = 0, 100
 ROUNDS, SECONDS = 11, 0.05  # interleaved rounds, and how long each case runs in one
 SIZES = (1, 64)  # images at a time
 
@@ -35,8 +35,9 @@ Line = dict[str, Any]
 
 
 def load(arguments: argparse.Namespace) -> FloatModel:
-    """The float network, on the CPU."""
-    return networks.load(NETWORK, arguments, torch.device("cpu"))
+    """The float network, on the CPU, with its test images."""
+    found = networks.load(arguments.network, arguments, torch.device("cpu"))
+    return dataclasses.replace(found, dataset=found.dataset.limited(None, arguments.limit))
 
 
 def write_files(tasks: list[Task], arguments: argparse.Namespace, notes: Path) -> None:

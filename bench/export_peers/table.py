@@ -19,11 +19,12 @@ def table_of(result: dict[str, Any]) -> str:
     """A Markdown table, then what it was measured with."""
     rows = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     written = {tuple(line["task"]): line for line in result["written"]}
+    tools, widths = ({key[place] for key in written} for place in (0, 1))
     for tool, (label, cannot) in TOOLS.items():
         for width in WIDTHS:
             if line := written.get((tool, width)):
                 rows += [f"| {label} | {width} | {cells} |" for cells in _rows(line, result["runs"])]
-            elif width in cannot:
+            elif width in cannot and tool in tools and width in widths:
                 rows.append(f"| {label} | {width} | {cannot[width]} | | | | | | |")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join([*rows, "", f"`{result['command']}`, {result['date']}, {result['hardware']}, {versions}."])
