@@ -6,7 +6,7 @@ from samples import LEARNED
 from torch import Tensor, nn
 
 from ptq_exp.quantization.context import Calibration
-from ptq_exp.quantization.layers import ActivationQuantizer
+from ptq_exp.quantization.layers import ActivationQuantizer, quantized_layers
 from ptq_exp.quantization.options import QuantConfig, ReconstructionConfig
 from ptq_exp.quantization.quantize import quantize
 from ptq_exp.quantization.steps.separate_ties import separate_ties
@@ -96,3 +96,11 @@ def test_a_given_range_and_scales_that_are_powers_of_two_stay(changes: dict[str,
 def test_without_pixels_on_a_boundary_the_range_of_the_image_stays() -> None:
     x = images([100.2, 255.0], rare=3.2).view(16, 1, 2, 4)
     assert quantizer_of_the_image(x).alpha.item() == 255.0
+
+
+def test_a_first_layer_that_stays_float_has_no_range() -> None:
+    x = images([0.5 + 100, 255.0], rare=3.2).view(16, 1, 2, 4)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.LazyLinear(3)).eval()
+    network(x)
+    options = QuantConfig(**PIXELS, first_and_last="float")
+    assert [*quantized_layers(quantize(network, options, 8, Calibration(x)).network)] == ["1"]

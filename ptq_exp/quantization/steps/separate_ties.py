@@ -43,7 +43,8 @@ class SeparateTies(Step):
             separate_ties(network, context.images[:IMAGES])
         if options.act_bits is not None and options.act_alpha is None and options.quantizes_image:
             first, _ = context.traced.first_and_last(options.layers)
-            if quantized_layers(network)[first].activation is not None:
+            layer = quantized_layers(network).get(first)
+            if layer is not None and layer.activation is not None:
                 separate_pixels(network, f"{first}.activation", context.images[:PIXEL_IMAGES])
 
 
