@@ -122,14 +122,14 @@ class _Layer(AroundLayer):
         groups = isinstance(self.layer, nn.Conv2d) and self.layer.groups > 1
         for size in [count] if groups else [count // number for number in (1, 2, 4, 8, 16) if number <= count]:
             parts = [slice(first, first + size) for first in range(0, count, size)]
-            if all(self._largest_sum(self.codes[:, own]) < EXACT for own in parts):
+            if all(self._largest_sums(self.codes[:, own].abs().clamp(min=1)).max() < EXACT for own in parts):
                 return parts
         return []
 
-    def _largest_sum(self, codes: Tensor) -> float:
-        """The largest magnitude of a sum with these codes of the weights, without the bias, for any image."""
+    def _largest_sums(self, codes: Tensor) -> Tensor:
+        """The largest magnitude of each channel's sum with these magnitudes of the weights' codes, for any image."""
         grid = self.activation.grid
-        return float(codes.abs().clamp(min=1).flatten(1).sum(1).max()) * max(abs(grid.low), abs(grid.high))
+        return codes.flatten(1).sum(1) * max(abs(grid.low), abs(grid.high))
 
     def _product(self, codes: Tensor, weights: Tensor) -> Tensor:
         if not self.parts:
@@ -155,9 +155,7 @@ class _Layer(AroundLayer):
 
     def most(self) -> float:
         """The largest magnitude of the accumulator for any image."""
-        grid = self.activation.grid
-        largest = max(abs(grid.low), abs(grid.high))
-        return float((self.codes.flatten(1).abs().sum(1) * largest + self.bias_codes.abs()).max())
+        return float((self._largest_sums(self.codes.abs()) + self.bias_codes.abs()).max())
 
 
 @torch.no_grad()

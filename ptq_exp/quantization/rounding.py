@@ -15,7 +15,6 @@ from ptq_exp.quantization.sparsity import groups_with_zeros, zeros_of
 from ptq_exp.quantization.traced import Traced
 
 EIGHT = 8
-REDUCED = 7  # bits: 2 x 255 x 63 fits into 16 bits with a sign
 
 
 def plan_bits(reference: Traced, options: QuantConfig, bits: int) -> dict[str, float]:
@@ -42,12 +41,6 @@ def plan_bits(reference: Traced, options: QuantConfig, bits: int) -> dict[str, f
         for name in ends - chosen:
             del plan[name]
     return plan
-
-
-def with_reduced_range(plan: dict[str, float], signed: set[str], options: QuantConfig) -> dict[str, float]:
-    """The plan with at most seven stored bits for the layers `signed`, whose inputs have negative values."""
-    most = REDUCED - 1 if options.sign_bit == "extra" else REDUCED
-    return {name: min(bits, most) if name in signed else bits for name, bits in plan.items()}
 
 
 def round_weights(reference: Traced, options: QuantConfig, plan: dict[str, float]) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Pairs of modules that a network's graph proves to follow each other: foldable batch norms, chains of layers.
+"""Modules that a network's graph proves to follow each other: foldable batch norms, chains of layers, dense blocks.
 
-Every function takes `opaque`, classes of modules that are not traced into.
+`opaque` are classes of modules that are not traced into.
 """
 
 from collections import defaultdict

@@ -10,9 +10,11 @@ from ptq_exp.quantization.grids import POWER_OF_TWO, SYMMETRIC
 from ptq_exp.quantization.hooks import BATCH, watching
 from ptq_exp.quantization.options import QuantConfig
 from ptq_exp.quantization.ranges import ALPHA_RULES
-from ptq_exp.quantization.rounding import plan_bits, round_weights, with_reduced_range
+from ptq_exp.quantization.rounding import plan_bits, round_weights
 from ptq_exp.quantization.steps.step import Step
 from ptq_exp.quantization.widths import check_widths
+
+REDUCED = 7  # bits: 2 x 255 x 63 fits into 16 bits with a sign
 
 
 class RoundWeights(Step):
@@ -23,7 +25,7 @@ class RoundWeights(Step):
         "bits", "sign_bit", "grid", "alpha_rule", "alpha_multiplier", "percentile", "lp_norm", "granularity", "layers",
         "first_and_last", "layer_bits", "mixed", "mixed_candidates", "mean_bits", "size_budget",
         # The share of a budget for the weights, and the measurement of sensitivities, depend on later steps.
-        "act_bits", "bias_correction", "reconstruction", "reduce_range",
+        "act_bits", "bias_correction", "reconstruction", "reduce_range", "calibration_images",
     )  # fmt: skip
 
     def check(self, options: QuantConfig) -> None:
@@ -49,23 +51,36 @@ class RoundWeights(Step):
         else:
             context.plan = plan_bits(context.traced, context.options, context.bits)
         if context.options.reduce_range and context.options.act_bits is not None:
-            context.plan = with_reduced_range(context.plan, _signed(context), context.options)
+            context.plan = _reduced(context)
         context.network = round_weights(context.traced, context.options, context.plan)
+
+
+def _reduced(context: Context) -> dict[str, float]:
+    """The plan with at most seven stored bits for the layers whose inputs have negative values."""
+    most = REDUCED - 1 if context.options.sign_bit == "extra" else REDUCED
+    if max(context.plan.values(), default=0) <= most:
+        return context.plan
+    signed = _signed(context)
+    return {name: min(bits, most) if name in signed else bits for name, bits in context.plan.items()}
 
 
 @torch.no_grad()
 def _signed(context: Context) -> set[str]:
-    """The layers whose inputs have negative values on the calibration images."""
-    found: set[str] = set()
+    """The layers whose inputs have negative values on the calibration images, found once for all bit widths."""
 
-    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].amin() < 0:
-            found.add(name)
+    def compute() -> set[str]:
+        found: set[str] = set()
 
-    with watching(context.reference, context.plan, inputs=look) as forward:
-        for batch in context.images.split(BATCH):
-            forward(batch)
-    return found
+        def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].amin() < 0:
+                found.add(name)
+
+        with watching(context.reference, context.plan, inputs=look) as forward:
+            for batch in context.images.split(BATCH):
+                forward(batch)
+        return found
+
+    return context.calibration.once(("signed", context.reference, *context.plan), compute)
 
 
 def _check_mixed(options: QuantConfig) -> None:
